@@ -1,0 +1,34 @@
+"""Convolutional networks for MONAI that are equivariant to rotation and reflection.
+
+Importing this package registers its layers in MONAI's factories: ``Conv["SRECONV", dim]``, ``Conv["SRECONVTRANS", dim]``,
+``Pool["CENTREDAVG", dim]`` and ``Pool["CENTREDMAX", dim]``.
+"""
+
+from __future__ import annotations
+
+from monai_sre.layers import (
+    SREConv1d,
+    SREConv2d,
+    SREConv3d,
+    SREConvTranspose1d,
+    SREConvTranspose2d,
+    SREConvTranspose3d,
+)
+from monai_sre.layers.factories import register
+from monai_sre.nets import SREResNet, sre_resnet18, sre_resnet34, sre_resnet50
+
+__version__ = "0.1.0"
+__all__ = [
+    "SREConv1d",
+    "SREConv2d",
+    "SREConv3d",
+    "SREConvTranspose1d",
+    "SREConvTranspose2d",
+    "SREConvTranspose3d",
+    "SREResNet",
+    "sre_resnet18",
+    "sre_resnet34",
+    "sre_resnet50",
+]
+
+register()

@@ -1,0 +1,37 @@
+"""The layers: modules over :mod:`monai_sre.ops`."""
+
+from __future__ import annotations
+
+from monai_sre.layers.conv import (
+    SREConv1d,
+    SREConv2d,
+    SREConv3d,
+    SREConvTranspose1d,
+    SREConvTranspose2d,
+    SREConvTranspose3d,
+)
+from monai_sre.layers.resample import (
+    CentredAvgPool1d,
+    CentredAvgPool2d,
+    CentredAvgPool3d,
+    CentredMaxPool1d,
+    CentredMaxPool2d,
+    CentredMaxPool3d,
+    CentredUpsample,
+)
+
+__all__ = [
+    "CentredAvgPool1d",
+    "CentredAvgPool2d",
+    "CentredAvgPool3d",
+    "CentredMaxPool1d",
+    "CentredMaxPool2d",
+    "CentredMaxPool3d",
+    "CentredUpsample",
+    "SREConv1d",
+    "SREConv2d",
+    "SREConv3d",
+    "SREConvTranspose1d",
+    "SREConvTranspose2d",
+    "SREConvTranspose3d",
+]

@@ -1,0 +1,342 @@
+"""Radially symmetric convolutions as modules: drop-in where ``torch.nn.Conv*d`` or ``torch.nn.ConvTranspose*d`` stood."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from monai_sre.ops.arguments import int_tuple
+from monai_sre.ops.conv import check_algorithm, expand_kernel, sre_conv_transposend, sre_convnd
+from monai_sre.ops.radial import initial_std, radial_basis
+
+PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
+
+
+class _SREConvNd(nn.Module):
+    """What all radial layers share: arguments, parameters, the basis and its initialisation.
+
+    Args:
+        in_channels: number of channels of the input.
+        out_channels: number of channels of the output.
+        kernel_size: odd number of taps, one for all axes or one an axis.
+        stride: as in the ``torch.nn`` namesake, and so the arguments up to ``dtype``. Strides above 1 sample a grid that is
+            off centre at most sizes, so that the layer alone no longer commutes with rotations:
+            :mod:`monai_sre.layers.resample` does.
+        padding: integers, ``"valid"``, or ``"same"``, which is symmetric as kernels are odd.
+        num_rings: learned coefficients a pair of channels; ``None`` is one a unit of radius.
+        profile: how a ring spreads over radii: ``"band"`` (the published kernel), ``"linear"``, ``"gaussian"`` or
+            ``(name, options)``.
+        circular: whether the kernel ends at the largest ball in its box.
+        orthonormal: use an orthonormal basis of the same span: a gradient step then moves the kernel as far as it moves a
+            plain convolution. :func:`monai_sre.ops.change_basis` converts weights between the two.
+        spacing: voxel size along each spatial axis; the kernel is round in that unit.
+        axes: the spatial axes in which the kernel is radially symmetric; ``None`` is all.
+        algorithm: ``"dense"``, ``"ring"`` or ``"auto"``, see :func:`monai_sre.ops.sre_conv`.
+
+    Raises:
+        TypeError: an argument is of the wrong type.
+        ValueError: an argument cannot work; the message names it, its value and what is allowed.
+    """
+
+    __jit_unused_properties__ = ("num_rings",)
+    spatial_dims: int
+    transposed = False
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | Sequence[int],
+        stride: int | Sequence[int] = 1,
+        padding: str | int | Sequence[int] = 0,
+        dilation: int | Sequence[int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        num_rings: int | None = None,
+        profile: str | tuple[str, Mapping[str, Any]] = "band",
+        circular: bool = True,
+        orthonormal: bool = False,
+        spacing: Sequence[float] | None = None,
+        axes: Sequence[int] | None = None,
+        algorithm: str = "auto",
+    ) -> None:
+        super().__init__()
+        (self.in_channels,) = int_tuple("in_channels", in_channels, 1, minimum=1)
+        (self.out_channels,) = int_tuple("out_channels", out_channels, 1, minimum=1)
+        (self.groups,) = int_tuple("groups", groups, 1, minimum=1)
+        for name, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
+            if channels % groups:
+                raise ValueError(f"groups must divide {name}={channels}, got {groups}")
+        if padding_mode not in PADDING_MODES:
+            raise ValueError(f"padding_mode must be one of {PADDING_MODES}, got {padding_mode!r}")
+        ndim = self.spatial_dims
+        self.kernel_size = int_tuple("kernel_size", kernel_size, ndim, minimum=1)
+        self.stride = int_tuple("stride", stride, ndim, minimum=1)
+        self.dilation = int_tuple("dilation", dilation, ndim, minimum=1)
+        self.padding = self._resolve_padding(padding)
+        self.padding_mode = padding_mode
+        self.algorithm = check_algorithm(algorithm)
+        self._reversed_padding = [amount for amount in reversed(self.padding) for _ in range(2)]
+        self._no_padding = [0] * ndim
+        self._geometry: dict[str, Any] = {
+            "num_rings": num_rings,
+            "profile": profile,
+            "circular": circular,
+            "orthonormal": orthonormal,
+            "spacing": spacing,
+            "axes": axes,
+        }
+        basis = radial_basis(self.kernel_size, **self._geometry)
+        outer, inner = (in_channels, out_channels) if self.transposed else (out_channels, in_channels)
+        self.register_buffer(
+            "basis", basis.to(device=device, dtype=dtype or torch.get_default_dtype()), persistent=False
+        )
+        self.basis: Tensor
+        self.weight = nn.Parameter(torch.empty(outer, inner // groups, len(basis), device=device, dtype=dtype))
+        if bias:
+            self.bias = nn.Parameter(torch.empty(out_channels, device=device, dtype=dtype))
+        else:
+            self.register_parameter("bias", None)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Refill basis, weight and bias: uniform weights of :func:`monai_sre.ops.radial.initial_std`, zero bias."""
+        exact = radial_basis(self.kernel_size, **self._geometry)
+        std = initial_std(exact, self.in_channels // self.groups)
+        bound = (3**0.5 * std).to(device=self.weight.device, dtype=self.weight.dtype)
+        with torch.no_grad():
+            self.basis.copy_(exact)
+            self.weight.uniform_(-1, 1).mul_(bound)
+            if self.bias is not None:
+                self.bias.zero_()
+
+    @torch.jit.unused
+    def kernel(self) -> Tensor:
+        """The dense kernel, in the layout of the ``torch.nn`` namesake's weight; differentiable."""
+        return expand_kernel(self.weight, self.basis)
+
+    @property
+    def num_rings(self) -> int:
+        """Number of learned coefficients a pair of channels."""
+        return self.weight.shape[2]
+
+    def extra_repr(self) -> str:
+        """Every argument that differs from its default, in the manner of ``torch.nn``."""
+        defaults = {"stride": 1, "padding": 0, "dilation": 1, "output_padding": 0}
+        parts = [f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, num_rings={self.num_rings}"]
+        for name, default in defaults.items():
+            value = getattr(self, name, (default,))
+            parts += [f"{name}={value}"] if any(item != default for item in value) else []
+        parts += [f"groups={self.groups}"] if self.groups != 1 else []
+        parts += ["bias=False"] if self.bias is None else []
+        parts += [f"padding_mode={self.padding_mode}"] if self.padding_mode != "zeros" else []
+        shown = {"profile": "band", "circular": True, "orthonormal": False, "spacing": None, "axes": None}
+        parts += [f"{name}={self._geometry[name]!r}" for name, usual in shown.items() if self._geometry[name] != usual]
+        parts += [f"algorithm={self.algorithm}"] if self.algorithm != "auto" else []
+        return ", ".join(parts)
+
+    def _resolve_padding(self, padding: str | int | Sequence[int]) -> tuple[int, ...]:
+        if padding == "valid":
+            return (0,) * self.spatial_dims
+        if padding == "same":
+            if any(step != 1 for step in self.stride):
+                raise ValueError(f"padding='same' needs stride 1, got stride={self.stride}")
+            pairs = zip(self.kernel_size, self.dilation, strict=True)
+            return tuple(step * (length - 1) // 2 for length, step in pairs)
+        if isinstance(padding, str):
+            raise ValueError(f"padding must be 'same', 'valid', or integers >= 0, got {padding!r}")
+        return int_tuple("padding", padding, self.spatial_dims, minimum=0)
+
+
+class _SREConv(_SREConvNd):
+    def forward(self, x: Tensor) -> Tensor:
+        if self.padding_mode == "zeros":
+            padding = list(self.padding)
+        else:
+            x = functional.pad(x, self._reversed_padding, mode=self.padding_mode)
+            padding = self._no_padding
+        return sre_convnd(
+            x,
+            self.weight,
+            self.basis,
+            self.bias,
+            list(self.stride),
+            padding,
+            list(self.dilation),
+            self.groups,
+            self.algorithm,
+        )
+
+
+class _SREConvTranspose(_SREConvNd):
+    transposed = True
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | Sequence[int],
+        stride: int | Sequence[int] = 1,
+        padding: int | Sequence[int] = 0,
+        output_padding: int | Sequence[int] = 0,
+        groups: int = 1,
+        bias: bool = True,
+        dilation: int | Sequence[int] = 1,
+        padding_mode: str = "zeros",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **radial: Any,
+    ) -> None:
+        if padding_mode != "zeros":
+            raise ValueError(f"padding_mode of a transposed convolution must be 'zeros', got {padding_mode!r}")
+        if isinstance(padding, str):
+            raise TypeError(f"padding of a transposed convolution must be integers >= 0, got {padding!r}")
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            bias,
+            "zeros",
+            device,
+            dtype,
+            **radial,
+        )
+        self.output_padding = int_tuple("output_padding", output_padding, self.spatial_dims, minimum=0)
+        pairs = zip(self.output_padding, self.stride, self.dilation, strict=True)
+        if any(extra >= max(step, spread) for extra, step, spread in pairs):
+            raise ValueError(
+                f"output_padding must be smaller than stride={self.stride} or dilation={self.dilation}, got {output_padding}"
+            )
+
+    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
+        output_padding = list(self.output_padding)
+        if output_size is not None:
+            output_padding = self._output_padding(x, output_size)
+        return sre_conv_transposend(
+            x,
+            self.weight,
+            self.basis,
+            self.bias,
+            list(self.stride),
+            list(self.padding),
+            output_padding,
+            self.groups,
+            list(self.dilation),
+        )
+
+    def _output_padding(self, x: Tensor, output_size: list[int]) -> list[int]:
+        """The output padding that gives ``output_size`` (spatial axes, or all axes as in ``torch.nn``)."""
+        ndim = len(self.kernel_size)
+        wanted = output_size[-ndim:]
+        smallest: list[int] = []
+        extra: list[int] = []
+        fits = len(output_size) in (ndim, x.dim())
+        for axis in range(ndim):
+            size = x.size(axis - ndim)
+            reach = self.dilation[axis] * (self.kernel_size[axis] - 1)
+            smallest.append((size - 1) * self.stride[axis] - 2 * self.padding[axis] + reach + 1)
+            extra.append(wanted[axis] - smallest[axis] if fits else -1)
+            fits = fits and 0 <= extra[axis] < max(self.stride[axis], self.dilation[axis])
+        if not fits:
+            raise ValueError(
+                f"output_size must be {ndim} sizes from {smallest} up to a stride larger, got {output_size}"
+            )
+        return extra
+
+
+class SREConv1d(_SREConv):
+    """1-D convolution whose kernels are even functions; arguments as :class:`SREConv2d`.
+
+    Shape:
+        ``(N, in_channels, L)`` or ``(in_channels, L)`` to the shape that ``torch.nn.Conv1d`` gives.
+
+    Example:
+        >>> SREConv1d(2, 4, 5, padding="same")(torch.randn(3, 2, 20)).shape
+        torch.Size([3, 4, 20])
+    """
+
+    spatial_dims = 1
+
+
+class SREConv2d(_SREConv):
+    """2-D convolution whose kernels depend only on the distance from their centre.
+
+    Equals ``torch.nn.Conv2d`` with the kernel :meth:`kernel`. At stride 1 and with symmetric padding it commutes with the
+    rotations by 90 degrees and the flips. Source: Du et al., "SRE-Conv", ISBI 2025, arXiv 2501.09753.
+
+    Shape:
+        ``(N, in_channels, H, W)`` or ``(in_channels, H, W)`` to the shape that ``torch.nn.Conv2d`` gives. ``weight`` is
+        ``(out_channels, in_channels / groups, num_rings)``.
+
+    Example:
+        >>> layer = SREConv2d(3, 8, 9, padding=4)
+        >>> x = torch.randn(1, 3, 31, 24)
+        >>> torch.allclose(layer(x.rot90(1, (2, 3))), layer(x).rot90(1, (2, 3)), atol=1e-5)
+        True
+    """
+
+    spatial_dims = 2
+
+
+class SREConv3d(_SREConv):
+    """3-D convolution whose kernels depend only on the distance from their centre; arguments as :class:`SREConv2d`.
+
+    Shape:
+        ``(N, in_channels, D, H, W)`` or ``(in_channels, D, H, W)`` to the shape that ``torch.nn.Conv3d`` gives.
+
+    Example:
+        >>> layer = SREConv3d(1, 4, (3, 7, 7), padding="same", spacing=(5.0, 1.0, 1.0))  # round in millimetres
+        >>> layer(torch.randn(1, 1, 8, 32, 32)).shape
+        torch.Size([1, 4, 8, 32, 32])
+    """
+
+    spatial_dims = 3
+
+
+class SREConvTranspose1d(_SREConvTranspose):
+    """1-D transposed convolution with even kernels; arguments as ``torch.nn.ConvTranspose1d`` and :class:`SREConv2d`.
+
+    Example:
+        >>> SREConvTranspose1d(2, 4, 3, stride=2, padding=1)(torch.randn(3, 2, 20)).shape
+        torch.Size([3, 4, 39])
+    """
+
+    spatial_dims = 1
+
+
+class SREConvTranspose2d(_SREConvTranspose):
+    """2-D transposed convolution with radially symmetric kernels.
+
+    Arguments as ``torch.nn.ConvTranspose2d`` and :class:`SREConv2d`; ``weight`` is
+    ``(in_channels, out_channels / groups, num_rings)``. With ``output_padding=0`` it commutes with the rotations by 90
+    degrees and the flips.
+
+    Example:
+        >>> SREConvTranspose2d(2, 4, 3, stride=2, padding=1)(torch.randn(3, 2, 8, 8), output_size=[16, 16]).shape
+        torch.Size([3, 4, 16, 16])
+    """
+
+    spatial_dims = 2
+
+
+class SREConvTranspose3d(_SREConvTranspose):
+    """3-D transposed convolution with radially symmetric kernels; arguments as :class:`SREConvTranspose2d`.
+
+    Example:
+        >>> SREConvTranspose3d(2, 4, 3, stride=2, padding=1)(torch.randn(1, 2, 5, 5, 5)).shape
+        torch.Size([1, 4, 9, 9, 9])
+    """
+
+    spatial_dims = 3

@@ -1,0 +1,29 @@
+"""What importing ``monai_sre`` adds to MONAI's layer factories."""
+
+from __future__ import annotations
+
+from monai.networks.layers.factories import Conv, LayerFactory, Pool
+from torch import nn
+
+from monai_sre.layers import conv, resample
+
+_LAYERS: tuple[tuple[LayerFactory, str, tuple[type[nn.Module], ...]], ...] = (
+    (Conv, "SRECONV", (conv.SREConv1d, conv.SREConv2d, conv.SREConv3d)),
+    (Conv, "SRECONVTRANS", (conv.SREConvTranspose1d, conv.SREConvTranspose2d, conv.SREConvTranspose3d)),
+    (Pool, "CENTREDAVG", (resample.CentredAvgPool1d, resample.CentredAvgPool2d, resample.CentredAvgPool3d)),
+    (Pool, "CENTREDMAX", (resample.CentredMaxPool1d, resample.CentredMaxPool2d, resample.CentredMaxPool3d)),
+)
+
+
+def register() -> None:
+    """Register ``Conv["SRECONV", dim]`` and the others, for ``dim`` 1 to 3; safe to call again.
+
+    Example:
+        >>> register()
+        >>> Conv["SRECONV", 2].__name__, Pool["CENTREDMAX", 3].__name__
+        ('SREConv2d', 'CentredMaxPool3d')
+    """
+    for factory, name, types in _LAYERS:
+        if name not in factory.components:
+            description = (types[-1].__doc__ or "").split(";")[0]
+            factory.add_factory_callable(name, lambda dim, types=types: types[dim - 1], description)

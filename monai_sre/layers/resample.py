@@ -1,0 +1,141 @@
+"""Centred pooling and upsampling as modules: drop-in for torch's, commuting with rotations and flips at every size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from monai_sre.ops.arguments import int_tuple
+from monai_sre.ops.resample import centred_avg_pool, centred_max_pool, centred_upsample
+
+
+class _CentredPool(nn.Module):
+    spatial_dims: int
+
+    def __init__(
+        self, kernel_size: int | Sequence[int], stride: int | Sequence[int] | None, padding: int | Sequence[int]
+    ) -> None:
+        super().__init__()
+        self.kernel_size = int_tuple("kernel_size", kernel_size, self.spatial_dims, minimum=1)
+        chosen = kernel_size if stride is None else stride
+        self.stride = int_tuple("stride", chosen, self.spatial_dims, minimum=1)
+        self.padding = int_tuple("padding", padding, self.spatial_dims, minimum=0)
+        if any(2 * amount > length for amount, length in zip(self.padding, self.kernel_size, strict=True)):
+            raise ValueError(f"padding must be at most half of kernel_size={self.kernel_size}, got {padding!r}")
+
+    def extra_repr(self) -> str:
+        return f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}"
+
+
+class _CentredAvgPool(_CentredPool):
+    def __init__(
+        self,
+        kernel_size: int | Sequence[int],
+        stride: int | Sequence[int] | None = None,
+        padding: int | Sequence[int] = 0,
+        ceil_mode: bool = False,
+        count_include_pad: bool = True,
+    ) -> None:
+        super().__init__(kernel_size, stride, padding)
+        self.ceil_mode = ceil_mode
+        self.count_include_pad = count_include_pad
+
+    def forward(self, x: Tensor) -> Tensor:
+        return centred_avg_pool(
+            x, list(self.kernel_size), list(self.stride), list(self.padding), self.ceil_mode, self.count_include_pad
+        )
+
+
+class _CentredMaxPool(_CentredPool):
+    def __init__(
+        self,
+        kernel_size: int | Sequence[int],
+        stride: int | Sequence[int] | None = None,
+        padding: int | Sequence[int] = 0,
+        dilation: int | Sequence[int] = 1,
+        ceil_mode: bool = False,
+    ) -> None:
+        super().__init__(kernel_size, stride, padding)
+        self.dilation = int_tuple("dilation", dilation, self.spatial_dims, minimum=1)
+        self.ceil_mode = ceil_mode
+
+    def forward(self, x: Tensor) -> Tensor:
+        return centred_max_pool(
+            x, list(self.kernel_size), list(self.stride), list(self.padding), list(self.dilation), self.ceil_mode
+        )
+
+
+class CentredAvgPool1d(_CentredAvgPool):
+    """``torch.nn.AvgPool1d`` on a centred grid; arguments alike, see :func:`monai_sre.ops.resample.centred_avg_pool`."""
+
+    spatial_dims = 1
+
+
+class CentredAvgPool2d(_CentredAvgPool):
+    """``torch.nn.AvgPool2d`` on a centred grid; arguments alike, see :func:`monai_sre.ops.resample.centred_avg_pool`.
+
+    Example:
+        >>> import torch
+        >>> x, pool = torch.randn(1, 2, 7, 10), CentredAvgPool2d(2)
+        >>> torch.allclose(pool(x.rot90(1, (2, 3))), pool(x).rot90(1, (2, 3)), atol=1e-6)
+        True
+    """
+
+    spatial_dims = 2
+
+
+class CentredAvgPool3d(_CentredAvgPool):
+    """``torch.nn.AvgPool3d`` on a centred grid; arguments alike, see :func:`monai_sre.ops.resample.centred_avg_pool`."""
+
+    spatial_dims = 3
+
+
+class CentredMaxPool1d(_CentredMaxPool):
+    """``torch.nn.MaxPool1d`` on a centred grid; arguments alike, see :func:`monai_sre.ops.resample.centred_max_pool`."""
+
+    spatial_dims = 1
+
+
+class CentredMaxPool2d(_CentredMaxPool):
+    """``torch.nn.MaxPool2d`` on a centred grid; arguments alike, see :func:`monai_sre.ops.resample.centred_max_pool`.
+
+    Example:
+        >>> import torch
+        >>> x, pool = torch.randn(1, 2, 7, 10), CentredMaxPool2d(3, stride=2, padding=1)
+        >>> torch.equal(pool(x.flip(2)), pool(x).flip(2))
+        True
+    """
+
+    spatial_dims = 2
+
+
+class CentredMaxPool3d(_CentredMaxPool):
+    """``torch.nn.MaxPool3d`` on a centred grid; arguments alike, see :func:`monai_sre.ops.resample.centred_max_pool`."""
+
+    spatial_dims = 3
+
+
+class CentredUpsample(nn.Module):
+    """Linear upsampling onto a centred grid, see :func:`monai_sre.ops.resample.centred_upsample`.
+
+    Args:
+        scale_factor: how many times finer the output grid is.
+
+    Shape:
+        ``(N, C, *spatial)`` to ``(N, C, *size)``; ``size`` is ``scale_factor`` times the input's unless it is given, for
+        example as the size before a centred pooling that is undone.
+
+    Example:
+        >>> import torch
+        >>> CentredUpsample(2)(torch.randn(1, 3, 5, 6), size=[9, 12]).shape
+        torch.Size([1, 3, 9, 12])
+    """
+
+    def __init__(self, scale_factor: int) -> None:
+        super().__init__()
+        (self.scale_factor,) = int_tuple("scale_factor", scale_factor, 1, minimum=1)
+
+    def forward(self, x: Tensor, size: list[int] | None = None) -> Tensor:
+        target = [length * self.scale_factor for length in x.shape[2:]] if size is None else size
+        return centred_upsample(x, self.scale_factor, target)

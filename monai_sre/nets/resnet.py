@@ -1,0 +1,275 @@
+"""Residual networks whose logits do not change when the input is rotated by 90 degrees or flipped."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from monai.networks.layers.factories import Conv, Pool
+from monai.networks.layers.utils import get_act_layer, get_dropout_layer, get_norm_layer
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from monai_sre.layers.factories import register
+from monai_sre.ops.arguments import int_tuple
+
+register()
+
+#: Blocks a stage, and whether they are bottlenecks.
+_DEPTHS = {18: ((2, 2, 2, 2), False), 34: ((3, 4, 6, 3), False), 50: ((3, 4, 6, 3), True)}
+
+
+def _centred_pool(spatial_dims: int, stride: int) -> nn.Module:
+    """Average over blocks of ``stride``, on a centred grid of ``ceil(size / stride)`` positions."""
+    if stride == 1:
+        return nn.Identity()
+    return Pool["CENTREDAVG", spatial_dims](stride, ceil_mode=True, count_include_pad=False)
+
+
+class _Block(nn.Module):
+    """Two radial convolutions around a shortcut; a stride is an average pooling before them."""
+
+    expansion = 1
+
+    def __init__(self, config: _Config, in_channels: int, width: int, kernel_size: Any, stride: int) -> None:
+        super().__init__()
+        self.pool = _centred_pool(config.spatial_dims, stride)
+        self.conv1 = config.radial(in_channels, width, kernel_size)
+        self.norm1 = config.norm_layer(width)
+        self.act = config.act_layer()
+        self.conv2 = config.radial(width, width, kernel_size)
+        self.norm2 = config.norm_layer(width)
+        self.shortcut = config.shortcut(in_channels, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.pool(x)
+        out = self.act(self.norm1(self.conv1(x)))
+        out = self.norm2(self.conv2(out))
+        return self.act(out + self.shortcut(x))
+
+
+class _Bottleneck(nn.Module):
+    """A radial convolution between two that mix channels only; a stride is an average pooling before it."""
+
+    expansion = 4
+
+    def __init__(self, config: _Config, in_channels: int, width: int, kernel_size: Any, stride: int) -> None:
+        super().__init__()
+        out_channels = width * self.expansion
+        self.conv1 = config.pointwise(in_channels, width)
+        self.norm1 = config.norm_layer(width)
+        self.act = config.act_layer()
+        self.pool = _centred_pool(config.spatial_dims, stride)
+        self.conv2 = config.radial(width, width, kernel_size)
+        self.norm2 = config.norm_layer(width)
+        self.conv3 = config.pointwise(width, out_channels)
+        self.norm3 = config.norm_layer(out_channels)
+        self.shortcut_pool = _centred_pool(config.spatial_dims, stride)
+        self.shortcut = config.shortcut(in_channels, out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.act(self.norm1(self.conv1(x)))
+        out = self.act(self.norm2(self.conv2(self.pool(out))))
+        out = self.norm3(self.conv3(out))
+        return self.act(out + self.shortcut(self.shortcut_pool(x)))
+
+
+class _Config:
+    """How the blocks of one network make their layers."""
+
+    def __init__(self, spatial_dims: int, norm: Any, act: Any, radial: Mapping[str, Any]) -> None:
+        self.spatial_dims = spatial_dims
+        self._norm, self._act, self._radial = norm, act, dict(radial)
+
+    def radial(self, in_channels: int, out_channels: int, kernel_size: Any) -> nn.Module:
+        conv: nn.Module = Conv["SRECONV", self.spatial_dims](
+            in_channels, out_channels, kernel_size, padding="same", bias=False, **self._radial
+        )
+        return conv
+
+    def pointwise(self, in_channels: int, out_channels: int) -> nn.Module:
+        conv: nn.Module = Conv["CONV", self.spatial_dims](in_channels, out_channels, 1, bias=False)
+        nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")  # type: ignore[arg-type]
+        return conv
+
+    def shortcut(self, in_channels: int, out_channels: int) -> nn.Module:
+        if in_channels == out_channels:
+            return nn.Identity()
+        return nn.Sequential(self.pointwise(in_channels, out_channels), self.norm_layer(out_channels))
+
+    def norm_layer(self, channels: int) -> nn.Module:
+        return get_norm_layer(self._norm, spatial_dims=self.spatial_dims, channels=channels)
+
+    def act_layer(self) -> nn.Module:
+        return get_act_layer(self._act)
+
+
+class SREResNet(nn.Module):
+    """ResNet of radially symmetric convolutions and centred pooling.
+
+    Its logits are invariant, and its feature maps equivariant, to all lattice symmetries (8 in 2-D, 48 in 3-D) at every
+    input size. With the defaults in 2-D it is the SRE-ResNet of Du et al. (arXiv 2501.09753, Section 3): a stem of stride 1
+    without max-pooling, four stages of kernel sizes 9, 9, 5, 5, strides as average pooling before the convolution.
+
+    Args:
+        spatial_dims: 1, 2 or 3.
+        in_channels: number of channels of the input.
+        num_classes: number of logits.
+        depth: 18, 34 (basic blocks) or 50 (bottlenecks).
+        kernel_size: odd kernel sizes of the four stages, or one for all; ``None`` is (9, 9, 5, 5), and 5 in 3-D. A stage's
+            entry may itself hold one size an axis.
+        stem_kernel_size: odd kernel size of the first convolution.
+        width: channels of the first stage; each later stage has twice those of the one before.
+        strides: down-sampling factor at the start of each stage.
+        max_pool: whether a centred max-pooling of stride 2 follows the stem.
+        num_rings: rings a kernel, one number for all stages or one a stage (``None`` is the default of the kernel size);
+            the stem always has the default.
+        profile: with ``circular``, ``orthonormal``, ``spacing``, ``axes`` and ``algorithm`` the geometry of all radial
+            layers, see :class:`monai_sre.layers.SREConv2d`.
+        norm: normalisation layer, in MONAI's notation.
+        act: activation layer, in MONAI's notation.
+        dropout_prob: probability of dropping an entry of the pooled embedding.
+        checkpointing: recompute each stage in the backward pass instead of keeping its activations.
+
+    Shape:
+        ``(N, in_channels, *spatial)`` to ``(N, num_classes)``, any sizes from 1 up.
+
+    Raises:
+        ValueError: an argument cannot work; the message names it, its value and what is allowed.
+
+    Example:
+        >>> net = SREResNet(2, in_channels=3, num_classes=9)
+        >>> sum(p.numel() for p in net.parameters())
+        3996105
+        >>> net(torch.randn(2, 3, 28, 28)).shape
+        torch.Size([2, 9])
+        >>> [tuple(level.shape[1:]) for level in net.forward_features(torch.randn(1, 3, 28, 28))]
+        [(64, 28, 28), (128, 14, 14), (256, 7, 7), (512, 4, 4)]
+    """
+
+    def __init__(
+        self,
+        spatial_dims: int,
+        in_channels: int,
+        num_classes: int,
+        depth: int = 18,
+        kernel_size: int | Sequence[int | Sequence[int]] | None = None,
+        stem_kernel_size: int | Sequence[int] = 5,
+        width: int = 64,
+        strides: Sequence[int] = (1, 2, 2, 2),
+        max_pool: bool = False,
+        num_rings: int | Sequence[int | None] | None = None,
+        profile: str | tuple[str, Mapping[str, Any]] = "band",
+        circular: bool = True,
+        orthonormal: bool = False,
+        spacing: Sequence[float] | None = None,
+        axes: Sequence[int] | None = None,
+        algorithm: str = "auto",
+        norm: str | tuple[str, Mapping[str, Any]] = "batch",
+        act: str | tuple[str, Mapping[str, Any]] = ("relu", {"inplace": True}),
+        dropout_prob: float = 0.0,
+        checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        if spatial_dims not in (1, 2, 3):
+            raise ValueError(f"spatial_dims must be 1, 2 or 3, got {spatial_dims!r}")
+        if depth not in _DEPTHS:
+            raise ValueError(f"depth must be one of {tuple(_DEPTHS)}, got {depth!r}")
+        int_tuple("in_channels", in_channels, 1, minimum=1)
+        int_tuple("num_classes", num_classes, 1, minimum=1)
+        int_tuple("width", width, 1, minimum=1)
+        strides = int_tuple("strides", strides, 4, minimum=1)
+        if kernel_size is None:
+            kernel_size = 5 if spatial_dims == 3 else (9, 9, 5, 5)
+        kernels = _per_stage("kernel_size", kernel_size)
+        rings = _per_stage("num_rings", num_rings)
+        radial = {
+            "profile": profile,
+            "circular": circular,
+            "orthonormal": orthonormal,
+            "spacing": spacing,
+            "axes": axes,
+            "algorithm": algorithm,
+        }
+        self.spatial_dims, self.in_channels, self.checkpointing = spatial_dims, in_channels, checkpointing
+        config = _Config(spatial_dims, norm, act, radial)
+        self.conv1 = config.radial(in_channels, width, stem_kernel_size)
+        self.norm1 = config.norm_layer(width)
+        self.act = config.act_layer()
+        self.pool = _max_pool(spatial_dims) if max_pool else nn.Identity()
+
+        blocks, bottleneck = _DEPTHS[depth]
+        block: type[_Block] | type[_Bottleneck] = _Bottleneck if bottleneck else _Block
+        stages: list[nn.Module] = []
+        channels = width
+        for level in range(4):
+            config = _Config(spatial_dims, norm, act, {**radial, "num_rings": rings[level]})
+            stage: list[nn.Module] = []
+            for index in range(blocks[level]):
+                stride = strides[level] if index == 0 else 1
+                stage.append(block(config, channels, width * 2**level, kernels[level], stride))
+                channels = width * 2**level * block.expansion
+            stages.append(nn.Sequential(*stage))
+        self.stages = nn.ModuleList(stages)
+        self.num_features = channels
+        self.dropout = get_dropout_layer(("dropout", {"p": dropout_prob})) if dropout_prob else nn.Identity()
+        self.fc = nn.Linear(channels, num_classes)
+
+    def forward_features(self, x: Tensor) -> list[Tensor]:
+        """Feature maps after each stage: four tensors of shape ``(N, channels, *spatial)``, equivariant."""
+        if x.dim() != self.spatial_dims + 2 or x.size(1) != self.in_channels:
+            raise ValueError(
+                f"x must have shape (N, {self.in_channels}, *spatial) with {self.spatial_dims} spatial axes, got {x.shape}"
+            )
+        x = self.pool(self.act(self.norm1(self.conv1(x))))
+        levels: list[Tensor] = []
+        for stage in self.stages:
+            if torch.jit.is_scripting():
+                x = stage(x)
+            elif self.checkpointing and self.training and torch.is_grad_enabled():
+                x = checkpoint(stage, x, use_reentrant=False)
+            else:
+                x = stage(x)
+            levels.append(x)
+        return levels
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Pooled embedding of shape ``(N, num_features)``, invariant."""
+        return self.forward_features(x)[-1].flatten(2).mean(dim=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits of shape ``(N, num_classes)``, invariant."""
+        return self.fc(self.dropout(self.embed(x)))
+
+
+def _max_pool(spatial_dims: int) -> nn.Module:
+    return Pool["CENTREDMAX", spatial_dims](3, stride=2, padding=1)
+
+
+def _per_stage(name: str, value: Any) -> tuple[Any, ...]:
+    if value is None or isinstance(value, int):
+        return (value,) * 4
+    if len(value) != 4:
+        raise ValueError(f"{name} must be one value or four, one a stage, got {value!r}")
+    return tuple(value)
+
+
+def sre_resnet18(spatial_dims: int, in_channels: int, num_classes: int, **options: Any) -> SREResNet:
+    """:class:`SREResNet` of depth 18, two basic blocks a stage.
+
+    Example:
+        >>> sre_resnet18(3, 1, 11, width=16)(torch.randn(1, 1, 12, 9, 10)).shape
+        torch.Size([1, 11])
+    """
+    return SREResNet(spatial_dims, in_channels, num_classes, depth=18, **options)
+
+
+def sre_resnet34(spatial_dims: int, in_channels: int, num_classes: int, **options: Any) -> SREResNet:
+    """:class:`SREResNet` of depth 34, basic blocks."""
+    return SREResNet(spatial_dims, in_channels, num_classes, depth=34, **options)
+
+
+def sre_resnet50(spatial_dims: int, in_channels: int, num_classes: int, **options: Any) -> SREResNet:
+    """:class:`SREResNet` of depth 50, bottleneck blocks."""
+    return SREResNet(spatial_dims, in_channels, num_classes, depth=50, **options)

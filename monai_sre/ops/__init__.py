@@ -1,0 +1,8 @@
+"""Pure functions on tensors: no module, no state, no MONAI."""
+
+from __future__ import annotations
+
+from monai_sre.ops.conv import expand_kernel, sre_conv, sre_conv_transpose
+from monai_sre.ops.radial import change_basis, radial_basis, tap_radii
+
+__all__ = ["change_basis", "expand_kernel", "radial_basis", "sre_conv", "sre_conv_transpose", "tap_radii"]

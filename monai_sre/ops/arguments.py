@@ -1,0 +1,33 @@
+"""Checks of arguments that every floor shares: each failure is one sentence with the name, the value and what is accepted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def int_tuple(name: str, value: int | Sequence[int], length: int, minimum: int) -> tuple[int, ...]:
+    """Return ``value`` as a tuple of ``length`` integers, each at least ``minimum``.
+
+    Args:
+        name: the argument's name, for the message.
+        value: one integer for all axes, or one an axis.
+        length: how many integers are wanted.
+        minimum: the smallest integer that is accepted.
+
+    Raises:
+        TypeError: when ``value`` holds anything but integers.
+        ValueError: when there are not ``length`` of them, or one is below ``minimum``.
+
+    Example:
+        >>> int_tuple("stride", 2, length=3, minimum=1)
+        (2, 2, 2)
+    """
+    accepted = f"an integer >= {minimum} or {length} of them"
+    items = (value,) * length if isinstance(value, int) else value
+    if isinstance(items, (str, bytes)) or not isinstance(items, Sequence):
+        raise TypeError(f"{name} must be {accepted}, got {value!r}")
+    if any(isinstance(item, bool) or not isinstance(item, int) for item in items):
+        raise TypeError(f"{name} must be {accepted}, got {value!r}")
+    if len(items) != length or any(item < minimum for item in items):
+        raise ValueError(f"{name} must be {accepted}, got {value!r}")
+    return tuple(items)

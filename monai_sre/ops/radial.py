@@ -1,0 +1,276 @@
+"""Geometry of radially symmetric kernels: kernel offsets -> radii -> basis.
+
+A *tap* is one kernel position, its *radius* the distance from the kernel's centre in units of the smallest spacing. A basis
+is a stack of ``b`` fixed kernels, one a *ring*, and a *profile* says how a ring spreads over radii. A learned kernel is
+``weight @ basis``: it depends on a tap only through its radius, so it commutes with every rotation and reflection that maps
+the grid onto itself.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from monai_sre.ops.arguments import int_tuple
+
+PROFILES = ("band", "linear", "gaussian")
+#: Radii closer than this are one radius: distances on the grid differ by far more, rounding by far less.
+_TOLERANCE = 1e-9
+
+
+def tap_radii(
+    kernel_size: Sequence[int], spacing: Sequence[float] | None = None, axes: Sequence[int] | None = None
+) -> Tensor:
+    """Distance of each tap from the kernel's centre, in units of the smallest spacing.
+
+    Args:
+        kernel_size: the odd number of taps along each spatial axis.
+        spacing: the voxel size along each spatial axis, in any one unit; ``None`` is 1 everywhere.
+        axes: the spatial axes that count for the distance; ``None`` is all.
+
+    Returns:
+        float64 tensor of shape ``kernel_size``. The unit is the smallest spacing among ``axes``.
+
+    Example:
+        >>> tap_radii((3, 3))[0]
+        tensor([1.4142, 1.0000, 1.4142], dtype=torch.float64)
+        >>> tap_radii((3, 3), spacing=(5.0, 1.0))[0]
+        tensor([5.0990, 5.0000, 5.0990], dtype=torch.float64)
+    """
+    ndim = len(kernel_size)
+    chosen = range(ndim) if axes is None else axes
+    steps = (1.0,) * ndim if spacing is None else tuple(float(step) for step in spacing)
+    unit = min(steps[axis] for axis in chosen)
+    squares = torch.zeros(tuple(kernel_size), dtype=torch.float64)
+    for axis in chosen:
+        size = kernel_size[axis]
+        offsets = (torch.arange(size, dtype=torch.float64) - size // 2) * (steps[axis] / unit)
+        squares = squares + offsets.square().reshape([-1 if other == axis else 1 for other in range(ndim)])
+    return squares.sqrt()
+
+
+def radial_basis(
+    kernel_size: Sequence[int],
+    num_rings: int | None = None,
+    profile: str | tuple[str, Mapping[str, Any]] = "band",
+    circular: bool = True,
+    orthonormal: bool = False,
+    spacing: Sequence[float] | None = None,
+    axes: Sequence[int] | None = None,
+) -> Tensor:
+    r"""The fixed kernels whose weighted sums are all the kernels of a layer.
+
+    With :math:`R` the largest radius along an axis (``kernel_size // 2`` on an isotropic grid), the profiles are
+
+    * ``"band"``: ring :math:`j` is 1 where the radius lies in its half-open interval. ``circular``: the intervals divide
+      :math:`[0, R + 1/2)` into :math:`b` equal parts, and taps outside are zero (:math:`b = R + 1` by default). Otherwise
+      :math:`b - 1` equal parts of :math:`[0, D)`, :math:`D` the radius of the farthest corner, and a last ring for the taps
+      at :math:`D` exactly (:math:`b = R + 2`). This is the kernel of Du et al., arXiv 2501.09753, Section 2.
+    * ``"linear"``: hat functions :math:`\max(0, 1 - |r - r_j| / \delta)` at ring radii :math:`r_j` spaced by :math:`\delta`.
+    * ``"gaussian"``: :math:`\exp(-(r - r_j)^2 / 2 w^2)`, ``width`` :math:`w = 0.7` unless
+      ``profile=("gaussian", {"width": w})`` says otherwise.
+
+    The smooth profiles have their rings at :math:`r_j = j \delta` from 0 to :math:`R` (``circular``; their outer edge
+    falls to zero at :math:`R + 1/2 + 1/2`, as a cosine for the Gaussian) or to :math:`D`.
+
+    Args:
+        kernel_size: the odd number of taps along each spatial axis; its length is the number of spatial axes.
+        num_rings: number of rings ``b``; ``None`` is one a unit of radius, as above, fewer where a ring would be empty.
+        profile: ``"band"``, ``"linear"`` or ``"gaussian"``, or ``(name, options)``.
+        circular: whether the kernel ends at the largest ball in its box; otherwise it fills the box.
+        orthonormal: return the orthonormal basis of the same span that is nearest to the profile (Loewdin):
+            :math:`G^{-1/2} B` with the Gram matrix :math:`G = B B^T`. For bands: each ring divided by the root of its size.
+        spacing: the voxel size along each spatial axis, in any one unit, so that kernels are round in that unit.
+        axes: the spatial axes in which the kernel is radially symmetric; ``None`` is all. Along the others each offset has
+            rings of its own, so that the basis has ``num_rings`` times their kernel sizes entries.
+
+    Returns:
+        float64 tensor of shape ``(b, *kernel_size)``.
+
+    Raises:
+        TypeError: an argument is of the wrong type.
+        ValueError: a kernel size is even, a ring would be empty, or the rings are not linearly independent.
+
+    Example:
+        >>> radial_basis((5, 5)).sum(dim=(1, 2)).tolist()  # taps a ring
+        [1.0, 8.0, 12.0]
+        >>> radial_basis((5, 5), circular=False).sum(dim=(1, 2)).tolist()
+        [1.0, 8.0, 12.0, 4.0]
+        >>> radial_basis((3, 7, 7), spacing=(5.0, 1.0, 1.0)).shape
+        torch.Size([6, 3, 7, 7])
+    """
+    size, steps, round_axes = _check_geometry(kernel_size, spacing, axes)
+    name, options = _check_profile(profile)
+    if num_rings is not None and (isinstance(num_rings, bool) or not isinstance(num_rings, int) or num_rings < 1):
+        raise ValueError(f"num_rings must be None or an integer >= 1, got {num_rings!r}")
+
+    round_size = [size[axis] for axis in round_axes]
+    round_steps = [steps[axis] for axis in round_axes]
+    radii = tap_radii(round_size, round_steps)
+    reach = max(length // 2 * step for length, step in zip(round_size, round_steps, strict=True)) / min(round_steps)
+    most = math.floor(reach + _TOLERANCE) + (1 if circular else 2)
+    if num_rings is None:
+        rings = next(
+            basis
+            for count in range(most, 0, -1)
+            if _fault(basis := _profile_values(name, radii, count, reach, circular, options)) is None
+        )
+    else:
+        rings = _profile_values(name, radii, num_rings, reach, circular, options)
+        fault = _fault(rings)
+        if fault is not None:
+            raise ValueError(
+                f"num_rings={num_rings} is too many for kernel_size={size}, profile={name!r}, circular={circular}, "
+                f"spacing={None if spacing is None else steps}: {fault}; use at most {most} rings, or None for the default"
+            )
+    if orthonormal:
+        rings = _orthonormalise(rings)
+    return _free_axes(rings, size, round_axes)
+
+
+def change_basis(weight: Tensor, old: Tensor, new: Tensor) -> Tensor:
+    """Weights in ``new`` of the kernels that ``weight`` gives in ``old``: exact where both span the same kernels.
+
+    Args:
+        weight: learned coefficients, shape ``(..., b_old)``.
+        old: basis of ``weight``, shape ``(b_old, *kernel_size)``.
+        new: basis to convert to, shape ``(b_new, *kernel_size)``.
+
+    Returns:
+        Coefficients of shape ``(..., b_new)``: the least-squares projection, in float64, cast to the dtype of ``weight``.
+
+    Example:
+        >>> plain, unit = radial_basis((5, 5)), radial_basis((5, 5), orthonormal=True)
+        >>> change_basis(torch.tensor([1.0, 1.0, 1.0]), plain, unit)  # the square roots of 1, 8 and 12
+        tensor([1.0000, 2.8284, 3.4641])
+    """
+    if old.shape[1:] != new.shape[1:]:
+        raise ValueError(f"the bases must have one kernel size, got {tuple(old.shape[1:])} and {tuple(new.shape[1:])}")
+    matrix = old.double().flatten(1) @ torch.linalg.pinv(new.double().flatten(1))
+    return (weight.double() @ matrix.to(weight.device)).to(weight.dtype)
+
+
+def initial_std(basis: Tensor, fan_in: int, gain: float = math.sqrt(2.0)) -> Tensor:
+    r"""Standard deviation of each ring's weights that keeps the scale of activations through a deep network.
+
+    All taps of a ring share one weight, so a ring responds to white noise with the power :math:`q_j = \sum_t B_{jt}^2`,
+    and to an image that is constant over the kernel with :math:`s_j = (\sum_t B_{jt})^2`, up to the number of taps times
+    as much. With a coherent share :math:`\rho` of the input's power, independent weights with
+
+    .. math:: \sigma_j^2 = \frac{g^2}{c\, b\, ((1 - \rho)\, q_j + \rho\, s_j)}
+
+    (:math:`c` channels, :math:`b` rings, gain :math:`g`) give every ring an equal part of an output of the input's power.
+    White noise behind one ReLU has :math:`\rho = 1 / \pi` (its squared mean over its second moment); each radial layer
+    smooths, and :math:`\rho \to 1` with depth. The value used is the middle of these two.
+
+    Args:
+        basis: shape ``(b, *kernel_size)``.
+        fan_in: number of input channels that one output sees.
+        gain: that of the activation before the layer, :math:`\sqrt 2` for ReLU.
+
+    Returns:
+        float64 tensor of shape ``(b,)``.
+
+    Example:
+        >>> initial_std(radial_basis((3, 3)), fan_in=8)
+        tensor([0.3536, 0.0528], dtype=torch.float64)
+    """
+    coherent = (1 + 1 / math.pi) / 2
+    flat = basis.double().flatten(1)
+    power = (1 - coherent) * flat.square().sum(dim=1) + coherent * flat.sum(dim=1).square()
+    return gain / (fan_in * len(flat) * power).sqrt()
+
+
+def _check_geometry(
+    kernel_size: Sequence[int], spacing: Sequence[float] | None, axes: Sequence[int] | None
+) -> tuple[tuple[int, ...], tuple[float, ...], tuple[int, ...]]:
+    if isinstance(kernel_size, int) or not 1 <= len(kernel_size) <= 3:
+        raise TypeError(f"kernel_size must be a sequence of 1 to 3 odd integers, got {kernel_size!r}")
+    ndim = len(kernel_size)
+    size = int_tuple("kernel_size", kernel_size, ndim, minimum=1)
+    if any(length % 2 == 0 for length in size):
+        raise ValueError(
+            f"kernel_size must be odd along every axis, got {size}: an even kernel has no tap at its centre, so it shifts "
+            "the image by half a pixel and commutes with no rotation"
+        )
+    steps = (1.0,) * ndim if spacing is None else tuple(float(step) for step in spacing)
+    if len(steps) != ndim or not all(math.isfinite(step) and step > 0 for step in steps):
+        raise ValueError(f"spacing must be None or {ndim} positive lengths, got {spacing!r}")
+    chosen = tuple(range(ndim)) if axes is None else tuple(axes)
+    if not chosen or len(set(chosen)) != len(chosen) or any(axis not in range(ndim) for axis in chosen):
+        raise ValueError(f"axes must be None or different spatial axes out of {tuple(range(ndim))}, got {axes!r}")
+    return size, steps, tuple(sorted(chosen))
+
+
+def _check_profile(profile: str | tuple[str, Mapping[str, Any]]) -> tuple[str, dict[str, Any]]:
+    name, options = (profile, {}) if isinstance(profile, str) else (profile[0], dict(profile[1]))
+    if name not in PROFILES:
+        raise ValueError(f"profile must be one of {PROFILES} or (name, options), got {profile!r}")
+    allowed = {"width"} if name == "gaussian" else set()
+    if not set(options) <= allowed:
+        raise ValueError(f"profile {name!r} takes the options {sorted(allowed)}, got {sorted(options)}")
+    if options.get("width", 1.0) <= 0:
+        raise ValueError(f"the width of profile {name!r} must be positive, got {options['width']!r}")
+    return name, options
+
+
+def _profile_values(
+    name: str, radii: Tensor, count: int, reach: float, circular: bool, options: Mapping[str, Any]
+) -> Tensor:
+    """Values of ``count`` rings at the given radii, shape ``(count, *radii.shape)``."""
+    farthest = float(radii.max())
+    if name == "band":
+        if circular:
+            edges = torch.linspace(0, reach + 0.5, count + 1, dtype=torch.float64) - _TOLERANCE
+        else:
+            edges = torch.linspace(0, farthest, count, dtype=torch.float64) - _TOLERANCE
+            edges = torch.cat([edges, edges.new_tensor([math.inf])])
+        inside = [(radii >= low) & (radii < high) for low, high in pairwise(edges)]
+        return torch.stack(inside).to(torch.float64)
+    end = reach if circular else farthest
+    centres = torch.linspace(0, end, count, dtype=torch.float64)
+    step = end / (count - 1) if count > 1 and end > 0 else 1.0
+    distance = radii - centres.reshape(-1, *[1] * radii.ndim)
+    if name == "linear":
+        values = (1 - distance.abs() / step).clamp(min=0)
+    else:
+        values = torch.exp(-0.5 * (distance / options.get("width", 0.7)).square())
+    if circular:
+        ramp = (radii - reach).clamp(0, 1)
+        values = values * (0.5 + 0.5 * torch.cos(math.pi * ramp))
+    return values
+
+
+def _fault(rings: Tensor) -> str | None:
+    """Why these rings are no basis, or ``None``."""
+    flat = rings.flatten(1)
+    empty = [index for index, ring in enumerate(flat) if not ring.any()]
+    if empty:
+        return f"no tap lies in ring {empty[0]}"
+    norms = flat / flat.norm(dim=1, keepdim=True)
+    if torch.linalg.matrix_rank(norms, rtol=1e-6) < len(flat):
+        return "the rings are not linearly independent"
+    return None
+
+
+def _orthonormalise(rings: Tensor) -> Tensor:
+    flat = rings.flatten(1)
+    values, vectors = torch.linalg.eigh(flat @ flat.T)
+    inverse_root = vectors @ torch.diag(values.rsqrt()) @ vectors.T
+    return (inverse_root @ flat).reshape(rings.shape)
+
+
+def _free_axes(rings: Tensor, size: tuple[int, ...], round_axes: tuple[int, ...]) -> Tensor:
+    """Give every offset along the free axes rings of its own: shape ``(prod(free sizes) * num_rings, *size)``."""
+    free_size = [length for axis, length in enumerate(size) if axis not in round_axes]
+    offsets = math.prod(free_size)
+    selector = torch.eye(offsets, dtype=rings.dtype).reshape(offsets, *free_size)
+    basis = torch.tensordot(selector, rings, dims=0)  # (offset, *free, ring, *round)
+    basis = basis.movedim(1 + len(free_size), 1).flatten(0, 1)
+    order = [axis for axis in range(len(size)) if axis not in round_axes] + list(round_axes)
+    return basis.permute(0, *[1 + order.index(axis) for axis in range(len(size))]).contiguous()
