@@ -1,0 +1,34 @@
+"""How samples come in: data sets as tensors, whole-batch loading, augmentation and rotation."""
+
+from .augment import BatchAugment2d, BatchAugment3d, BatchPreprocess
+from .datalist import datalist_info, load_datalist, read_image, scale_to_unit
+from .dataset import BatchLoader, DatasetInfo, LabelledImages
+from .demo import demo_arrays, demo_info
+from .files import FileImages, find_images
+from .geometry import background_value, flip_batch, random_rotations, resize_batch, rotate_batch
+from .medmnist import dataset_info, load_dataset, medmnist_flags
+
+__all__ = [
+    "BatchAugment2d",
+    "BatchAugment3d",
+    "BatchLoader",
+    "BatchPreprocess",
+    "DatasetInfo",
+    "FileImages",
+    "LabelledImages",
+    "background_value",
+    "datalist_info",
+    "dataset_info",
+    "demo_arrays",
+    "demo_info",
+    "find_images",
+    "flip_batch",
+    "load_dataset",
+    "load_datalist",
+    "medmnist_flags",
+    "random_rotations",
+    "read_image",
+    "resize_batch",
+    "rotate_batch",
+    "scale_to_unit",
+]
