@@ -63,7 +63,14 @@ class BatchPreprocess:
 class _BatchAugment(BatchPreprocess):
     """Random numbers that can be repeated, and the last step: sampling, and filling what comes from outside."""
 
-    def __init__(self, size, mean, std, fill: float | str, seed: int | None) -> None:  # type: ignore[no-untyped-def]
+    def __init__(
+        self,
+        size: int | Sequence[int] | None,
+        mean: float | Sequence[float],
+        std: float | Sequence[float],
+        fill: float | str,
+        seed: int | None,
+    ) -> None:
         super().__init__(size, mean, std)
         if isinstance(fill, str) and fill not in ("background", "minimum"):
             raise ValueError(f"fill is {fill!r}; it must be a number, 'background' or 'minimum'")
@@ -87,7 +94,7 @@ class _BatchAugment(BatchPreprocess):
         return low + (high - low) * self._random(*shape, like=like)
 
     def _filled(self, moved: torch.Tensor, inside: torch.Tensor | None, before: torch.Tensor) -> torch.Tensor:
-        """``moved`` with the fill wherever ``inside`` (``(B, *spatial)``) is false; ``before`` is the image unmoved, in 0..1."""
+        """Put the fill wherever ``inside``, ``(B, *spatial)``, is false; ``before`` is the unmoved image, in 0..1."""
         if inside is None:
             return moved
         fill: float | torch.Tensor
@@ -118,7 +125,7 @@ class BatchAugment2d(_BatchAugment):
     samples; normalise; optionally flip and rotate; shift by whole pixels. What enters from outside is ``fill``, after
     normalisation. Crop, flip, rotation and shift are composed, so an image is interpolated once.
 
-    The official code jitters brightness and saturation by 0.1 and leaves contrast and hue alone, as the defaults do here.
+    The official code jitters brightness and saturation by 0.1 and leaves contrast and hue alone; so do the defaults.
     Jitter is done in the order brightness, contrast, saturation, hue (torchvision shuffles it).
 
     Args:

@@ -20,8 +20,8 @@ DEMO_NAMES = ("demo_2d", "demo_3d")
 _SPLITS = ("train", "val", "test")
 
 # Class -> (file of scikit-image, part of it (rows, columns), averaging in rows and columns). Most are averaged over
-# twice as many columns as rows: unequal pixels, as those of thick-slice scans are. That, and the direction a picture has
-# of its own, makes each texture look different when it is turned, as it is in the test split.
+# twice as many columns as rows: unequal pixels, as those of thick-slice scans are. That, and the direction a picture
+# has of its own, makes each texture look different when it is turned, as it is in the test split.
 _PICTURES = {
     "brick": ("brick.png", None, (2, 4)),
     "page": ("page.png", None, (1, 1)),
@@ -173,14 +173,14 @@ def _cut(
     reach = field / 2 * (1 - 1 / size) * (math.sqrt(dims) if turned else 1.0)
     steps = ((np.arange(size) + 0.5) / size - 0.5) * field
     offsets = np.stack(np.meshgrid(*[steps] * dims, indexing="ij"), -1).reshape(-1, dims)
-    scale = np.array(source.shape)
+    scale, image = np.array(source.shape), source[None, None].double()
     patches: list[np.ndarray] = []
     while len(patches) < count:
         box = boxes[random.integers(len(boxes))]
         centre = box[:, 0] + reach + random.random(dims) * (box[:, 1] - box[:, 0] - 2 * reach)
         points = centre + (offsets @ _turn(dims, random).T if turned else offsets)
         grid = torch.from_numpy(((2 * points + 1) / scale - 1)[:, ::-1].copy()).reshape(1, *[size] * dims, dims)
-        sampled = F.grid_sample(source[None, None].double(), grid, "bilinear", "border", align_corners=False)
+        sampled = F.grid_sample(image, grid, "bilinear", "border", align_corners=False)
         patch = sampled[0, 0]
         # Mostly outside of the head, or bare paper or glass: says nothing of its class.
         if (patch > 38).double().mean() < 0.6 if dims == 3 else patch.std() < 6:

@@ -38,7 +38,8 @@ def resize_batch(x: torch.Tensor, size: int | Sequence[int]) -> torch.Tensor:
     if tuple(x.shape[2:]) == target:
         return x
     if dims == 2:
-        return F.interpolate(x, target, mode="bilinear", align_corners=False, antialias=True)
+        shrinks = any(new < old for new, old in zip(target, x.shape[2:], strict=True))
+        return F.interpolate(x, target, mode="bilinear", align_corners=False, antialias=shrinks)
     smaller = tuple(min(a, b) for a, b in zip(x.shape[2:], target, strict=True))
     if smaller != tuple(x.shape[2:]):
         x = F.interpolate(x, smaller, mode="area")
