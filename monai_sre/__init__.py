@@ -6,6 +6,7 @@ Importing this package registers its layers in MONAI's factories: ``Conv["SRECON
 
 from __future__ import annotations
 
+from monai_sre.evaluation.equivariance import equivariance_error, layer_errors
 from monai_sre.layers import (
     SREConv1d,
     SREConv2d,
@@ -15,7 +16,17 @@ from monai_sre.layers import (
     SREConvTranspose3d,
 )
 from monai_sre.layers.factories import register
-from monai_sre.nets import SREResNet, sre_resnet18, sre_resnet34, sre_resnet50
+from monai_sre.nets import (
+    SREResNet,
+    conversion_report,
+    convert_to_sre,
+    fold_sre,
+    load_sre_checkpoint,
+    spacing_from,
+    sre_resnet18,
+    sre_resnet34,
+    sre_resnet50,
+)
 
 __version__ = "0.1.0"
 __all__ = [
@@ -26,6 +37,13 @@ __all__ = [
     "SREConvTranspose2d",
     "SREConvTranspose3d",
     "SREResNet",
+    "conversion_report",
+    "convert_to_sre",
+    "equivariance_error",
+    "fold_sre",
+    "layer_errors",
+    "load_sre_checkpoint",
+    "spacing_from",
     "sre_resnet18",
     "sre_resnet34",
     "sre_resnet50",

@@ -53,7 +53,7 @@ def scale_to_unit(images: torch.Tensor, intensity_range: tuple[float, float] | N
 def read_image(
     path: str | Path, size: int | None = None, intensity_range: tuple[float, float] | None = None
 ) -> torch.Tensor:
-    """Read a PNG, JPEG (or other picture), NIfTI or npy file as a network's input.
+    """Read a PNG, JPEG (or other picture), NIfTI, npy or npz file (of one array) as a network's input.
 
     NIfTI volumes are turned to the closest RAS axes and resampled to cubic voxels, so that a rotation is a rotation in
     millimetres; axes of one voxel at the end are dropped, so a slice becomes an image. Pictures keep rows and columns
@@ -74,7 +74,7 @@ def read_image(
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing; expected a PNG, JPEG, NIfTI or npy image")
+        raise FileNotFoundError(f"{path} is missing; expected a PNG, JPEG, NIfTI, npy or npz image")
     try:
         array, spacing = _read(path)
     except Exception as error:  # each reader has its own exceptions for a damaged file
@@ -104,6 +104,11 @@ def _read(path: Path) -> tuple[np.ndarray, np.ndarray]:
         return array[None], spacing[: array.ndim]
     if path.suffix.lower() == ".npy":
         array = np.load(path, allow_pickle=False)
+    elif path.suffix.lower() == ".npz":
+        with np.load(path, allow_pickle=False) as archive:
+            if len(archive.files) != 1:
+                raise ValueError(f"it holds {len(archive.files)} arrays; expected one image")
+            array = archive[archive.files[0]]
     else:
         picture = PILReader(converter=lambda im: im.convert(_MODES[im.mode]) if im.mode in _MODES else im,
                             reverse_indexing=False)  # fmt: skip

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from monai_sre.evaluation.classification import AddScores, ClassificationScore, accuracy, area_under_curve, probabilities
+from monai_sre.evaluation.classification import (
+    AddScores,
+    ClassificationScore,
+    accuracy,
+    area_under_curve,
+    probabilities,
+)
 from monai_sre.evaluation.equivariance import culprits, equivariance_error, format_table, layer_errors
 from monai_sre.evaluation.predictions import PredictionWriter
 from monai_sre.evaluation.report import ClassificationReport, LearningCurves

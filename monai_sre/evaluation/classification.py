@@ -6,7 +6,6 @@ import warnings
 from typing import Any
 
 import numpy as np
-import torch
 from monai.handlers import IgniteMetricHandler
 from monai.metrics import CumulativeIterationMetric
 from monai.utils import optional_import
@@ -29,6 +28,7 @@ def probabilities(logits: Tensor, task: str) -> Tensor:
         float64 tensor of the same shape.
 
     Example:
+        >>> import torch
         >>> probabilities(torch.zeros(1, 4), "multi-class")
         tensor([[0.2500, 0.2500, 0.2500, 0.2500]], dtype=torch.float64)
     """
@@ -95,6 +95,7 @@ class AddScores:
         task: MedMNIST's name of the kind of task.
 
     Example:
+        >>> import torch
         >>> AddScores("binary-class")({"pred": torch.zeros(1, 2)})["score"]
         tensor([[0.5000, 0.5000]], dtype=torch.float64)
     """
@@ -132,6 +133,7 @@ class ClassificationScore(IgniteMetricHandler):
         ValueError: ``metric`` is neither.
 
     Example:
+        >>> import torch
         >>> from ignite.engine import Engine
         >>> engine = Engine(lambda _, batch: batch)
         >>> ClassificationScore("ACC", "multi-class").attach(engine, "acc")

@@ -49,7 +49,9 @@ class PredictionWriter:
         if bad:
             listed = "\n".join(f"  {row['error']}" for row in bad[:20])
             more = f"\n  and {len(bad) - 20} more" if len(bad) > 20 else ""
-            raise SystemExit(f"{len(bad)} of {len(self.rows)} files could not be used, see {self.path}:\n{listed}{more}")
+            raise SystemExit(
+                f"{len(bad)} of {len(self.rows)} files could not be used, see {self.path}:\n{listed}{more}"
+            )
 
     def _start(self, _: Engine) -> None:
         self.rows = []

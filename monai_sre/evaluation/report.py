@@ -189,10 +189,7 @@ class ClassificationReport:
             counts = {key: value.sum(axis=0) for key, value in cells.items()}
             write_csv(path, [{"label": n} | {k: int(v[i]) for k, v in counts.items()} for i, n in enumerate(names)])
             return
-        if self.info.task == "binary-class":
-            decided = (scores[:, -1] > 0.5).astype(int)
-        else:
-            decided = scores.argmax(axis=1)
+        decided = scores.argmax(axis=1)
         matrix = np.zeros((len(names), len(names)), dtype=int)
         np.add.at(matrix, (truth.astype(int), decided), 1)
         rows = [

@@ -129,7 +129,8 @@ def rotation_sweep(
     rows, decisions = [], []
     for name, parts in scores.items():
         score = np.concatenate(parts)
-        rows.append({"transformation": name, "ACC": accuracy(score, truth, task), "AUC": area_under_curve(score, truth, task)})
+        metrics = {"ACC": accuracy(score, truth, task), "AUC": area_under_curve(score, truth, task)}
+        rows.append({"transformation": name, **metrics})
         decisions.append(score > 0.5 if task == MULTI_LABEL else score.argmax(axis=1)[:, None])
     same = np.all([decision == decisions[0] for decision in decisions], axis=(0, 2))
     return SweepResult(rows, float(same.mean()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch.nn import functional
 
 from monai_sre.ops.arguments import int_tuple
 from monai_sre.ops.conv import check_algorithm, expand_kernel, sre_conv_transposend, sre_convnd
-from monai_sre.ops.radial import initial_std, radial_basis
+from monai_sre.ops.radial import initial_std, learned_gaussian, radial_basis
 
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
@@ -28,8 +29,10 @@ class _SREConvNd(nn.Module):
             :mod:`monai_sre.layers.resample` does.
         padding: integers, ``"valid"``, or ``"same"``, which is symmetric as kernels are odd.
         num_rings: learned coefficients a pair of channels; ``None`` is one a unit of radius.
-        profile: how a ring spreads over radii: ``"band"`` (the published kernel), ``"linear"``, ``"gaussian"`` or
-            ``(name, options)``.
+        profile: how a ring spreads over radii: ``"band"`` (the published kernel), ``"linear"``, ``"gaussian"``,
+            ``"isotropic"`` (the least error under rotation by any angle) or ``(name, options)``. With
+            ``("gaussian", {"width": 0.7, "learn_width": True})`` the width of all rings is a parameter, ``log_width``, and
+            the attribute ``basis`` is what it was at the start.
         circular: whether the kernel ends at the largest ball in its box.
         orthonormal: use an orthonormal basis of the same span: a gradient step then moves the kernel as far as it moves a
             plain convolution. :func:`monai_sre.ops.change_basis` converts weights between the two.
@@ -72,9 +75,11 @@ class _SREConvNd(nn.Module):
         (self.in_channels,) = int_tuple("in_channels", in_channels, 1, minimum=1)
         (self.out_channels,) = int_tuple("out_channels", out_channels, 1, minimum=1)
         (self.groups,) = int_tuple("groups", groups, 1, minimum=1)
-        for name, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
-            if channels % groups:
+        for name, channels in (("in_channels", self.in_channels), ("out_channels", self.out_channels)):
+            if channels % self.groups:
                 raise ValueError(f"groups must divide {name}={channels}, got {groups}")
+        if dtype is not None and not (isinstance(dtype, torch.dtype) and (dtype.is_floating_point or dtype.is_complex)):
+            raise TypeError(f"dtype must be None or a floating-point torch.dtype, got {dtype!r}")
         if padding_mode not in PADDING_MODES:
             raise ValueError(f"padding_mode must be one of {PADDING_MODES}, got {padding_mode!r}")
         ndim = self.spatial_dims
@@ -86,7 +91,7 @@ class _SREConvNd(nn.Module):
         self.algorithm = check_algorithm(algorithm)
         self._reversed_padding = [amount for amount in reversed(self.padding) for _ in range(2)]
         self._no_padding = [0] * ndim
-        self._geometry: dict[str, Any] = {
+        geometry: dict[str, Any] = {
             "num_rings": num_rings,
             "profile": profile,
             "circular": circular,
@@ -94,15 +99,25 @@ class _SREConvNd(nn.Module):
             "spacing": spacing,
             "axes": axes,
         }
-        basis = radial_basis(self.kernel_size, **self._geometry)
-        outer, inner = (in_channels, out_channels) if self.transposed else (out_channels, in_channels)
+        self._geometry = geometry
+        basis = radial_basis(self.kernel_size, **geometry)
+        outer, inner = self.out_channels, self.in_channels
+        if self.transposed:
+            outer, inner = inner, outer
         self.register_buffer(
             "basis", basis.to(device=device, dtype=dtype or torch.get_default_dtype()), persistent=False
         )
         self.basis: Tensor
-        self.weight = nn.Parameter(torch.empty(outer, inner // groups, len(basis), device=device, dtype=dtype))
+        learned = learned_gaussian(self.kernel_size, **geometry)
+        if learned is None:
+            self.register_parameter("log_width", None)
+        else:
+            for name, part in (("squares", learned[0]), ("edge", learned[1])):
+                self.register_buffer(name, part.to(self.basis), persistent=False)
+            self.log_width = nn.Parameter(self.basis.new_empty(()))
+        self.weight = nn.Parameter(torch.empty(outer, inner // self.groups, len(basis), device=device, dtype=dtype))
         if bias:
-            self.bias = nn.Parameter(torch.empty(out_channels, device=device, dtype=dtype))
+            self.bias = nn.Parameter(torch.empty(self.out_channels, device=device, dtype=dtype))
         else:
             self.register_parameter("bias", None)
         self.reset_parameters()
@@ -114,14 +129,25 @@ class _SREConvNd(nn.Module):
         bound = (3**0.5 * std).to(device=self.weight.device, dtype=self.weight.dtype)
         with torch.no_grad():
             self.basis.copy_(exact)
+            if self.log_width is not None:
+                squares, edge, width = learned_gaussian(self.kernel_size, **self._geometry)  # type: ignore[misc]
+                self.squares.copy_(squares)
+                self.edge.copy_(edge)
+                self.log_width.fill_(math.log(width))
             self.weight.uniform_(-1, 1).mul_(bound)
             if self.bias is not None:
                 self.bias.zero_()
 
+    def current_basis(self) -> Tensor:
+        """The basis, shape ``(b, *kernel_size)``: fixed, or at the width learned by now."""
+        if self.log_width is None:
+            return self.basis
+        return self.edge * torch.exp(-0.5 * self.squares * torch.exp(-2 * self.log_width))
+
     @torch.jit.unused
     def kernel(self) -> Tensor:
         """The dense kernel, in the layout of the ``torch.nn`` namesake's weight; differentiable."""
-        return expand_kernel(self.weight, self.basis)
+        return expand_kernel(self.weight, self.current_basis())
 
     @property
     def num_rings(self) -> int:
@@ -166,7 +192,7 @@ class _SREConv(_SREConvNd):
         return sre_convnd(
             x,
             self.weight,
-            self.basis,
+            self.current_basis(),
             self.bias,
             list(self.stride),
             padding,
@@ -227,7 +253,7 @@ class _SREConvTranspose(_SREConvNd):
         return sre_conv_transposend(
             x,
             self.weight,
-            self.basis,
+            self.current_basis(),
             self.bias,
             list(self.stride),
             list(self.padding),

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from monai_sre.ops.arguments import int_tuple
-from monai_sre.ops.resample import centred_avg_pool, centred_max_pool, centred_upsample
+from monai_sre.ops.resample import centred_avg_pool, centred_blur_pool, centred_max_pool, centred_upsample
 
 
 class _CentredPool(nn.Module):
@@ -116,6 +116,37 @@ class CentredMaxPool3d(_CentredMaxPool):
     spatial_dims = 3
 
 
+class CentredBlurPool(nn.Module):
+    """Antialiased down-sampling on a centred grid, see :func:`monai_sre.ops.resample.centred_blur_pool`.
+
+    Args:
+        stride: step between outputs, the same along all axes.
+        width: standard deviation of the Gaussian filter, in steps of the output.
+
+    Shape:
+        ``(N, C, *spatial)`` to ``(N, C, *ceil(spatial / stride))``, 1 to 3 spatial axes.
+
+    Example:
+        >>> import torch
+        >>> x, pool = torch.randn(1, 2, 7, 10), CentredBlurPool(2)
+        >>> torch.allclose(pool(x.rot90(1, (2, 3))), pool(x).rot90(1, (2, 3)), atol=1e-6)
+        True
+    """
+
+    def __init__(self, stride: int, width: float = 0.6) -> None:
+        super().__init__()
+        (self.stride,) = int_tuple("stride", stride, 1, minimum=1)
+        if not isinstance(width, (int, float)) or not 0 < width < float("inf"):
+            raise ValueError(f"width must be a positive number, got {width!r}")
+        self.width = float(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return centred_blur_pool(x, [self.stride] * (x.dim() - 2), self.width)
+
+    def extra_repr(self) -> str:
+        return f"stride={self.stride}, width={self.width}"
+
+
 class CentredUpsample(nn.Module):
     """Linear upsampling onto a centred grid, see :func:`monai_sre.ops.resample.centred_upsample`.
 
@@ -138,4 +169,6 @@ class CentredUpsample(nn.Module):
 
     def forward(self, x: Tensor, size: list[int] | None = None) -> Tensor:
         target = [length * self.scale_factor for length in x.shape[2:]] if size is None else size
+        if len(target) != x.dim() - 2 or min(target) < 1:
+            raise ValueError(f"size must be {x.dim() - 2} sizes >= 1, one a spatial axis, got {target}")
         return centred_upsample(x, self.scale_factor, target)

@@ -2,6 +2,21 @@
 
 from __future__ import annotations
 
+from monai_sre.nets.checkpoints import load_sre_checkpoint
+from monai_sre.nets.convert import convert_to_sre, spacing_from
+from monai_sre.nets.fold import fold_sre
+from monai_sre.nets.report import ConversionReport, conversion_report
 from monai_sre.nets.resnet import SREResNet, sre_resnet18, sre_resnet34, sre_resnet50
 
-__all__ = ["SREResNet", "sre_resnet18", "sre_resnet34", "sre_resnet50"]
+__all__ = [
+    "ConversionReport",
+    "SREResNet",
+    "conversion_report",
+    "convert_to_sre",
+    "fold_sre",
+    "load_sre_checkpoint",
+    "spacing_from",
+    "sre_resnet18",
+    "sre_resnet34",
+    "sre_resnet50",
+]

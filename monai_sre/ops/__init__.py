@@ -4,5 +4,16 @@ from __future__ import annotations
 
 from monai_sre.ops.conv import expand_kernel, sre_conv, sre_conv_transpose
 from monai_sre.ops.radial import change_basis, radial_basis, tap_radii
+from monai_sre.ops.symmetry import LatticeSymmetry, lattice_generators, lattice_symmetries
 
-__all__ = ["change_basis", "expand_kernel", "radial_basis", "sre_conv", "sre_conv_transpose", "tap_radii"]
+__all__ = [
+    "LatticeSymmetry",
+    "change_basis",
+    "expand_kernel",
+    "lattice_generators",
+    "lattice_symmetries",
+    "radial_basis",
+    "sre_conv",
+    "sre_conv_transpose",
+    "tap_radii",
+]

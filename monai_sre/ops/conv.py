@@ -10,10 +10,13 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
 from monai_sre.ops.arguments import int_tuple
+from monai_sre.ops.cost import choose_algorithm
+from monai_sre.ops.ring import ring_available, ring_conv
 
 ALGORITHMS = ("auto", "dense", "ring")
 #: Environment variable that overrides the ``algorithm`` of every call.
@@ -148,6 +151,13 @@ def sre_convnd(
     algorithm: str,
 ) -> Tensor:
     """:func:`sre_conv` for arguments already checked: what layers call, and what TorchScript compiles."""
+    if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript leaves a branch out only where this stands alone
+        if ring_available(x, weight) and not basis.requires_grad:
+            chosen = requested_algorithm(algorithm)
+            if chosen == "auto":
+                chosen = choose_algorithm(x, weight, basis, stride, padding, dilation, groups)
+            if chosen == "ring":
+                return ring_conv(x, weight, basis, bias, stride, padding, dilation, groups)
     kernel = expand_kernel(weight, basis)
     if basis.dim() == 2:
         return functional.conv1d(x, kernel, bias, stride, padding, dilation, groups)

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from monai_sre.ops.arguments import int_tuple
+from monai_sre.ops.isotropy import project_isotropic
 
-PROFILES = ("band", "linear", "gaussian")
+PROFILES = ("band", "linear", "gaussian", "isotropic")
 #: Radii closer than this are one radius: distances on the grid differ by far more, rounding by far less.
 _TOLERANCE = 1e-9
 
@@ -54,6 +55,18 @@ def tap_radii(
     return squares.sqrt()
 
 
+def tap_offsets(kernel_size: Sequence[int], spacing: Sequence[float]) -> list[Tensor]:
+    """Positions of the taps along each axis, from the kernel's centre, in units of the smallest spacing.
+
+    Example:
+        >>> tap_offsets((3, 2), (2.0, 1.0))
+        [tensor([-2.,  0.,  2.], dtype=torch.float64), tensor([-0.5000,  0.5000], dtype=torch.float64)]
+    """
+    unit = min(spacing)
+    pairs = zip(kernel_size, spacing, strict=True)
+    return [(torch.arange(length, dtype=torch.float64) - (length - 1) / 2) * (step / unit) for length, step in pairs]
+
+
 def radial_basis(
     kernel_size: Sequence[int],
     num_rings: int | None = None,
@@ -73,15 +86,20 @@ def radial_basis(
       at :math:`D` exactly (:math:`b = R + 2`). This is the kernel of Du et al., arXiv 2501.09753, Section 2.
     * ``"linear"``: hat functions :math:`\max(0, 1 - |r - r_j| / \delta)` at ring radii :math:`r_j` spaced by :math:`\delta`.
     * ``"gaussian"``: :math:`\exp(-(r - r_j)^2 / 2 w^2)`, ``width`` :math:`w = 0.7` unless
-      ``profile=("gaussian", {"width": w})`` says otherwise.
+      ``profile=("gaussian", {"width": w})`` says otherwise; layers learn it with ``{"learn_width": True}``.
+    * ``"isotropic"``: the rings of ``"linear"``, each projected onto the kernels whose frequency response is the same in
+      every direction (:func:`monai_sre.ops.isotropy.isotropic_kernels`), so that the layer commutes with rotations by any
+      angle: of all bases with as many rings on these taps, the one whose worst kernel has the least error. It has the
+      default :math:`b = R + 1` with equal kernel sizes and one ring a unit of the shortest half-size otherwise, since a
+      kernel of few taps along an axis can be isotropic in few ways. Nearly orthogonal, at no cost.
 
-    The smooth profiles have their rings at :math:`r_j = j \delta` from 0 to :math:`R` (``circular``; their outer edge
-    falls to zero at :math:`R + 1/2 + 1/2`, as a cosine for the Gaussian) or to :math:`D`.
+    The other smooth profiles have their rings at :math:`r_j = j \delta` from 0 to :math:`R` (``circular``; times a cosine
+    that falls from 1 at :math:`R` to 0 at :math:`R + 1`) or to :math:`D`.
 
     Args:
         kernel_size: the odd number of taps along each spatial axis; its length is the number of spatial axes.
         num_rings: number of rings ``b``; ``None`` is one a unit of radius, as above, fewer where a ring would be empty.
-        profile: ``"band"``, ``"linear"`` or ``"gaussian"``, or ``(name, options)``.
+        profile: ``"band"``, ``"linear"``, ``"gaussian"`` or ``"isotropic"``, or ``(name, options)``.
         circular: whether the kernel ends at the largest ball in its box; otherwise it fills the box.
         orthonormal: return the orthonormal basis of the same span that is nearest to the profile (Loewdin):
             :math:`G^{-1/2} B` with the Gram matrix :math:`G = B B^T`. For bands: each ring divided by the root of its size.
@@ -113,15 +131,16 @@ def radial_basis(
     round_steps = [steps[axis] for axis in round_axes]
     radii = tap_radii(round_size, round_steps)
     reach = max(length // 2 * step for length, step in zip(round_size, round_steps, strict=True)) / min(round_steps)
+    offsets = tap_offsets(round_size, round_steps)
     most = math.floor(reach + _TOLERANCE) + (1 if circular else 2)
     if num_rings is None:
         rings = next(
             basis
             for count in range(most, 0, -1)
-            if _fault(basis := _profile_values(name, radii, count, reach, circular, options)) is None
+            if _fault(basis := _profile_values(name, radii, count, reach, circular, options, offsets)) is None
         )
     else:
-        rings = _profile_values(name, radii, num_rings, reach, circular, options)
+        rings = _profile_values(name, radii, num_rings, reach, circular, options, offsets)
         fault = _fault(rings)
         if fault is not None:
             raise ValueError(
@@ -131,6 +150,49 @@ def radial_basis(
     if orthonormal:
         rings = _orthonormalise(rings)
     return _free_axes(rings, size, round_axes)
+
+
+def learned_gaussian(
+    kernel_size: Sequence[int],
+    num_rings: int | None = None,
+    profile: str | tuple[str, Mapping[str, Any]] = "band",
+    circular: bool = True,
+    orthonormal: bool = False,
+    spacing: Sequence[float] | None = None,
+    axes: Sequence[int] | None = None,
+) -> tuple[Tensor, Tensor, float] | None:
+    r"""What a layer needs to learn the width of its Gaussian profile: ``basis = edge * exp(-squares / (2 * width ** 2))``.
+
+    Args:
+        kernel_size: with all other arguments as in :func:`radial_basis`.
+
+    Returns:
+        ``(squares, edge, width)``: squared distances to each ring and the outer edge, float64, of the basis' shape, and the
+        width at the start. ``None`` unless ``profile=("gaussian", {"learn_width": True})``.
+
+    Raises:
+        ValueError: ``orthonormal`` is asked for as well, whose basis would turn with the width.
+
+    Example:
+        >>> squares, edge, width = learned_gaussian((5, 5), profile=("gaussian", {"learn_width": True}))
+        >>> torch.allclose(edge * torch.exp(-squares / (2 * width**2)), radial_basis((5, 5), profile="gaussian"))
+        True
+    """
+    name, options = _check_profile(profile)
+    if not options.get("learn_width", False):
+        return None
+    if orthonormal:
+        raise ValueError("orthonormal must be False where the profile's width is learned, got True")
+    size, steps, round_axes = _check_geometry(kernel_size, spacing, axes)
+    free = math.prod(length for axis, length in enumerate(size) if axis not in round_axes)
+    count = len(radial_basis(kernel_size, num_rings, profile, circular, False, spacing, axes)) // free
+    round_size, round_steps = [size[axis] for axis in round_axes], [steps[axis] for axis in round_axes]
+    reach = max(length // 2 * step for length, step in zip(round_size, round_steps, strict=True)) / min(round_steps)
+    radii, offsets = tap_radii(round_size, round_steps), tap_offsets(round_size, round_steps)
+    unit, edge = (_profile_values(name, radii, count, reach, circular, {"width": w}, offsets) for w in (1.0, 1e9))
+    squares = torch.where(edge > 0, -2 * (unit / edge).log(), 0.0)
+    parts = (_free_axes(part, size, round_axes) for part in (squares, edge))
+    return next(parts), next(parts), float(options.get("width", 0.7))
 
 
 def change_basis(weight: Tensor, old: Tensor, new: Tensor) -> Tensor:
@@ -198,31 +260,49 @@ def _check_geometry(
             f"kernel_size must be odd along every axis, got {size}: an even kernel has no tap at its centre, so it shifts "
             "the image by half a pixel and commutes with no rotation"
         )
-    steps = (1.0,) * ndim if spacing is None else tuple(float(step) for step in spacing)
+    try:
+        steps = (1.0,) * ndim if spacing is None else tuple(float(step) for step in spacing)
+    except (TypeError, ValueError):
+        raise TypeError(f"spacing must be None or {ndim} positive lengths, got {spacing!r}") from None
     if len(steps) != ndim or not all(math.isfinite(step) and step > 0 for step in steps):
         raise ValueError(f"spacing must be None or {ndim} positive lengths, got {spacing!r}")
-    chosen = tuple(range(ndim)) if axes is None else tuple(axes)
-    if not chosen or len(set(chosen)) != len(chosen) or any(axis not in range(ndim) for axis in chosen):
-        raise ValueError(f"axes must be None or different spatial axes out of {tuple(range(ndim))}, got {axes!r}")
+    allowed = tuple(range(ndim))
+    if axes is not None and (not isinstance(axes, Sequence) or any(type(axis) is not int for axis in axes)):
+        raise TypeError(f"axes must be None or different spatial axes out of {allowed}, got {axes!r}")
+    chosen = allowed if axes is None else tuple(axes)
+    if not chosen or len(set(chosen)) != len(chosen) or not set(chosen) <= set(allowed):
+        raise ValueError(f"axes must be None or different spatial axes out of {allowed}, got {axes!r}")
     return size, steps, tuple(sorted(chosen))
 
 
 def _check_profile(profile: str | tuple[str, Mapping[str, Any]]) -> tuple[str, dict[str, Any]]:
-    name, options = (profile, {}) if isinstance(profile, str) else (profile[0], dict(profile[1]))
+    pair = (profile, {}) if isinstance(profile, str) else profile
+    if not isinstance(pair, Sequence) or len(pair) != 2 or not isinstance(pair[1], Mapping):
+        raise TypeError(f"profile must be one of {PROFILES} or (name, options), got {profile!r}")
+    name, options = pair[0], dict(pair[1])
     if name not in PROFILES:
         raise ValueError(f"profile must be one of {PROFILES} or (name, options), got {profile!r}")
-    allowed = {"width"} if name == "gaussian" else set()
+    allowed = {"width", "learn_width"} if name == "gaussian" else set()
     if not set(options) <= allowed:
         raise ValueError(f"profile {name!r} takes the options {sorted(allowed)}, got {sorted(options)}")
-    if options.get("width", 1.0) <= 0:
-        raise ValueError(f"the width of profile {name!r} must be positive, got {options['width']!r}")
+    width = options.get("width", 1.0)
+    if not isinstance(width, (int, float)) or not 0 < width < math.inf:
+        raise ValueError(f"the width of profile {name!r} must be a positive number, got {width!r}")
+    if not isinstance(options.get("learn_width", False), bool):
+        raise TypeError(f"learn_width of profile {name!r} must be True or False, got {options['learn_width']!r}")
     return name, options
 
 
 def _profile_values(
-    name: str, radii: Tensor, count: int, reach: float, circular: bool, options: Mapping[str, Any]
+    name: str,
+    radii: Tensor,
+    count: int,
+    reach: float,
+    circular: bool,
+    options: Mapping[str, Any],
+    offsets: Sequence[Tensor],
 ) -> Tensor:
-    """Values of ``count`` rings at the given radii, shape ``(count, *radii.shape)``."""
+    """Values of ``count`` rings at the given radii, shape ``(count, *radii.shape)``; ``offsets`` are the taps' places."""
     farthest = float(radii.max())
     if name == "band":
         if circular:
@@ -232,17 +312,19 @@ def _profile_values(
             edges = torch.cat([edges, edges.new_tensor([math.inf])])
         inside = [(radii >= low) & (radii < high) for low, high in pairwise(edges)]
         return torch.stack(inside).to(torch.float64)
-    end = reach if circular else farthest
+    end = reach if circular or name == "isotropic" else farthest
     centres = torch.linspace(0, end, count, dtype=torch.float64)
     step = end / (count - 1) if count > 1 and end > 0 else 1.0
     distance = radii - centres.reshape(-1, *[1] * radii.ndim)
-    if name == "linear":
+    if name in ("linear", "isotropic"):
         values = (1 - distance.abs() / step).clamp(min=0)
     else:
         values = torch.exp(-0.5 * (distance / options.get("width", 0.7)).square())
     if circular:
         ramp = (radii - reach).clamp(0, 1)
         values = values * (0.5 + 0.5 * torch.cos(math.pi * ramp))
+    if name == "isotropic":
+        values = project_isotropic(values, offsets, reach + 1 if circular else math.inf)
     return values
 
 

@@ -8,9 +8,28 @@ maximum). The number of outputs is that of ``torch.nn``; so are the values where
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from monai_sre.ops.tracing import script_where_traced
+
+
+def _script_if_tracing(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Scripted inside a trace, so that the trace serves all sizes; but not for ONNX, whose runtimes fail on its loops."""
+    scripted = torch.jit.script_if_tracing(function)
+
+    @wraps(scripted)
+    def call(*args: Any, **kwargs: Any) -> Tensor:
+        result: Tensor = (function if torch.onnx.is_in_onnx_export() else scripted)(*args, **kwargs)
+        return result
+
+    return call
 
 
 def centred_grid(
@@ -71,6 +90,8 @@ def _avg_pool(x: Tensor, kernel_size: list[int], stride: list[int]) -> Tensor:
         return functional.avg_pool1d(x, kernel_size, stride)
     if len(kernel_size) == 2:
         return functional.avg_pool2d(x, kernel_size, stride)
+    if not x.is_cuda and (x.dtype == torch.bfloat16 or x.dtype == torch.float16):  # torch has no such kernel on CPU
+        return functional.avg_pool3d(x.float(), kernel_size, stride).to(x.dtype)
     return functional.avg_pool3d(x, kernel_size, stride)
 
 
@@ -83,16 +104,26 @@ def _max_pool(x: Tensor, kernel_size: list[int], stride: list[int], dilation: li
     return functional.max_pool3d(x, kernel_size, stride, padding, dilation)
 
 
+def join_neighbours(x: Tensor, joins: list[int], maximum: bool = False) -> Tensor:
+    """Mean or maximum of neighbours along the last axes where ``joins`` is 2; ONNX runtimes refuse it as a padded pool."""
+    for i in range(len(joins)):
+        if joins[i] == 2:
+            axis = x.dim() - len(joins) + i
+            length = x.size(axis) - 1
+            first, second = x.narrow(axis, 0, length), x.narrow(axis, 1, length)
+            x = torch.maximum(first, second) if maximum else (first + second) / 2
+    return x
+
+
 def _join_and_average(
     x: Tensor, pads: list[int], joins: list[int], kernel_size: list[int], stride: list[int]
 ) -> Tensor:
     if any([amount != 0 for amount in pads]):  # noqa: C419 - TorchScript knows no generators
         x = functional.pad(x, pads)
-    if 2 in joins:
-        x = _avg_pool(x, joins, [1] * len(joins))
-    return _avg_pool(x, kernel_size, stride)
+    return _avg_pool(join_neighbours(x, joins), kernel_size, stride)
 
 
+@_script_if_tracing
 def centred_avg_pool(
     x: Tensor,
     kernel_size: list[int],
@@ -137,6 +168,7 @@ def centred_avg_pool(
     return total / _join_and_average(present, rest, joins, kernel_size, stride)
 
 
+@_script_if_tracing
 def centred_max_pool(
     x: Tensor,
     kernel_size: list[int],
@@ -166,10 +198,7 @@ def centred_max_pool(
     pads, joins = _centred_pads(x, kernel_size, stride, padding, dilation, ceil_mode)
     if any([amount != 0 for amount in pads]):  # noqa: C419 - TorchScript knows no generators
         x = functional.pad(x, pads, value=float("-inf"))
-    if 2 in joins:
-        ones = [1] * len(joins)
-        x = _max_pool(x, joins, ones, ones)
-    return _max_pool(x, kernel_size, stride, dilation)
+    return _max_pool(join_neighbours(x, joins, maximum=True), kernel_size, stride, dilation)
 
 
 def centred_upsample(x: Tensor, scale_factor: int, size: list[int]) -> Tensor:
@@ -200,5 +229,144 @@ def centred_upsample(x: Tensor, scale_factor: int, size: list[int]) -> Tensor:
         place = ((steps - (fine - 1) / 2) / scale_factor + (coarse - 1) / 2).clamp(0, coarse - 1)
         nodes = torch.arange(coarse, device=x.device, dtype=torch.float64)
         matrix = (1 - (place.unsqueeze(1) - nodes).abs()).clamp(min=0).to(x.dtype)
-        x = torch.matmul(x.movedim(axis - ndim, -1), matrix.t()).movedim(-1, axis - ndim)
+        here, last = x.dim() - ndim + axis, x.dim() - 1
+        x = torch.matmul(x.transpose(here, last), matrix.t()).transpose(here, last)
+    return x
+
+
+def centred_margin(size: int, reach: int, stride: int, total_padding: int) -> tuple[int, bool]:
+    """:func:`centred_grid` for a window of ``reach`` pixels and padding that may differ at the two ends.
+
+    Args:
+        size: length of the axis.
+        reach: pixels from the first to the last tap of the window.
+        stride: step between outputs.
+        total_padding: padding at both ends together.
+
+    Returns:
+        ``(amount, between)`` as :func:`centred_grid`: the number of outputs stays that of the uncentred operation.
+
+    Raises:
+        ValueError: no window fits.
+
+    Example:
+        >>> centred_margin(8, reach=3, stride=2, total_padding=1)  # "same" padding as TensorFlow has it: 0 before, 1 behind
+        (1, True)
+    """
+    last = size + total_padding - reach
+    if last < 0:
+        raise ValueError(f"size {size} with padding {total_padding} is too small for a window of {reach} pixels")
+    used = total_padding - last % stride
+    if used % 2 == 0:
+        return used // 2, False
+    return (used + 1) // 2, True
+
+
+def centred_fit(x: Tensor, size: list[int]) -> Tensor:
+    """Pad (repeating the border) or crop all spatial axes to ``size``, by the same amount at both ends.
+
+    Where that amount is half a pixel, neighbours are joined by their mean.
+
+    Args:
+        x: shape ``(N, C, *spatial)``.
+        size: wanted sizes, one an axis.
+
+    Returns:
+        Tensor of shape ``(N, C, *size)``.
+
+    Example:
+        >>> centred_fit(torch.tensor([[[1.0, 3.0, 5.0, 7.0]]]), [5])
+        tensor([[[1., 2., 4., 6., 7.]]])
+        >>> centred_fit(torch.tensor([[[1.0, 3.0, 5.0, 7.0]]]), [2])
+        tensor([[[3., 5.]]])
+    """
+    ndim = len(size)
+    grow: list[int] = []
+    crop: list[int] = []
+    joins: list[int] = []
+    for axis in range(ndim):
+        rest = size[axis] - x.size(axis - ndim)
+        between = rest % 2 != 0
+        amount = (rest + 1) // 2 if between else rest // 2
+        grow = [max(amount, 0), max(amount, 0)] + grow  # noqa: RUF005 - TorchScript knows no unpacking
+        crop = [min(amount, 0), min(amount, 0)] + crop  # noqa: RUF005
+        joins.append(2 if between else 1)
+    if max(grow) > 0:
+        x = functional.pad(x, grow, mode="replicate")
+    if min(crop) < 0:
+        x = functional.pad(x, crop)
+    return join_neighbours(x, joins)
+
+
+def centred_nearest(x: Tensor, size: list[int]) -> Tensor:
+    """Nearest-neighbour interpolation to ``size`` that treats both ends alike.
+
+    Where a ratio of sizes is an integer it is torch's; elsewhere torch rounds towards one end, and here the mean of rounding
+    towards either end is taken.
+
+    Args:
+        x: shape ``(N, C, *spatial)``.
+        size: sizes of the output, one an axis.
+
+    Returns:
+        Tensor of shape ``(N, C, *size)``.
+
+    Example:
+        >>> centred_nearest(torch.tensor([[[0.0, 2.0]]]), [3])
+        tensor([[[0., 1., 2.]]])
+    """
+    ndim = len(size)
+    for axis in range(ndim):
+        fine, coarse = size[axis], x.size(axis - ndim)
+        steps = torch.arange(fine, device=x.device)
+        index = torch.div((2 * steps + 1) * coarse, 2 * fine, rounding_mode="floor")
+        mirrored = coarse - 1 - index.flip(0)
+        x = (x.index_select(axis - ndim, index) + x.index_select(axis - ndim, mirrored)) / 2
+    return x
+
+
+@_script_if_tracing
+def centred_blur_pool(x: Tensor, stride: list[int], width: float = 0.6) -> Tensor:
+    """Down-sampling on a centred grid behind a Gaussian filter: less aliasing than averaging over blocks.
+
+    The outputs lie where those of :func:`centred_avg_pool` with ``kernel_size=stride`` and ``ceil_mode=True`` lie. A block
+    average lets through what the coarse grid cannot hold, and more of it along the axes than along the diagonals; both break
+    the equivariance to rotations by any angle (for shifts: Zhang, "Making convolutional networks shift-invariant again",
+    ICML 2019).
+
+    Args:
+        x: shape ``(N, C, *spatial)``.
+        stride: step between outputs, one an axis.
+        width: standard deviation of the filter in steps of the output, cut at three of them.
+
+    Returns:
+        Tensor of shape ``(N, C, *ceil(size / stride))``; weights at the border are normalised to 1.
+
+    Example:
+        >>> centred_blur_pool(torch.ones(1, 1, 7, 8), [2, 2]).shape
+        torch.Size([1, 1, 4, 4])
+    """
+    ndim = len(stride)
+    for axis in range(ndim):
+        step, size = stride[axis], x.size(axis - ndim)
+        if step == 1:
+            continue
+        count = (size + step - 1) // step
+        twice_first = (size - 1) - step * (count - 1)  # twice the place of the first output, in pixels
+        reach = int(3 * width * step)
+        first = (twice_first - twice_first % 2) // 2 - reach  # of the taps around the first output, symmetric about it
+        taps = 2 * reach + 1 + twice_first % 2
+        margin = max(-first, max(0, first + step * (count - 1) + taps - size))
+        x = functional.pad(x.movedim(axis - ndim, -1), [margin, margin])
+        present = functional.pad(torch.ones(size, dtype=x.dtype, device=x.device), [margin, margin])
+        span = step * (count - 1) + 1
+        total = torch.zeros_like(x[..., :count])
+        weight = torch.zeros_like(present[:count])
+        for tap in range(taps):
+            distance = (tap - (taps - 1) / 2) / (width * step)
+            share = math.exp(-0.5 * distance * distance)
+            start = first + margin + tap
+            total = total + share * x[..., start : start + span : step]
+            weight = weight + share * present[start : start + span : step]
+        x = (total / weight).movedim(-1, axis - ndim)
     return x

@@ -1,0 +1,382 @@
+"""Turn any convolutional network of MONAI or PyTorch into its twin that is equivariant to rotation and reflection."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from monai.data.utils import affine_to_spacing
+from monai.networks.blocks.upsample import SubpixelUpsample
+from monai.networks.nets.basic_unet import UpCat
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+from monai_sre.layers.centred import CentredPadPool
+from monai_sre.nets import blocks, probe, rules
+from monai_sre.nets.report import ATTRIBUTE, ConversionReport, Entry, RefusedError, conversion_report, describe, refusal
+from monai_sre.ops.arguments import int_tuple
+from monai_sre.ops.symmetry import lattice_generators
+
+logger = logging.getLogger(__name__)
+INITS = ("project", "reset")
+_ABSENT = object()
+#: Modules without an equivariant counterpart, by a base class of theirs.
+_HOPELESS: dict[type[nn.Module], str] = {
+    nn.RNNBase: "a recurrent layer reads positions in an order",
+    nn.Unfold: "unfolding turns positions into channels",
+    nn.Fold: "folding turns channels into positions",
+    nn.PixelUnshuffle: "it turns positions into channels, which a rotation exchanges",
+    nn.FractionalMaxPool2d: "its windows are random",
+    nn.FractionalMaxPool3d: "its windows are random",
+    nn.MaxUnpool1d: "it takes positions on the grid",
+    nn.MaxUnpool2d: "it takes positions on the grid",
+    nn.MaxUnpool3d: "it takes positions on the grid",
+    nn.LPPool1d: "it has no centred counterpart",
+    nn.LPPool2d: "it has no centred counterpart",
+}
+
+
+def convert_to_sre(
+    network: nn.Module,
+    kernel_size: int | Sequence[int] | None = None,
+    num_rings: int | None = None,
+    profile: str | tuple[str, Mapping[str, Any]] = "band",
+    init: str = "project",
+    *,
+    circular: bool = True,
+    orthonormal: bool = False,
+    spacing: Sequence[float] | None = None,
+    axes: Sequence[int] | None = None,
+    algorithm: str = "auto",
+    strict: bool = True,
+    verify: bool | Tensor | Sequence[Any] = True,
+) -> nn.Module:
+    """Make a network equivariant, in place: its outputs turn with its input under every symmetry of the grid, at every size.
+
+    Convolutions become radial (:class:`monai_sre.layers.SREConv2d`). Strides, pools, transposed convolutions and pixel
+    shuffles move to centred grids (:mod:`monai_sre.layers.centred`), and so do the paddings in the blocks of MONAI. The shapes
+    of all outputs stay as they are, and so do names of parameters, train or eval mode, ``requires_grad``, device, dtype and
+    what modules share. Create the optimiser afterwards.
+
+    Then the network is run on a small input and on its rotations and reflections, as no replacement reaches what a
+    ``forward`` does by itself.
+
+    Args:
+        network: a convolutional network of one number of spatial axes.
+        kernel_size: size that convolutions grow to, one for all axes or one an axis; layers of one tap stay so, even kernels
+            take the next even size, and none shrinks. ``None`` keeps each layer's own.
+        num_rings: largest number of learned coefficients a pair of channels; ``None`` is one a unit of radius.
+        profile: with ``circular``, ``orthonormal`` and ``algorithm`` as in :class:`monai_sre.layers.SREConv2d`.
+        init: ``"project"`` takes the radial kernel nearest to each kernel there is (least squares; the report says how much of
+            it that keeps), ``"reset"`` starts anew, with the variance that radial kernels need. Layers that stay keep theirs.
+        spacing: voxel size of the input along each spatial axis, such as :func:`spacing_from` gives; kernels are round in that
+            unit, at every level of the network, and axes of unequal size need not be treated alike.
+        axes: the spatial axes to be symmetric in; ``None`` is all.
+        strict: raise where a module cannot be made equivariant; otherwise it stays, and the report lists it.
+        verify: ``True`` looks for an input size that the network accepts; else the shape ``(N, C, *spatial)`` or the input to
+            check, or a tuple of all arguments. ``False`` checks nothing.
+
+    Returns:
+        The same network; a new module where it is itself a single layer. :func:`conversion_report` says what was done.
+
+    Raises:
+        TypeError: an argument is of the wrong type.
+        ValueError: an argument cannot work, or modules cannot be made equivariant: the message names each and says why, and
+            the network is left as it was.
+
+    Example:
+        >>> from monai.networks.nets import UNet
+        >>> net = convert_to_sre(UNet(2, 1, 2, channels=(4, 8, 16), strides=(2, 2))).eval()
+        >>> x = torch.randn(1, 1, 20, 28)
+        >>> torch.allclose(net(x.rot90(1, (2, 3))), net(x).rot90(1, (2, 3)), atol=1e-5)
+        True
+    """
+    if not isinstance(network, nn.Module) or isinstance(network, torch.jit.ScriptModule):
+        raise TypeError(f"network must be an nn.Module that is not scripted, got {type(network).__name__}")
+    if init not in INITS:
+        raise ValueError(f"init must be one of {INITS}, got {init!r}")
+    ndim = probe.spatial_dims_of(network)
+    if kernel_size is not None:
+        int_tuple("kernel_size", kernel_size, ndim, minimum=1)
+    options = rules.Rules(
+        kernel_size=kernel_size,
+        num_rings=num_rings,
+        profile=profile,
+        init=init,
+        circular=circular,
+        orthonormal=orthonormal,
+        spacing=None if spacing is None else tuple(float(step) for step in spacing),
+        axes=None if axes is None else tuple(axes),
+        algorithm=algorithm,
+    )
+    options.check(ndim)
+    arguments: probe.Arguments | None = None
+    if verify is True:
+        arguments = probe.find_input(network, ndim)
+    elif verify is not False:
+        arguments = probe.as_arguments(verify, ndim)  # type: ignore[arg-type]
+    expected = None if arguments is None else probe.output_shapes(network, arguments)
+
+    plan = _Plan(options, _spacings(network, options, arguments, ndim))
+    plan.read(network)
+    if strict and plan.report.refused:
+        raise ValueError(refusal(plan.report.refused))
+    converted = plan.apply(network)
+    try:
+        if verify is not False:
+            _verify(converted, plan.report, options, arguments, expected, ndim)
+        if strict and plan.report.refused:
+            raise ValueError(refusal(plan.report.refused))
+    except BaseException:
+        plan.undo()
+        raise
+    if not plan.report.replaced and isinstance(getattr(converted, ATTRIBUTE, None), ConversionReport):
+        plan.report.entries = conversion_report(converted).entries  # converted before: what was done then
+    setattr(converted, ATTRIBUTE, plan.report)
+    logger.info("convert_to_sre(%s): %s", type(converted).__name__, plan.report)
+    return converted
+
+
+def spacing_from(image: Any) -> tuple[float, ...]:
+    """Voxel size along each spatial axis of an image, for ``convert_to_sre(..., spacing=spacing_from(image))``.
+
+    Args:
+        image: a ``monai.data.MetaTensor`` of shape ``(C, *spatial)``, or ``(N, C, *spatial)`` with one affine an image.
+
+    Returns:
+        Column norms of the affine. Sizes within 0.1 % of each other, as headers have them, are made equal.
+
+    Raises:
+        TypeError: ``image`` has no affine.
+        ValueError: the images of a batch differ in their spacing.
+
+    Example:
+        >>> from monai.data import MetaTensor
+        >>> spacing_from(MetaTensor(torch.zeros(1, 8, 64, 64), affine=torch.diag(torch.tensor([5.0, 0.7, 0.7001, 1.0]))))
+        (5.0, 0.7, 0.7)
+    """
+    affine = getattr(image, "affine", None)
+    if affine is None or not isinstance(image, Tensor):
+        raise TypeError(f"image must be a MetaTensor with an affine, got {type(image).__name__}")
+    matrices = torch.as_tensor(affine).double().reshape(-1, *affine.shape[-2:])
+    ndim = min(image.dim() - (2 if affine.dim() == 3 else 1), affine.shape[-1] - 1)
+    rows = [affine_to_spacing(matrix, r=matrix.shape[-1] - 1)[:ndim].tolist() for matrix in matrices.cpu()]
+    if any(abs(a - b) > 1e-3 * abs(b) for row in rows for a, b in zip(row, rows[0], strict=True)):
+        raise ValueError(f"the images of a batch must have one spacing, got {rows}")
+    steps: list[float] = []
+    for step in rows[0]:
+        alike = [other for other in steps if abs(other - step) <= 1e-3 * other]
+        steps.append(alike[0] if alike else float(f"{step:.6g}"))
+    return tuple(steps)
+
+
+class _Plan:
+    """What is to be replaced; nothing is changed before :meth:`apply`."""
+
+    def __init__(self, options: rules.Rules, spacings: dict[int, tuple[float, ...]]) -> None:
+        self.rules, self.spacings = options, spacings
+        self.report = ConversionReport()
+        self.new: dict[int, nn.Module] = {}
+        self.merged: dict[int, rules.Pads] = {}
+        self.assignments: list[tuple[Any, str, Any]] = []
+        self.log: list[tuple[Any, str, Any]] = []
+        self.order: dict[int, list[str]] = {}
+
+    def read(self, network: nn.Module) -> None:
+        """Fill the report and the plan."""
+        modules = list(network.named_modules())
+        for name, module in modules:
+            self._attempt(name, module, self._read_block)
+        for name, module in modules:
+            if id(module) not in self.new:
+                self._attempt(name, module, self._read_layer)
+
+    def apply(self, network: nn.Module) -> nn.Module:
+        """Carry the plan out; returns the network, or what replaces it."""
+        for target, name, value in self.assignments:
+            self._set(target, name, value)
+        for parent in list(network.modules()):
+            for name, child in parent._modules.items():
+                if child is not None and id(child) in self.new:
+                    self._set(parent, name, self.new[id(child)])
+        return self.new.get(id(network), network)
+
+    def undo(self) -> None:
+        """Put everything back."""
+        for target, name, old in reversed(self.log):
+            if name != "__class__":
+                delattr(target, name)
+            if old is not _ABSENT:
+                setattr(target, name, old)
+            if isinstance(old, nn.Module):
+                target._modules = {key: target._modules[key] for key in self.order[id(target)]}
+
+    def _set(self, target: Any, name: str, value: Any) -> None:
+        self.order.setdefault(id(target), list(getattr(target, "_modules", ())))
+        self.log.append((target, name, getattr(target, name, _ABSENT)))
+        setattr(target, name, value)
+
+    def _attempt(self, name: str, module: nn.Module, rule: Any) -> None:
+        try:
+            rule(name, module)
+        except RefusedError as error:
+            self.report.entries.append(Entry(name, "refused", describe(module), str(error)))
+
+    def _replace(self, name: str, old: nn.Module, result: Any) -> None:
+        new, note = result if isinstance(result, tuple) else (result, None)
+        if isinstance(new, str) or new is None:
+            self.report.entries.append(Entry(name, "kept", describe(old), str(note if new is None else new)))
+            return
+        new.train(old.training)
+        self.new[id(old)] = new
+        self.report.entries.append(Entry(name, "replaced", describe(old), describe(new), note))
+
+    def _swap_class(self, name: str, module: nn.Module, twin: type[nn.Module]) -> None:
+        self.assignments.append((module, "__class__", twin))
+        self.report.entries.append(Entry(name, "replaced", type(module).__name__, twin.__name__))
+
+    def _read_block(self, name: str, module: nn.Module) -> None:
+        """Blocks that do something in their own ``forward``."""
+        kind = type(module)
+        children = dict(module.named_children())
+        if kind is UpCat:
+            self._swap_class(name, module, blocks.CentredUpCat)
+        elif kind is SubpixelUpsample:
+            self._read_subpixel(name, module)
+        elif isinstance(getattr(module, "downsample", None), partial):
+            self._read_shortcut(name, module)
+        elif kind.__name__ == "AEKLDownsample" and isinstance(children.get("conv"), nn.Sequential):
+            pad: Any = module.pad
+            self.merged[id(children["conv"].conv)] = _pairs(getattr(pad, "pad", pad))
+            self.assignments.append((module, "pad", nn.Identity()))
+        ordered = list(children.items())
+        for index, (pad_name, pad) in enumerate(ordered):
+            follower = children.get(pad_name.removesuffix("_padding")) if pad_name.endswith("_padding") else None
+            if kind is nn.Sequential and index + 1 < len(ordered):
+                follower = ordered[index + 1][1]
+            if type(follower) in (nn.Conv1d, nn.Conv2d, nn.Conv3d) and _is_uneven_zero_padding(pad):
+                self.merged[id(follower)] = _pairs(pad.padding)  # type: ignore[arg-type]
+                self._replace(f"{name}.{pad_name}".lstrip("."), pad, nn.Identity())
+
+    def _read_subpixel(self, name: str, module: nn.Module) -> None:
+        factor: Any = module.scale_factor
+        conv: Any = module.conv_block
+        if isinstance(conv, _ConvNd) and not isinstance(conv, _ConvTransposeNd):
+            result = rules.convert_subpixel(conv, factor, self.rules, self._spacing(conv))
+            self._replace(f"{name}.conv_block".lstrip("."), conv, result)
+            self._swap_class(name, module, blocks.CentredSubpixel)
+        else:
+            self._swap_class(name, module, blocks.CentredSubpixelMean)
+            self.assignments.append((module, "shuffle", blocks.CentredShuffle(factor)))
+        if isinstance(module.pad_pool, nn.Sequential):
+            self._replace(f"{name}.pad_pool".lstrip("."), module.pad_pool, CentredPadPool(factor))
+            for child in module.pad_pool.modules():
+                self.new.setdefault(id(child), child)
+
+    def _read_shortcut(self, name: str, module: nn.Module) -> None:
+        shortcut: Any = module.downsample
+        if getattr(shortcut.func, "__name__", "") != "_downsample_basic_block":
+            raise RefusedError("its downsample is a function that is not known here")
+        new = blocks.CentredPadShortcut(shortcut.keywords["planes"], shortcut.keywords["stride"])
+        self.assignments.append((module, "downsample", new))
+        self.report.entries.append(Entry(f"{name}.downsample", "replaced", "shortcut A", type(new).__name__))
+
+    def _read_layer(self, name: str, module: nn.Module) -> None:
+        """Single layers."""
+        hopeless = [why for base, why in _HOPELESS.items() if isinstance(module, base)]
+        if hopeless:
+            raise RefusedError(hopeless[0])
+        positions = [key for key in module._parameters if "pos_emb" in key or "position_emb" in key]
+        if positions:
+            raise RefusedError(f"its parameter {positions[0]} is a position embedding")
+        if isinstance(module, nn.LayerNorm) and len(module.normalized_shape) > 1 and module.elementwise_affine:
+            raise RefusedError("it has weights of its own for each position")
+        if isinstance(module, _ConvTransposeNd):
+            self._replace(name, module, rules.convert_transposed(module, self.rules, self._spacing(module)))
+        elif isinstance(module, _ConvNd):
+            merged = self.merged.get(id(module))
+            self._replace(name, module, rules.convert_conv(module, self.rules, self._spacing(module), merged))
+        elif rules.is_pool(module):
+            self._replace(name, module, rules.convert_pool(module, self.rules))
+        elif isinstance(module, nn.Upsample):
+            self._replace(name, module, rules.convert_upsample(module, self.rules))
+        elif isinstance(module, nn.PixelShuffle):
+            self._replace(name, module, blocks.CentredShuffle(module.upscale_factor))
+        elif isinstance(getattr(module, "padding", None), tuple) and "Pad" in type(module).__name__:
+            self._replace(name, module, rules.check_padding(module, self.rules))
+
+    def _spacing(self, module: nn.Module) -> tuple[float, ...] | None:
+        return self.spacings.get(id(module), self.rules.spacing)
+
+
+def _is_uneven_zero_padding(module: nn.Module) -> bool:
+    if "Pad" not in type(module).__name__ or getattr(module, "value", None) != 0:
+        return False
+    return any(low != high for low, high in _pairs(module.padding))  # type: ignore[arg-type]
+
+
+def _pairs(pads: Sequence[int]) -> rules.Pads:
+    return [(int(pads[index]), int(pads[index + 1])) for index in range(len(pads) - 2, -1, -2)]
+
+
+def _spacings(
+    network: nn.Module, options: rules.Rules, arguments: probe.Arguments | None, ndim: int
+) -> dict[int, tuple[float, ...]]:
+    """Voxel size at each layer's input, where strides that differ between axes change its proportions."""
+    strides = [getattr(module, "stride", 1) for module in network.modules()]
+    uneven = any(isinstance(stride, tuple) and len(set(stride)) > 1 for stride in strides)
+    if options.spacing is None or not uneven:
+        return {}
+    arguments = probe.find_input(network, ndim, divisible=True) or arguments
+    if arguments is None:
+        raise ValueError(
+            "verify must be an input or its shape: strides that differ between axes change the spacing on the way through the "
+            "network, and no input size was found that it accepts"
+        )
+    sizes = probe.input_sizes(network, arguments, ndim)
+    whole = arguments[0].shape[-ndim:]
+    spacings = {}
+    for key, size in sizes.items():
+        ratios = [
+            round(full / part) if full >= part else 1 / round(part / full)
+            for full, part in zip(whole, size, strict=True)
+        ]
+        spacings[key] = tuple(step * ratio for step, ratio in zip(options.spacing, ratios, strict=True))
+    return spacings
+
+
+def _verify(
+    network: nn.Module,
+    report: ConversionReport,
+    options: rules.Rules,
+    arguments: probe.Arguments | None,
+    expected: list[tuple[int, ...]] | None,
+    ndim: int,
+) -> None:
+    """Measure the errors into the report, and refuse the modules that cause them."""
+    if arguments is None or expected is None:
+        raise ValueError(
+            "verify must be an example input, its shape or a tuple of arguments: no input size was found that this network "
+            "accepts (verify=False converts without the check)"
+        )
+    symmetries = lattice_generators(ndim, options.spacing, options.axes)
+    report.errors, shapes = probe.symmetry_errors(network, arguments, symmetries, ndim)
+    report.input_shape = next((tuple(a.shape) for a in arguments if isinstance(a, Tensor)), None)
+    known = {entry.name for entry in report.refused}
+    if shapes != expected:
+        report.entries.append(
+            Entry(
+                "", "refused", type(network).__name__, f"the shapes of its outputs change from {expected} to {shapes}"
+            )
+        )
+    worst = max(report.errors, key=lambda name: report.errors[name])
+    if report.errors[worst] <= probe.TOLERANCE:
+        return
+    found = probe.find_culprits(network, arguments, symmetries[worst], ndim) or [("", network)]
+    for name, module in found:
+        if name not in known:
+            why = f"it does not commute with {worst} (relative error of the network {report.errors[worst]:.1e})"
+            report.entries.append(Entry(name, "refused", type(module).__name__, why))

@@ -1,0 +1,149 @@
+"""Back to plain convolutions: what a trained equivariant network is deployed as."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from monai_sre.layers.centred import _CentredConv, _CentredConvTranspose
+from monai_sre.layers.conv import _SREConv, _SREConvNd
+from monai_sre.ops.centred import centred_conv_dense, centred_conv_transpose
+
+_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+def fold_sre(network: nn.Module) -> nn.Module:
+    """Replace radial layers, in place, by plain convolutions with the kernels that they have now.
+
+    Outputs are the same to rounding. A layer of stride 1 becomes ``torch.nn.Conv*d`` itself, a strided one a subclass that
+    centres its grid before it convolves. Parameters keep their names, and shapes are those of the original architecture, but
+    for kernels that the conversion has enlarged: so a state dict needs no ``monai_sre`` to be read, and what is scripted, traced or
+    exported to ONNX needs none to run. Train further before folding, not after: nothing holds folded kernels radial.
+
+    Args:
+        network: any network with layers of this package; deepcopy it first to keep it.
+
+    Returns:
+        The same network; a new module where it is itself a single layer.
+
+    Example:
+        >>> from monai_sre.layers import SREConv2d
+        >>> net = nn.Sequential(SREConv2d(1, 4, 5, padding=2), nn.ReLU())
+        >>> x = torch.randn(1, 1, 9, 9)
+        >>> out = net(x)
+        >>> fold_sre(net)[0], torch.allclose(net(x), out, atol=1e-6)
+        (Conv2d(1, 4, kernel_size=(5, 5), stride=(1, 1), padding=(2, 2)), True)
+    """
+    if not isinstance(network, nn.Module) or isinstance(network, torch.jit.ScriptModule):
+        raise TypeError(f"network must be an nn.Module that is not scripted, got {type(network).__name__}")
+    folded: dict[int, nn.Module] = {}
+    for module in network.modules():
+        new = _fold(module)
+        if new is not None:
+            folded[id(module)] = new
+    for parent in list(network.modules()):
+        for name, child in parent._modules.items():
+            if child is not None and id(child) in folded:
+                setattr(parent, name, folded[id(child)])
+    return folded.get(id(network), network)
+
+
+def _fold(module: nn.Module) -> nn.Module | None:
+    new: Any = None
+    if isinstance(module, _SREConvNd):
+        options = _options(module)
+        options["padding"] = module.padding
+        if isinstance(module, _SREConv):
+            new = _CONVS[module.spatial_dims - 1](**options, padding_mode=module.padding_mode)
+        else:
+            new = _TRANSPOSED[module.spatial_dims - 1](**options, output_padding=module.output_padding)
+    elif isinstance(module, _CentredConv):
+        new = _FOLDED[module.spatial_dims - 1](
+            **_options(module), padding=module.padding, padding_mode=module.padding_mode
+        )
+        new.far_padding = module.far_padding
+    elif isinstance(module, _CentredConvTranspose):
+        options = _options(module)
+        if all(amount >= 0 and amount % 2 == 0 for amount in module.margin):
+            options["padding"] = tuple(amount // 2 for amount in module.margin)
+            new = _TRANSPOSED[module.spatial_dims - 1](**options)
+        else:
+            new = _FOLDED_TRANSPOSED[module.spatial_dims - 1](**options)
+            new.margin = module.margin
+    if new is None:
+        return None
+    source: Any = module
+    with torch.no_grad():
+        new.weight.copy_(source.kernel())
+        new.weight.requires_grad_(source.weight.requires_grad)
+        if source.bias is not None:
+            new.bias.copy_(source.bias)
+            new.bias.requires_grad_(source.bias.requires_grad)
+    return new.train(module.training)  # type: ignore[no-any-return]
+
+
+def _options(module: Any) -> dict[str, Any]:
+    return {
+        "in_channels": module.in_channels,
+        "out_channels": module.out_channels,
+        "kernel_size": module.kernel_size,
+        "stride": module.stride,
+        "dilation": module.dilation,
+        "groups": module.groups,
+        "bias": module.bias is not None,
+        "device": module.weight.device,
+        "dtype": module.weight.dtype,
+    }
+
+
+class _Folded:
+    def forward(self, x: Tensor) -> Tensor:
+        return centred_conv_dense(
+            x,
+            self.weight,
+            self.bias,
+            list(self.stride),
+            list(self.padding),
+            list(self.far_padding),
+            list(self.dilation),
+            self.groups,
+            self.padding_mode,
+        )
+
+
+class _FoldedTranspose:
+    def forward(self, x: Tensor) -> Tensor:
+        return centred_conv_transpose(
+            x, self.weight, self.bias, list(self.stride), list(self.margin), list(self.dilation), self.groups
+        )
+
+
+class FoldedConv1d(_Folded, nn.Conv1d):
+    """``torch.nn.Conv1d`` on a centred grid, see :func:`monai_sre.ops.centred.centred_conv_dense`."""
+
+
+class FoldedConv2d(_Folded, nn.Conv2d):
+    """``torch.nn.Conv2d`` on a centred grid, see :func:`monai_sre.ops.centred.centred_conv_dense`."""
+
+
+class FoldedConv3d(_Folded, nn.Conv3d):
+    """``torch.nn.Conv3d`` on a centred grid, see :func:`monai_sre.ops.centred.centred_conv_dense`."""
+
+
+class FoldedConvTranspose1d(_FoldedTranspose, nn.ConvTranspose1d):
+    """``torch.nn.ConvTranspose1d`` onto a centred grid, see :func:`monai_sre.ops.centred.centred_conv_transpose`."""
+
+
+class FoldedConvTranspose2d(_FoldedTranspose, nn.ConvTranspose2d):
+    """``torch.nn.ConvTranspose2d`` onto a centred grid, see :func:`monai_sre.ops.centred.centred_conv_transpose`."""
+
+
+class FoldedConvTranspose3d(_FoldedTranspose, nn.ConvTranspose3d):
+    """``torch.nn.ConvTranspose3d`` onto a centred grid, see :func:`monai_sre.ops.centred.centred_conv_transpose`."""
+
+
+_FOLDED = (FoldedConv1d, FoldedConv2d, FoldedConv3d)
+_FOLDED_TRANSPOSED = (FoldedConvTranspose1d, FoldedConvTranspose2d, FoldedConvTranspose3d)

@@ -1,0 +1,239 @@
+"""Does a network commute with the symmetries of the grid? A numeric check, and the module that breaks it.
+
+Replacing modules does not reach what a network does in its own ``forward``: slicing, padding, flattening, functional pooling.
+So the converted network is run on a small random input, in float64 and in eval mode, and on that input turned and flipped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+from torch.utils._pytree import tree_leaves, tree_map
+
+from monai_sre.ops.symmetry import LatticeSymmetry
+
+#: Spatial sizes to try, the most telling first: odd, even and unequal; then what deep networks accept.
+_SIZES: dict[int, tuple[tuple[int, ...], ...]] = {
+    1: ((37,), (48,), (96,), (256,)),
+    2: ((37, 46), (24, 40), (32, 48), (64, 96), (128, 192), (256, 320)),
+    3: ((19, 22, 25), (16, 24, 16), (16, 32, 16), (32, 48, 32), (64, 64, 96)),
+}
+#: The largest relative error, in float64, of a module that commutes, and of a whole network, which amplifies rounding.
+MODULE_TOLERANCE, TOLERANCE = 1e-9, 1e-6
+Arguments = tuple[Any, ...]
+
+
+def spatial_dims_of(network: nn.Module) -> int:
+    """Number of spatial axes, from the first convolution or pool that has one.
+
+    Raises:
+        ValueError: there is none, or there are several.
+    """
+    found = {
+        int(base.__name__[-2])
+        for module in network.modules()
+        for base in type(module).__mro__
+        if base.__name__[-2:] in ("1d", "2d", "3d") and ("Conv" in base.__name__ or "Pool" in base.__name__)
+    }
+    if len(found) != 1:
+        raise ValueError(
+            f"network must hold convolutions or pools of one number of spatial axes, got {sorted(found) or 'none'} "
+            f"in {type(network).__name__}"
+        )
+    return found.pop()
+
+
+def find_input(network: nn.Module, spatial_dims: int, divisible: bool = False) -> Arguments | None:
+    """A small random input that ``network`` accepts, or ``None``.
+
+    Args:
+        network: any network of one input ``(N, C, *spatial)``.
+        spatial_dims: number of spatial axes.
+        divisible: only sizes that strides divide.
+    """
+    channels = [network.in_channels] if isinstance(getattr(network, "in_channels", None), int) else []
+    for module in network.modules():
+        if isinstance(module, _ConvNd) or hasattr(module, "kernel_size") and hasattr(module, "in_channels"):
+            channels.append(module.in_channels)
+            break
+    for size in _SIZES[spatial_dims][1 if divisible else 0 :]:
+        for count in dict.fromkeys(channels):
+            x = torch.randn(1, int(count), *size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+            try:
+                run(network, (x,))
+            except Exception:  # whatever it raises: this size does not suit it
+                continue
+            return (x,)
+    return None
+
+
+def run(network: nn.Module, arguments: Arguments) -> Any:
+    """Outputs in eval mode and float64; parameters that are all alike (zero initialised) are stirred, so that nothing vanishes."""
+    generator = torch.Generator().manual_seed(1)
+
+    def stirred(tensor: Tensor) -> Tensor:
+        if tensor.numel() and bool((tensor == tensor.flatten()[0]).all()):
+            noise = torch.rand(tensor.shape, generator=generator, dtype=torch.float64).to(tensor.device)
+            tensor = tensor + 0.1 * noise
+        return tensor
+
+    state = {name: stirred(parameter.detach().double()) for name, parameter in network.named_parameters()}
+    for name, buffer in network.named_buffers():
+        state[name] = buffer.double() if buffer.is_floating_point() else buffer
+    device = next((t.device for t in state.values()), torch.device("cpu"))
+    arguments = tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, arguments)
+    with _eval(network), torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return torch.func.functional_call(network, state, arguments)
+
+
+def output_shapes(network: nn.Module, arguments: Arguments) -> list[tuple[int, ...]]:
+    """Shapes of all tensors that the network returns.
+
+    Raises:
+        ValueError: it does not run on these arguments.
+    """
+    try:
+        out = run(network, arguments)
+    except Exception as error:
+        raise ValueError(
+            f"verify must be what the network accepts, in float64; it raises {type(error).__name__}: {error}"
+        ) from error
+    return [tuple(leaf.shape) for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+
+
+def symmetry_errors(
+    network: nn.Module, arguments: Arguments, symmetries: Mapping[str, LatticeSymmetry], spatial_dims: int
+) -> tuple[dict[str, float], list[tuple[int, ...]]]:
+    """Relative error of each symmetry, and the shapes of the outputs.
+
+    Outputs with at least ``spatial_dims + 2`` axes are to turn with the input, all others to stay.
+    """
+    plain = [leaf for leaf in tree_leaves(run(network, arguments)) if isinstance(leaf, Tensor)]
+    errors = {}
+    for name, symmetry in symmetries.items():
+        turned = run(network, _turned(arguments, symmetry, spatial_dims))
+        pairs = zip(plain, [leaf for leaf in tree_leaves(turned) if isinstance(leaf, Tensor)], strict=True)
+        errors[name] = max((_error(old, new, symmetry, spatial_dims) for old, new in pairs), default=0.0)
+    return errors, [tuple(leaf.shape) for leaf in plain]
+
+
+def find_culprits(
+    network: nn.Module, arguments: Arguments, symmetry: LatticeSymmetry, spatial_dims: int
+) -> list[tuple[str, nn.Module]]:
+    """The innermost modules that do not commute by themselves: each is given the turned inputs of its place in the network."""
+    broken: list[tuple[str, nn.Module]] = []
+    given: list[Any] = []
+    busy = False
+
+    def before(module: nn.Module, args: Any, kwargs: Any) -> None:
+        if not busy:  # copied, as modules may work in place
+            given.append(tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, (args, kwargs)))
+
+    def after(name: str) -> Callable[..., None]:
+        def check(module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
+            nonlocal busy
+            if busy:
+                return
+            arguments = given.pop()
+            if any(other.startswith(f"{name}." if name else "") for other, _ in broken):
+                return
+            if not any(_is_map(leaf, spatial_dims) for leaf in tree_leaves(arguments)):
+                return
+            busy = True
+            try:
+                args, kwargs = _turned(arguments, symmetry, spatial_dims)
+                pairs = zip(tree_leaves(out), tree_leaves(module(*args, **kwargs)), strict=True)
+                bad = any(
+                    _error(old, new, symmetry, spatial_dims) > MODULE_TOLERANCE
+                    for old, new in pairs
+                    if isinstance(old, Tensor)
+                )
+            except Exception:  # it cannot even take them
+                bad = True
+            finally:
+                busy = False
+            if bad:
+                broken.append((name, module))
+
+        return check
+
+    handles = []
+    for name, module in network.named_modules():
+        handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
+        handles.append(module.register_forward_hook(after(name), with_kwargs=True))
+    try:
+        run(network, arguments)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return list(dict(broken).items())
+
+
+def input_sizes(network: nn.Module, arguments: Arguments, spatial_dims: int) -> dict[int, tuple[int, ...]]:
+    """Spatial sizes of the first input of each module, by ``id``."""
+    sizes: dict[int, tuple[int, ...]] = {}
+
+    def note(module: nn.Module, args: Any) -> None:
+        if args and _is_map(args[0], spatial_dims):
+            sizes.setdefault(id(module), tuple(args[0].shape[-spatial_dims:]))
+
+    handles = [module.register_forward_pre_hook(note) for module in network.modules()]
+    try:
+        run(network, arguments)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return sizes
+
+
+def as_arguments(example: Tensor | Sequence[Any], spatial_dims: int) -> Arguments:
+    """What a user gives as ``verify``: an input, a shape, or a tuple of the network's arguments."""
+    if isinstance(example, Tensor):
+        return (example.detach().double().as_subclass(Tensor),)
+    items = tuple(example)
+    if all(isinstance(item, int) and not isinstance(item, bool) for item in items):
+        if len(items) != spatial_dims + 2:
+            raise ValueError(
+                f"verify must be a shape of {spatial_dims + 2} integers, an input, or a bool, got {example!r}"
+            )
+        return (torch.randn(items, generator=torch.Generator().manual_seed(0), dtype=torch.float64),)
+    return tuple(
+        item.detach().double() if isinstance(item, Tensor) and item.is_floating_point() else item for item in items
+    )
+
+
+def _is_map(leaf: Any, spatial_dims: int) -> bool:
+    return isinstance(leaf, Tensor) and leaf.dim() >= spatial_dims + 2
+
+
+def _turned(arguments: Any, symmetry: LatticeSymmetry, spatial_dims: int) -> Any:
+    return tree_map(lambda leaf: symmetry(leaf).contiguous() if _is_map(leaf, spatial_dims) else leaf, arguments)
+
+
+def _error(old: Tensor, new: Any, symmetry: LatticeSymmetry, spatial_dims: int) -> float:
+    wanted = symmetry(old) if _is_map(old, spatial_dims) else old
+    if not isinstance(new, Tensor) or wanted.shape != new.shape:
+        return float("inf")
+    if not wanted.is_floating_point() or wanted.numel() == 0:
+        return 0.0 if bool((wanted == new).all()) else float("inf")
+    difference, scale = float((wanted - new).abs().max()), float(wanted.abs().max())
+    if difference != difference or scale != scale:
+        return float("inf")
+    return difference / scale if scale > 0 else (0.0 if difference == 0 else float("inf"))
+
+
+@contextmanager
+def _eval(network: nn.Module) -> Iterator[None]:
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode

@@ -1,0 +1,356 @@
+"""How single modules become equivariant: convolutions, pools, interpolation, padding. Each rule gives the new module or says why not."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd, _AvgPoolNd, _MaxPoolNd
+
+from monai_sre import layers
+from monai_sre.layers import centred
+from monai_sre.nets.report import RefusedError
+from monai_sre.ops.arguments import int_tuple
+from monai_sre.ops.centred import centred_basis
+from monai_sre.ops.conv import check_algorithm
+
+_CONVS = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
+_TRANSPOSED = {nn.ConvTranspose1d: 1, nn.ConvTranspose2d: 2, nn.ConvTranspose3d: 3}
+_SRE = (layers.SREConv1d, layers.SREConv2d, layers.SREConv3d)
+_CENTRED = (centred.CentredConv1d, centred.CentredConv2d, centred.CentredConv3d)
+_CENTRED_TRANSPOSED = (centred.CentredConvTranspose1d, centred.CentredConvTranspose2d, centred.CentredConvTranspose3d)
+_MAX_POOLS = (layers.CentredMaxPool1d, layers.CentredMaxPool2d, layers.CentredMaxPool3d)
+_AVG_POOLS = (layers.CentredAvgPool1d, layers.CentredAvgPool2d, layers.CentredAvgPool3d)
+Pads = list[tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What the caller of :func:`monai_sre.nets.convert_to_sre` asked for; the fields are its arguments."""
+
+    kernel_size: int | Sequence[int] | None = None
+    num_rings: int | None = None
+    profile: str | tuple[str, Mapping[str, Any]] = "band"
+    init: str = "project"
+    circular: bool = True
+    orthonormal: bool = False
+    spacing: tuple[float, ...] | None = None
+    axes: tuple[int, ...] | None = None
+    algorithm: str = "auto"
+
+    def geometry(self, spacing: tuple[float, ...] | None) -> dict[str, Any]:
+        """Keyword arguments of the radial layers."""
+        return {
+            "profile": self.profile,
+            "circular": self.circular,
+            "orthonormal": self.orthonormal,
+            "spacing": spacing,
+            "axes": self.axes,
+        }
+
+    def check(self, spatial_dims: int) -> None:
+        """Raise where the geometry cannot work in so many spatial axes."""
+        centred_basis((3,) * spatial_dims, **self.geometry(self.spacing))
+        if self.num_rings is not None:
+            int_tuple("num_rings", self.num_rings, 1, minimum=1)
+        check_algorithm(self.algorithm)
+
+    def check_alike(self, what: str, values: Sequence[Any]) -> None:
+        """Refuse values that differ between spatial axes that a symmetry exchanges."""
+        moving = range(len(values)) if self.axes is None else self.axes
+        for first, second in combinations(moving, 2):
+            alike = self.spacing is None or self.spacing[first] == self.spacing[second]
+            if alike and values[first] != values[second]:
+                raise RefusedError(
+                    f"{what}={tuple(values)} differs between the spatial axes {first} and {second}, which a rotation exchanges; "
+                    "give their spacing, or the axes to be symmetric in"
+                )
+
+    def grown(self, taps: Sequence[int]) -> list[int]:
+        """Kernel sizes after ``kernel_size``: larger where it is, of the same parity, 1 where they were 1."""
+        if self.kernel_size is None:
+            return list(taps)
+        wanted = [self.kernel_size] * len(taps) if isinstance(self.kernel_size, int) else list(self.kernel_size)
+        if len(wanted) != len(taps):
+            raise RefusedError(f"kernel_size={self.kernel_size!r} does not have {len(taps)} entries")
+        return [k if k == 1 else max(k, w + (w - k) % 2) for k, w in zip(taps, wanted, strict=True)]
+
+
+def project(kernel: Tensor, basis: Tensor) -> tuple[Tensor, float]:
+    """Coefficients of the radial kernels nearest to given ones, and the share of energy that they keep.
+
+    Args:
+        kernel: shape ``(A, B, *kernel_size)``.
+        basis: shape ``(b, *kernel_size)``.
+
+    Returns:
+        Least-squares coefficients ``(A, B, b)`` in float64, and ``sum(projected**2) / sum(kernel**2)`` (1 for a zero kernel).
+
+    Example:
+        >>> from monai_sre.ops import radial_basis
+        >>> weight, share = project(torch.ones(1, 1, 3, 3), radial_basis((3, 3)))
+        >>> weight.flatten().tolist(), round(share, 6)
+        ([1.0, 1.0], 1.0)
+    """
+    flat, rings = kernel.detach().double().flatten(2), basis.double().flatten(1).to(kernel.device)
+    weight = flat @ torch.linalg.pinv(rings)
+    total = float(flat.square().sum())
+    return weight, float((weight @ rings).square().sum()) / total if total > 0 else 1.0
+
+
+def embed(kernel: Tensor, size: Sequence[int], front: Sequence[int]) -> Tensor:
+    """``kernel`` in the middle of zeros of ``size``; where that is half a tap, ``front`` says whether the zeros lead."""
+    pads: list[int] = []
+    for axis, length in reversed(list(enumerate(size))):
+        extra = length - kernel.shape[axis + 2]
+        before = (extra + (1 if front[axis] else 0)) // 2
+        pads += [before, extra - before]
+    return nn.functional.pad(kernel, pads)
+
+
+def convert_conv(conv: _ConvNd, rules: Rules, spacing: tuple[float, ...] | None, merged: Pads | None) -> Any:
+    """The counterpart of a convolution: ``(module, energy)``; ``(None, reason)`` where it stays.
+
+    Args:
+        conv: ``nn.Conv1d/2d/3d``.
+        rules: what the user asked for.
+        spacing: voxel size where this layer works.
+        merged: zero padding that a module before it applied and that is now the layer's.
+    """
+    ndim = _spatial_dims(conv, _CONVS)
+    taps, stride, dilation = list(conv.kernel_size), conv.stride, conv.dilation
+    pads = _conv_pads(conv)
+    if merged is not None:
+        if conv.padding_mode != "zeros":
+            raise RefusedError(
+                f"padding_mode={conv.padding_mode!r} behind a padding layer that differs between the ends"
+            )
+        pads = [(low + more, high + extra) for (low, high), (more, extra) in zip(pads, merged, strict=True)]
+    for what, values in (("kernel_size", taps), ("stride", stride), ("dilation", dilation)):
+        rules.check_alike(what, values)
+    rules.check_alike("padding", [low + high for low, high in pads])
+    symmetric = all(low == high for low, high in pads)
+    if all(k == 1 for k in taps) and all(s == 1 for s in stride) and symmetric and merged is None:
+        return None, "a 1-tap kernel is radial"
+    size = rules.grown(taps)
+    total = [sum(pair) + d * (new - k) for pair, d, new, k in zip(pads, dilation, size, taps, strict=True)]
+    for axis in range(ndim):
+        if stride[axis] == 1 and dilation[axis] == 1 and total[axis] % 2:  # always half a pixel aside: one tap more
+            size[axis] += 1
+            total[axis] += 1
+    options: dict[str, Any] = {
+        "in_channels": conv.in_channels,
+        "out_channels": conv.out_channels,
+        "kernel_size": tuple(size),
+        "stride": stride,
+        "padding": tuple(amount // 2 for amount in total),
+        "dilation": dilation,
+        "groups": conv.groups,
+        "bias": conv.bias is not None,
+        "padding_mode": conv.padding_mode,
+        "algorithm": rules.algorithm,
+    }
+    plain = all(s == 1 for s in stride) and all(k % 2 for k in size) and not any(amount % 2 for amount in total)
+    if not plain:
+        options["far_padding"] = tuple(amount % 2 for amount in total)
+    kernel = embed(conv.weight, size, [low < high for low, high in pads])
+    new = _build((_SRE if plain else _CENTRED)[ndim - 1], options, rules, spacing)
+    return new, _fill(new, kernel, conv.bias, conv, rules)
+
+
+def convert_transposed(conv: _ConvTransposeNd, rules: Rules, spacing: tuple[float, ...] | None) -> Any:
+    """The counterpart of a transposed convolution: ``(module, energy)``."""
+    ndim = _spatial_dims(conv, _TRANSPOSED)
+    padding = [int(amount) for amount in conv.padding]
+    for what, values in (
+        ("kernel_size", conv.kernel_size),
+        ("stride", conv.stride),
+        ("dilation", conv.dilation),
+        ("padding", padding),
+        ("output_padding", conv.output_padding),
+    ):
+        rules.check_alike(what, values)
+    size = rules.grown(conv.kernel_size)
+    pairs = zip(padding, conv.dilation, size, conv.kernel_size, strict=True)
+    options: dict[str, Any] = {
+        "in_channels": conv.in_channels,
+        "out_channels": conv.out_channels,
+        "kernel_size": tuple(size),
+        "stride": conv.stride,
+        "padding": tuple(amount + d * (new - k) // 2 for amount, d, new, k in pairs),
+        "output_padding": conv.output_padding,
+        "dilation": conv.dilation,
+        "groups": conv.groups,
+        "bias": conv.bias is not None,
+    }
+    new = _build(_CENTRED_TRANSPOSED[ndim - 1], options, rules, spacing)
+    kernel = embed(conv.weight, new.kernel_size, [False] * ndim)  # type: ignore[arg-type]
+    return new, _fill(new, kernel, conv.bias, conv, rules)
+
+
+def convert_subpixel(conv: _ConvNd, factor: int, rules: Rules, spacing: tuple[float, ...] | None) -> Any:
+    """A convolution and the pixel shuffle behind it, which together are a transposed convolution: ``(module, energy)``.
+
+    A rotation exchanges the channels that a pixel shuffle interleaves, so the two cannot be treated one by one.
+    """
+    ndim = _spatial_dims(conv, _CONVS)
+    pads = _conv_pads(conv)
+    unusual = conv.padding_mode != "zeros" or conv.groups != 1 or any(v != 1 for v in (*conv.stride, *conv.dilation))
+    if unusual or any(low != high for low, high in pads):
+        raise RefusedError(
+            "the convolution before a pixel shuffle must have stride 1, dilation 1, groups 1 and zero padding"
+        )
+    rules.check_alike("kernel_size", conv.kernel_size)
+    rules.check_alike("padding", pads)
+    size = rules.grown(conv.kernel_size)
+    out_channels = conv.out_channels // factor**ndim
+    weight = embed(conv.weight.detach(), size, [False] * ndim).flip(list(range(2, 2 + ndim)))
+    weight = weight.unflatten(0, (out_channels, *[factor] * ndim)).movedim(1 + ndim, 0)  # (in, out, *factor, *size)
+    order = [0, 1] + [place for axis in range(ndim) for place in (2 + ndim + axis, 2 + axis)]
+    kernel = weight.permute(order).reshape(conv.in_channels, out_channels, *[factor * k for k in size])
+    more = [(new - k) // 2 for new, k in zip(size, conv.kernel_size, strict=True)]
+    options: dict[str, Any] = {
+        "in_channels": conv.in_channels,
+        "out_channels": out_channels,
+        "kernel_size": tuple(factor * k for k in size),
+        "stride": factor,
+        "padding": tuple(factor * (low + grown) for (low, _), grown in zip(pads, more, strict=True)),
+        "bias": conv.bias is not None,
+    }
+    new = _build(_CENTRED_TRANSPOSED[ndim - 1], options, rules, spacing)
+    bias = None if conv.bias is None else conv.bias.detach().reshape(out_channels, -1).mean(dim=1)
+    return new, _fill(new, kernel, bias, conv, rules)
+
+
+def convert_pool(pool: nn.Module, rules: Rules) -> nn.Module | str:
+    """The counterpart of a pool, or why it stays."""
+    ndim = int(type(pool).__name__[-2])
+    if isinstance(pool, (_AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd)):
+        if getattr(pool, "return_indices", False):
+            raise RefusedError("return_indices gives positions on the grid, which turn with it")
+        size: Any = pool.output_size
+        rules.check_alike("output_size", [size] * ndim if not isinstance(size, Sequence) else list(size))
+        return "adaptive windows lie alike at both ends"
+    kernel, stride, padding = (
+        _per_axis(value, ndim) for value in (pool.kernel_size, pool.stride or pool.kernel_size, pool.padding)
+    )
+    for what, values in (("kernel_size", kernel), ("stride", stride), ("padding", padding)):
+        rules.check_alike(what, values)
+    if isinstance(pool, _MaxPoolNd):
+        dilation = _per_axis(pool.dilation, ndim)
+        rules.check_alike("dilation", dilation)
+        if pool.return_indices:
+            raise RefusedError("return_indices gives positions on the grid, which turn with it")
+        if all(step == 1 for step in stride):
+            return "stride 1"
+        return _MAX_POOLS[ndim - 1](kernel, stride, padding, dilation, pool.ceil_mode)  # type: ignore[arg-type]
+    if all(step == 1 for step in stride):
+        return "stride 1"
+    if getattr(pool, "divisor_override", None) is not None:
+        raise RefusedError(f"divisor_override={pool.divisor_override} has no centred counterpart")
+    return _AVG_POOLS[ndim - 1](kernel, stride, padding, pool.ceil_mode, pool.count_include_pad)  # type: ignore[arg-type]
+
+
+def convert_upsample(layer: nn.Upsample, rules: Rules) -> nn.Module | str:
+    """The counterpart of an interpolation, or why it stays."""
+    size: Any = layer.size
+    factors: Any = layer.scale_factor
+    for what, values in (("size", size), ("scale_factor", factors)):
+        if isinstance(values, Sequence):
+            rules.check_alike(what, list(values))
+    listed = list(factors) if isinstance(factors, Sequence) else [] if factors is None else [factors]
+    whole = size is None and all(float(factor).is_integer() for factor in listed)
+    if whole or layer.align_corners or (size is not None and "nearest" not in layer.mode):
+        return "interpolates on a centred grid"
+    if "nearest" in layer.mode:
+        return centred.CentredNearest(size, factors)
+    twin = nn.Upsample(scale_factor=factors, mode=layer.mode, align_corners=layer.align_corners)
+    twin.recompute_scale_factor = True  # the ratio of the sizes, so that the grid is centred
+    return twin
+
+
+def check_padding(layer: nn.Module, rules: Rules) -> str:
+    """Why a padding layer may stay."""
+    pads: Any = layer.padding
+    pairs = [(pads[index], pads[index + 1]) for index in range(len(pads) - 2, -1, -2)]
+    if any(low != high for low, high in pairs):
+        raise RefusedError(f"padding={tuple(pads)} differs between the two ends of an axis")
+    rules.check_alike("padding", [low for low, _ in pairs])
+    return "pads both ends alike"
+
+
+def is_pool(module: nn.Module) -> bool:
+    """Whether :func:`convert_pool` knows it."""
+    return isinstance(module, (_MaxPoolNd, _AvgPoolNd, _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd))
+
+
+def _spatial_dims(conv: nn.Module, known: Mapping[Any, int]) -> int:
+    for base, ndim in known.items():
+        if isinstance(conv, base):
+            own = type(conv)
+            same = own.forward is base.forward and getattr(own, "_conv_forward", None) is getattr(
+                base, "_conv_forward", None
+            )
+            if not same:
+                raise RefusedError(f"{own.__name__} changes how {base.__name__} convolves")
+            if "weight" not in conv._parameters or nn.parameter.is_lazy(conv.weight):
+                raise RefusedError(
+                    "its weight is computed (weight norm, spectral norm, parametrization) or not yet known"
+                )
+            return ndim
+    raise RefusedError(f"{type(conv).__name__} is no convolution that is known here")
+
+
+def _conv_pads(conv: _ConvNd) -> Pads:
+    if conv.padding == "valid":
+        return [(0, 0)] * len(conv.kernel_size)
+    if conv.padding == "same":
+        spans = [d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
+        return [(span // 2, span - span // 2) for span in spans]
+    return [(int(amount), int(amount)) for amount in conv.padding]
+
+
+def _per_axis(value: Any, ndim: int) -> tuple[int, ...]:
+    if isinstance(value, int):
+        return (value,) * ndim
+    return tuple(value) if len(value) == ndim else tuple(value) * ndim
+
+
+def _build(
+    kind: type[nn.Module], options: dict[str, Any], rules: Rules, spacing: tuple[float, ...] | None
+) -> nn.Module:
+    options = {**options, **rules.geometry(spacing)}
+    if rules.num_rings is not None:
+        tiny = kind(**{**options, "in_channels": 1, "out_channels": 1, "groups": 1})
+        most: Any = tiny.num_rings
+        size = tiny.kernel_size
+        if rules.axes is not None:
+            most //= math.prod(k for axis, k in enumerate(size) if axis not in rules.axes)  # type: ignore[arg-type]
+        options["num_rings"] = min(rules.num_rings, most)
+    return kind(**options)
+
+
+def _fill(new: nn.Module, kernel: Tensor, bias: Tensor | None, old: nn.Module, rules: Rules) -> float | None:
+    """Give ``new`` the weights, the device, the dtype and the flags of ``old``; returns the energy kept."""
+    weight: Any = old.weight
+    new.to(device=weight.device, dtype=weight.dtype)
+    new.reset_parameters()  # type: ignore[operator]
+    energy = None
+    with torch.no_grad():
+        if rules.init == "project":
+            exact = new.basis.double()  # type: ignore[union-attr, operator]
+            coefficients, energy = project(kernel, exact)
+            new.weight.copy_(coefficients)  # type: ignore[operator, union-attr]
+            if bias is not None:
+                new.bias.copy_(bias)  # type: ignore[operator, union-attr]
+    for name in ("weight", "bias"):
+        source = getattr(old, name)
+        if source is not None:
+            getattr(new, name).requires_grad_(source.requires_grad)
+    return energy

@@ -1,0 +1,90 @@
+/* Types of ring_cpu.c: vectors, the description of a call, the layout of scratch memory. */
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+#ifndef REAL
+#define REAL float
+#endif
+#if defined(__AVX512F__)
+#define VECTOR_BYTES 64
+#define TALL 8 /* TALL x WIDE sums in registers */
+#elif defined(__AVX__)
+#define VECTOR_BYTES 32
+#define TALL 4
+#else
+#define VECTOR_BYTES 16
+#define TALL 4
+#endif
+#define WIDE 3
+#define LANES ((int)(VECTOR_BYTES / sizeof(REAL)))
+#define UNROLL 8  /* independent sums in flight: enough to hide the latency of an addition */
+#define DEPTH 224 /* maps a product takes at a time, so that WIDE strips of them stay in the first-level cache */
+#define INLINE static inline __attribute__((always_inline))
+
+typedef REAL vec __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(REAL)), may_alias));
+typedef int64_t i64;
+
+INLINE vec load(const REAL *p) { return *(const vec *)p; }
+INLINE void store(REAL *p, vec v) { *(vec *)p = v; }
+INLINE vec splat(REAL a) { return a - (vec){0}; }
+INLINE i64 least(i64 a, i64 b) { return a < b ? a : b; }
+INLINE i64 ceil_div(i64 a, i64 b) { return (a + b - 1) / b; }
+INLINE i64 aligned(i64 a) { return ceil_div(a, LANES) * LANES; } /* a load across two cache lines costs two */
+
+/* What one call does; the field order is that of ring_cpu.py. Triples are z, y, x. */
+typedef struct {
+    i64 images, channels, out_channels, other_channels, blocks; /* blocks: groups of channels that do not mix */
+    i64 in_size[3], out_size[3], stride[3], padding[3], dilation[3];
+    i64 zoom[3], kernel[3];          /* zoom - 1 zeros are read between neighbours of the input */
+    i64 tile[3];                     /* images, planes and rows of a tile */
+    i64 columns, rows, groups, maps; /* sizes of the stages; maps: of one channel */
+    i64 threads, scratch_step;
+} Call;
+
+typedef struct {
+    const int32_t *start, *tap, *source;
+    i64 sets;
+    i64 *offset;
+} Stage;
+
+typedef struct {
+    Stage column, row, group, mix;
+    const REAL *mix_weight;
+    const REAL *matrix; /* all sums of a small map at once: (positions in, maps, positions out rounded up to LANES) */
+} Plan;
+
+/* Sizes in the scratch memory of one thread, in elements. */
+typedef struct {
+    i64 row_count, padded_width, padded_block, block_rows, map_size, planes, plane_map, strips;
+    i64 u, q, sums, other, total, places, all;
+} Layout;
+
+static Layout layout(const Call *c)
+{
+    Layout l;
+    i64 maps = c->channels * c->maps, other = aligned(c->other_channels / c->blocks);
+    l.row_count = (c->tile[2] - 1) * c->stride[1] + (c->kernel[1] - 1) * c->dilation[1] + 1;
+    l.padded_width = aligned(c->out_size[2] + (c->kernel[2] - 1) * c->dilation[2] / c->stride[2] + LANES);
+    l.padded_block = l.padded_width * c->stride[2];
+    l.block_rows = ceil_div(l.row_count, c->stride[1]);
+    l.map_size = aligned(l.block_rows * c->stride[1] * c->out_size[2]) + (c->stride[1] + 1 + UNROLL) * LANES;
+    l.planes = (c->tile[1] - 1) * c->stride[0] + (c->kernel[0] - 1) * c->dilation[0] + 1;
+    l.plane_map = aligned(c->tile[2] * c->out_size[2]) + UNROLL * LANES;
+    l.strips = c->tile[0] * c->tile[1] * ceil_div(c->tile[2] * c->out_size[2], LANES) + WIDE;
+    l.u = (l.row_count + 1) * l.padded_block + 2 * UNROLL * LANES; /* padded rows come first, and a row of zeros */
+    l.q = l.u + c->columns * l.map_size + 2 * UNROLL * LANES;
+    l.sums = l.q + (c->kernel[0] > 1 ? l.planes * c->rows * l.plane_map + UNROLL * LANES : 0);
+    l.other = l.sums + (l.strips * maps + TALL) * LANES;
+    l.total = l.other + (c->other_channels ? l.strips * LANES * other * c->blocks : 0);
+    l.places = l.total + (c->other_channels ? (maps + TALL * c->blocks) * other : 0);
+    l.all = l.places + l.strips * 3 * (i64)(sizeof(i64) / sizeof(REAL)) + LANES;
+    return l;
+}
+
+typedef struct {
+    i64 image, position, count; /* what a strip holds: positions of an image */
+} Place;

@@ -1,0 +1,343 @@
+"""Both MedMNIST bundles through ``monai.bundle``: train, resume, evaluate, infer, verify, export, two processes."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import monai.bundle
+import nibabel
+import numpy as np
+import pytest
+import torch
+from monai.bundle import ConfigParser, create_workflow
+from PIL import Image
+
+ROOT = Path(__file__).parents[2]
+BUNDLES = {2: ROOT / "bundles/medmnist_2d_classification", 3: ROOT / "bundles/medmnist_3d_classification"}
+FLAGS = {2: "breastmnist", 3: "adrenalmnist3d"}
+WIDTH = {"network_def#width": 4}
+
+
+@pytest.fixture(scope="session")
+def toy_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Data sets in MedMNIST's layout that a network can learn: bright squares of two sizes."""
+    folder = tmp_path_factory.mktemp("toy")
+    rng = np.random.default_rng(0)
+    for dims in (2, 3):
+        arrays = {}
+        for split, count in (("train", 24), ("val", 8), ("test", 9)):
+            labels = np.arange(count) % 2
+            images = rng.integers(0, 60, (count, *[12] * dims), dtype=np.uint8)
+            for image, label in zip(images, labels, strict=True):
+                image[(slice(3, 9),) * dims if label else (slice(5, 7),) * dims] = 220
+            arrays |= {f"{split}_images": images, f"{split}_labels": labels[:, None].astype(np.uint8)}
+        np.savez(folder / f"toy{dims}.npz", **arrays)
+    return folder
+
+
+def run(dims: int, *configs: str, **options: Any) -> None:
+    root = BUNDLES[dims]
+    monai.bundle.run(
+        config_file=[str(root / "configs" / f"{name}.json") for name in configs],
+        meta_file=str(root / "configs/metadata.json"),
+        logging_file=str(root / "configs/logging.conf"),
+        bundle_root=str(root),
+        **options,
+    )
+
+
+def toy(dims: int, folder: Path, **options: Any) -> dict[str, Any]:
+    common = {"dataset_name": f"toy{dims}", "dataset_dir": str(folder), "image_size": 12, "batch_size": 8}
+    return {**common, **WIDTH, "device": "cpu", **options}
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="session")
+def trained(toy_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """Each bundle trained for four epochs without interruption."""
+    folders = {dims: tmp_path_factory.mktemp(f"trained{dims}") for dims in (2, 3)}
+    for dims, folder in folders.items():
+        run(dims, "train", **toy(dims, toy_dir), max_epochs=4, progress=False, output_dir=str(folder))
+    return folders
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_training_leaves_what_it_promises(trained: dict[int, Path], dims: int) -> None:
+    folder = trained[dims]
+    history = rows(folder / "metrics.csv")
+    assert [int(row["epoch"]) for row in history] == [1, 2, 3, 4]
+    assert set(history[0]) == {"epoch", "train_loss", "learning_rate", "val_auc", "val_acc", "val_loss"}
+    rates = [float(row["learning_rate"]) for row in history]
+    base = 0.02 if dims == 2 else 0.01
+    expected = [1e-6 + (base - 1e-6) * (1 + np.cos(np.pi * epoch / 4)) / 2 for epoch in range(4)]
+    np.testing.assert_allclose(rates, expected, rtol=1e-6)
+    with Image.open(folder / "learning_curves.png") as picture:
+        assert picture.width > 500
+    state = torch.load(folder / "models/model.pt", weights_only=True)
+    assert all(isinstance(value, torch.Tensor) for value in state.values())
+    best = max(float(row["val_auc"]) for row in history)
+    assert torch.load(folder / "models/last.pt", weights_only=True)["best"] == pytest.approx(best)
+
+
+def test_a_resumed_run_repeats_an_uninterrupted_one(toy_dir: Path, trained: dict[int, Path], tmp_path: Path) -> None:
+    options = {**toy(2, toy_dir), "progress": False, "output_dir": str(tmp_path), "lr_scheduler#T_max": 4}
+    run(2, "train", **options, max_epochs=2)
+    run(2, "train", **options, max_epochs=4, resume=True)
+    assert rows(tmp_path / "metrics.csv") == rows(trained[2] / "metrics.csv")
+    for name in ("model.pt", "last.pt"):
+        resumed, whole = (torch.load(f / "models" / name, weights_only=True) for f in (tmp_path, trained[2]))
+        torch.testing.assert_close(resumed, whole, rtol=0, atol=0)
+
+
+def test_resuming_what_is_complete_missing_or_damaged_is_refused(toy_dir: Path, tmp_path: Path) -> None:
+    options = {**toy(2, toy_dir), "progress": False, "output_dir": str(tmp_path), "max_epochs": 1}
+    with pytest.raises(RuntimeError) as caught:
+        run(2, "train", **options, resume=True)
+    assert "no last.pt" in chain(caught.value)
+    run(2, "train", **options)
+    with pytest.raises(RuntimeError) as caught:
+        run(2, "train", **options, resume=True)
+    assert "complete at epoch 1" in chain(caught.value)
+    (tmp_path / "models/last.pt").write_bytes(b"damaged")
+    with pytest.raises(RuntimeError) as caught:
+        run(2, "train", **options, resume=True)
+    assert "cannot resume from" in chain(caught.value)
+
+
+def chain(error: BaseException | None) -> str:
+    text = ""
+    while error is not None:
+        text, error = f"{text}\n{error}", error.__cause__
+    return text
+
+
+def test_early_stopping_ends_the_training(toy_dir: Path, tmp_path: Path) -> None:
+    options = {**toy(2, toy_dir), "progress": False, "output_dir": str(tmp_path), "learning_rate": 0.0}
+    run(2, "train", **options, **{"optimizer#weight_decay": 0.0}, max_epochs=9, early_stopping=2)
+    scores = [float(row["val_auc"]) for row in rows(tmp_path / "metrics.csv")]
+    assert len(scores) < 9
+    best = int(np.argmax(scores))
+    assert len(scores) == best + 1 + 2
+
+
+def test_seed_and_amp_do_what_they_say(toy_dir: Path, trained: dict[int, Path], tmp_path: Path) -> None:
+    losses = {}
+    for name, extra in {"same": {"seed": 0}, "seed": {"seed": 1}, "amp": {"amp": True}}.items():
+        folder = tmp_path / name
+        scheduled = {"lr_scheduler#T_max": 4, "max_epochs": 1, "progress": False}
+        run(2, "train", **toy(2, toy_dir), **scheduled, **extra, output_dir=str(folder))
+        losses[name] = float(rows(folder / "metrics.csv")[0]["train_loss"])
+    reference = float(rows(trained[2] / "metrics.csv")[0]["train_loss"])
+    assert losses["same"] == reference
+    assert losses["seed"] != reference
+    assert losses["amp"] != reference
+    assert losses["amp"] == pytest.approx(reference, rel=0.2)  # bfloat16 rounding, through three steps
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_evaluation_equals_medmnist(toy_dir: Path, trained: dict[int, Path], tmp_path: Path, dims: int) -> None:
+    from medmnist.evaluator import getACC, getAUC
+
+    options = {**toy(dims, toy_dir), "ckpt_dir": str(trained[dims] / "models"), "output_dir": str(tmp_path)}
+    run(dims, "train", "evaluate", **options, sweep=True)
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    table = rows(tmp_path / "predictions.csv")
+    truth = np.load(toy_dir / f"toy{dims}.npz")["test_labels"]
+    scores = np.array([[float(row["p(0)"]), float(row["p(1)"])] for row in table])
+    assert metrics["ACC"] == pytest.approx(getACC(truth, scores, "binary-class"), abs=1e-9)
+    assert metrics["AUC"] == pytest.approx(getAUC(truth, scores, "binary-class"), abs=1e-9)
+    matrix = rows(tmp_path / "confusion_matrix.csv")
+    assert sum(int(row[name]) for row in matrix for name in ("0", "1")) == len(truth)
+    assert sum(int(matrix[i][str(i)]) for i in range(2)) == round(metrics["ACC"] * len(truth))
+    sweep = json.loads((tmp_path / "sweep_clean.json").read_text())
+    assert len(sweep["rows"]) == (36 + 2 if dims == 2 else 34 + 3)
+    assert sweep["ACC upright"] == pytest.approx(metrics["ACC"])
+    quarter = [row for row in sweep["rows"] if row["transformation"].split()[0] in ("90", "180", "270", "flip")]
+    assert all(row["AUC"] == pytest.approx(metrics["AUC"]) for row in quarter)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_inference_reports_bad_files_and_does_the_others(
+    toy_dir: Path, trained: dict[int, Path], tmp_path: Path, dims: int
+) -> None:
+    images = np.load(toy_dir / f"toy{dims}.npz")["test_images"]
+    folder = tmp_path / "images"
+    folder.mkdir()
+    np.save(folder / "a.npy", images[0])
+    np.savez(folder / "b.npz", image=images[1])
+    slab = images[2][..., None] if dims == 2 else images[2]
+    nibabel.save(nibabel.Nifti1Image(slab, np.diag([-1, -1, 1, 1])), folder / "c.nii.gz")
+    good = ["a.npy", "b.npz", "c.nii.gz"]
+    if dims == 2:
+        Image.fromarray(images[3]).save(folder / "d.png")
+        Image.fromarray(images[4]).convert("RGB").save(folder / "e.jpg")
+        good += ["d.png", "e.jpg"]
+    (folder / "f.png").write_text("not a picture")
+    np.save(folder / "g.npy", np.zeros((4,) * (5 - dims), dtype=np.uint8))
+    np.save(folder / "h.npy", np.full((4,) * dims, np.nan))
+    options = {**toy(dims, toy_dir), "ckpt_dir": str(trained[dims] / "models"), "output_dir": str(tmp_path / "out")}
+    with pytest.raises(SystemExit) as caught:
+        run(dims, "inference", **options, input=str(folder))
+    message = str(caught.value)
+    assert message.startswith("3 of")
+    assert all(name in message for name in ("f.png", "g.npy", "h.npy"))
+    table = {Path(row["file"]).name: row for row in rows(tmp_path / "out/predictions.csv")}
+    assert sorted(table) == sorted([*good, "f.png", "g.npy", "h.npy"])
+    for name, row in table.items():
+        assert bool(row["error"]) == (name not in good)
+        if name in good:
+            probabilities = [float(row["p(0)"]), float(row["p(1)"])]
+            assert sum(probabilities) == pytest.approx(1, abs=1e-5)
+            assert int(row["class"]) == int(np.argmax(probabilities))
+    run(dims, "train", "evaluate", **{**options, "output_dir": str(tmp_path / "evaluation")})
+    expected = rows(tmp_path / "evaluation/predictions.csv")
+    for name, index in (("a.npy", 0), ("b.npz", 1)):  # the same image gives the same row as in evaluation
+        assert float(table[name]["p(0)"]) == pytest.approx(float(expected[index]["p(0)"]), abs=1e-6)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("kind", ["train", "infer"])
+def test_all_properties_resolve(toy_dir: Path, tmp_path: Path, dims: int, kind: str) -> None:
+    root = BUNDLES[dims]
+    np.save(tmp_path / "image.npy", np.zeros((12,) * dims, dtype=np.uint8))
+    workflow = create_workflow(
+        "ConfigWorkflow",
+        config_file=str(root / "configs" / ("train.json" if kind == "train" else "inference.json")),
+        meta_file=str(root / "configs/metadata.json"),
+        logging_file=str(root / "configs/logging.conf"),
+        workflow_type=kind,
+        bundle_root=str(root),
+        **toy(dims, toy_dir),
+        output_dir=str(tmp_path / "out"),
+        **({"max_epochs": 1} if kind == "train" else {"input": str(tmp_path)}),
+    )
+    assert workflow is not None
+    assert workflow.check_properties() == []
+    for name in workflow.properties:
+        assert getattr(workflow, name) is not None, name
+    workflow.finalize()
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_metadata_is_valid(dims: int, tmp_path: Path) -> None:
+    schema = Path(__file__).parent / "meta_schema_20240725.json"
+    copy = tmp_path / "schema.json"
+    copy.write_bytes(schema.read_bytes())
+    monai.bundle.verify_metadata(meta_file=str(BUNDLES[dims] / "configs/metadata.json"), filepath=str(copy))
+    metadata = json.loads((BUNDLES[dims] / "configs/metadata.json").read_text())
+    assert metadata["version"] in metadata["changelog"]
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_shipped_network_fits_the_metadata(dims: int) -> None:
+    root = BUNDLES[dims]
+    monai.bundle.verify_net_in_out(
+        net_id="network_def",
+        meta_file=str(root / "configs/metadata.json"),
+        config_file=str(root / "configs/inference.json"),
+        device="cpu",
+    )
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("split", ["test"])
+def test_shipped_weights_score_as_the_metadata_say(data_dir: Path, tmp_path: Path, dims: int, split: str) -> None:
+    options = {"dataset_dir": str(data_dir / "medmnist"), "output_dir": str(tmp_path), "device": "cpu"}
+    run(dims, "train", "evaluate", **options)
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    stated = json.loads((BUNDLES[dims] / "configs/metadata.json").read_text())["eval_metrics"]
+    assert metrics["ACC"] == pytest.approx(stated["ACC"], abs=5e-4)
+    assert metrics["AUC"] == pytest.approx(stated["AUC"], abs=5e-4)
+
+
+@pytest.mark.parametrize(("dims", "use_trace"), [(2, False), (2, True), (3, False)])
+def test_torchscript_export(dims: int, use_trace: bool, tmp_path: Path) -> None:
+    root, target = BUNDLES[dims], tmp_path / "model.ts"
+    monai.bundle.ckpt_export(
+        net_id="network_def",
+        filepath=str(target),
+        ckpt_file=str(root / "models/model.pt"),
+        meta_file=str(root / "configs/metadata.json"),
+        config_file=str(root / "configs/inference.json"),
+        key_in_ckpt="",
+        use_trace=use_trace,
+        input_shape=[1, 1, *[32 if dims == 2 else 28] * dims],
+    )
+    network = shipped(dims)
+    x = torch.randn(2, 1, *[32 if dims == 2 else 28] * dims)
+    torch.testing.assert_close(torch.jit.load(str(target))(x), network(x), rtol=1e-4, atol=1e-5)
+
+
+def test_onnx_export(tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    root, target = BUNDLES[2], tmp_path / "model.onnx"
+    monai.bundle.onnx_export(
+        net_id="network_def",
+        filepath=str(target),
+        ckpt_file=str(root / "models/model.pt"),
+        meta_file=str(root / "configs/metadata.json"),
+        config_file=str(root / "configs/inference.json"),
+        key_in_ckpt="",
+        use_trace=True,
+        input_shape=[1, 1, 32, 32],
+    )
+    session = onnxruntime.InferenceSession(str(target))
+    x = torch.randn(1, 1, 32, 32)
+    (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    np.testing.assert_allclose(found, shipped(2)(x).detach().numpy(), rtol=1e-3, atol=1e-4)
+
+
+def shipped(dims: int) -> torch.nn.Module:
+    parser = ConfigParser()
+    parser.read_config(str(BUNDLES[dims] / "configs/inference.json"))
+    network = parser.get_parsed_content("network_def")
+    network.load_state_dict(torch.load(BUNDLES[dims] / "models/model.pt", weights_only=True))
+    return network.eval()
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_bundle_load(dims: int) -> None:
+    name = BUNDLES[dims].name
+    network = monai.bundle.load(name, bundle_dir=str(BUNDLES[dims].parent), source="monaihosting", device="cpu")
+    state = torch.load(BUNDLES[dims] / "models/model.pt", weights_only=True)
+    loaded = network.state_dict() if isinstance(network, torch.nn.Module) else network
+    torch.testing.assert_close(dict(loaded), dict(state), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_two_processes(toy_dir: Path, tmp_path: Path, dims: int) -> None:
+    """torchrun over gloo: both phases run, every test sample is counted once, and rank 0 alone writes."""
+    root = BUNDLES[dims]
+    base = [f"--{key}={value}" for key, value in toy(dims, toy_dir).items() if key != "device"]
+    phases = {
+        "train": (["train", "multi_gpu_train"], ["--max_epochs=2", "--progress=False"]),
+        "evaluation": (["train", "evaluate", "multi_gpu_evaluate"], [f"--ckpt_dir={tmp_path / 'train/models'}"]),
+    }
+    for name, (configs, extra) in phases.items():
+        files = str([str(root / "configs" / f"{config}.json") for config in configs])
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"]
+        command += ["monai.bundle", "run", f"--config_file={files}", f"--bundle_root={root}"]
+        command += [f"--meta_file={root / 'configs/metadata.json'}", f"--output_dir={tmp_path / name}", *base, *extra]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert [row["epoch"] for row in rows(tmp_path / "train/metrics.csv")] == ["1", "2"]
+    table = rows(tmp_path / "evaluation/predictions.csv")
+    truth = np.load(toy_dir / f"toy{dims}.npz")["test_labels"].ravel()
+    assert [int(row["label"]) for row in table] == truth.tolist()
+    alone = tmp_path / "alone"
+    options = {**toy(dims, toy_dir), "ckpt_dir": str(tmp_path / "train/models"), "output_dir": str(alone)}
+    run(dims, "train", "evaluate", **options)
+    for one, other in zip(table, rows(alone / "predictions.csv"), strict=True):
+        assert float(one["p(1)"]) == pytest.approx(float(other["p(1)"]), abs=1e-5)

@@ -1,0 +1,107 @@
+"""The rotation sweep: its list, its scores, its summary, and the files that the handler leaves."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from ignite.engine import Engine
+from PIL import Image
+
+from monai_sre.evaluation import RotationSweep, SweepResult, rotation_sweep, sweep_transformations
+
+
+class CornerNet(torch.nn.Module):
+    """Class 1 where the upper left pixel is brighter than the lower right one: as sensitive to rotation as can be."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        difference = x[:, 0, 0, 0] - x[:, 0, -1, -1]
+        return torch.stack([-difference, difference], dim=1)
+
+
+def batch() -> dict[str, torch.Tensor]:
+    images = torch.zeros(4, 1, 5, 5)
+    images[:2, 0, 0, 0] = 1.0  # bright upper left: class 1
+    images[2:, 0, -1, -1] = 1.0  # bright lower right: class 0
+    return {"image": images, "label": torch.tensor([1, 1, 0, 0])}
+
+
+def test_list_of_transformations() -> None:
+    plane = sweep_transformations(2)
+    assert list(plane)[:3] == ["0", "10", "20"]
+    assert len(plane) == 36 + 2
+    volume = sweep_transformations(3)
+    assert len(volume) == 1 + 3 * 11 + 3
+    assert list(volume)[1] == "30 about axis 0"
+
+
+def test_quarter_turns_and_flips_are_those_of_torch() -> None:
+    x = torch.randn(2, 3, 6, 6)
+    for protocol in ("clean", "paper"):
+        found = sweep_transformations(2, protocol, step=90)
+        for turns in range(4):
+            assert torch.equal(found[str(90 * turns)](x), x.rot90(turns, (2, 3)))
+        assert torch.equal(found["flip 1"](x), x.flip(3))
+
+
+def test_scores_of_a_net_that_looks_at_a_corner() -> None:
+    result = rotation_sweep(CornerNet(), [batch()], sweep_transformations(2, step=180), "binary-class")
+    scores = {row["transformation"]: row["ACC"] for row in result.rows}
+    assert scores == {"0": 1.0, "180": 0.0, "flip 0": 0.5, "flip 1": 0.5}
+    assert result.consistency == 0.0
+    summary = result.summary()
+    assert summary["ACC upright"] == 1.0
+    assert summary["ACC mean"] == 0.5  # of the two rotations; flips apart
+    assert summary["ACC std"] == 0.5
+    assert summary["ACC min"] == 0.0
+
+
+def test_consistency_counts_images() -> None:
+    images = torch.zeros(4, 1, 4, 4)
+    images[0, 0, 0, 0] = 1.0
+    batches = [{"image": images, "label": torch.tensor([1, 0, 0, 1])}]
+    result = rotation_sweep(CornerNet(), batches, sweep_transformations(2, step=180, flips=False), "binary-class")
+    assert result.consistency == 0.75
+
+
+def test_mode_is_restored() -> None:
+    net = CornerNet().train()
+    rotation_sweep(net, [batch()], sweep_transformations(2, step=180), "binary-class")
+    assert net.training
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [((4,), "spatial_dims must be"), ((2, "fancy"), "protocol must be"), ((2, "clean", 25), "step must be")],
+)
+def test_bad_arguments(arguments: tuple, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        sweep_transformations(*arguments)
+
+
+def test_handler_leaves_table_json_and_picture(tmp_path: Path) -> None:
+    engine = Engine(lambda _, batch: batch)
+    RotationSweep(tmp_path, CornerNet(), [batch()], "binary-class", 2, step=90).attach(engine)
+    engine.run([0])
+    for protocol in ("clean", "paper"):
+        with (tmp_path / f"sweep_{protocol}.csv").open() as file:
+            table = list(csv.DictReader(file))
+        content = json.loads((tmp_path / f"sweep_{protocol}.json").read_text())
+        assert content["protocol"] == protocol
+        assert [float(row["ACC"]) for row in table] == [row["ACC"] for row in content["rows"]]
+        swept = [row["ACC"] for row in content["rows"] if not row["transformation"].startswith("flip")]
+        assert content["ACC mean"] == pytest.approx(np.mean(swept))
+        with Image.open(tmp_path / f"sweep_{protocol}.png") as picture:
+            assert picture.width > 400
+
+
+def test_summary_takes_flips_apart() -> None:
+    rows = [
+        {"transformation": name, "ACC": value, "AUC": value}
+        for name, value in (("0", 1.0), ("90", 0.5), ("flip 0", 0.0))
+    ]
+    assert SweepResult(rows, 0.5).summary()["ACC mean"] == 0.75

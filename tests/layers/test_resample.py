@@ -1,0 +1,93 @@
+"""The centred pooling and upsampling layers; their numbers are tested in ``tests/ops/test_resample.py``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from monai_sre.layers import (
+    CentredAvgPool1d,
+    CentredAvgPool2d,
+    CentredAvgPool3d,
+    CentredMaxPool1d,
+    CentredMaxPool2d,
+    CentredMaxPool3d,
+    CentredUpsample,
+)
+from tests.testers import Case, LayerTester
+
+
+class TestResampling(LayerTester):
+    cases = (
+        Case("avg 1d", lambda: CentredAvgPool1d(2), (2, 2, 7), sizes=((6,), (9,))),
+        Case(
+            "avg 2d",
+            lambda: CentredAvgPool2d(2, ceil_mode=True, count_include_pad=False),
+            (2, 2, 6, 7),
+            sizes=((7, 7), (6, 6), (1, 5)),
+        ),
+        Case("avg 2d padded", lambda: CentredAvgPool2d(3, 2, 1), (2, 2, 6, 7), sizes=((7, 7), (6, 6), (1, 5))),
+        Case("avg 3d", lambda: CentredAvgPool3d(3, 2, 1), (2, 2, 4, 5, 6), sizes=((4, 4, 4), (5, 5, 5))),
+        Case("max 1d", lambda: CentredMaxPool1d(3, 2, 1), (2, 2, 7), sizes=((6,), (9,))),
+        Case("max 2d", lambda: CentredMaxPool2d(3, 2, 1), (2, 2, 6, 7), sizes=((7, 7), (6, 6), (2, 5))),
+        Case("max 2d dilated", lambda: CentredMaxPool2d(2, 3, 1, 2, True), (2, 2, 6, 7), sizes=((7, 7), (6, 6))),
+        Case("max 3d", lambda: CentredMaxPool3d(2), (2, 2, 4, 5, 6), sizes=((4, 4, 4), (5, 5, 5))),
+        Case("up 1d", lambda: CentredUpsample(3), (2, 2, 4), sizes=((5,), (1,))),
+        Case("up 2d", lambda: CentredUpsample(2), (2, 2, 3, 4), sizes=((3, 3), (4, 4), (1, 3))),
+        Case("up 3d", lambda: CentredUpsample(2), (1, 2, 2, 3, 4), sizes=((2, 2, 2), (3, 3, 3))),
+    )
+
+
+@pytest.mark.parametrize("ndim", [1, 2, 3])
+def test_arguments_are_those_of_torch(ndim: int) -> None:
+    """Defaults and positions alike: on sizes where torch's grid is centred the outputs are equal."""
+    average = (CentredAvgPool1d, CentredAvgPool2d, CentredAvgPool3d)[ndim - 1]
+    maximum = (CentredMaxPool1d, CentredMaxPool2d, CentredMaxPool3d)[ndim - 1]
+    plain_average = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)[ndim - 1]
+    plain_maximum = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)[ndim - 1]
+    x = torch.randn(2, 3, *(9, 15, 21)[:ndim])
+    for arguments in ((3,), (3, 2), (3, 2, 1), (3, 2, 1, True), (3, 2, 1, True, False), ((5,) * ndim, (2,) * ndim, 0)):
+        torch.testing.assert_close(average(*arguments)(x), plain_average(*arguments)(x))
+    for arguments in ((3,), (3, 2), (3, 2, 1), (3, 2, 1, 2)):
+        assert torch.equal(maximum(*arguments)(x), plain_maximum(*arguments)(x))
+    assert torch.equal(maximum(3, 2, 1, 1, True)(x), plain_maximum(3, 2, 1, 1, ceil_mode=True)(x))
+
+
+def test_upsampling_undoes_the_grid_of_pooling() -> None:
+    """Of a linear ramp, pooled and upsampled, the middle is the ramp again, at every size."""
+    for length in range(8, 20):
+        x = torch.linspace(0, 1, length).reshape(1, 1, length)
+        back = CentredUpsample(2)(CentredAvgPool1d(2, ceil_mode=True, count_include_pad=False)(x), [length])
+        torch.testing.assert_close(back[..., 3:-3], x[..., 3:-3])
+
+
+@pytest.mark.parametrize(
+    ("build", "error", "message"),
+    [
+        (lambda: CentredAvgPool2d(0), ValueError, "kernel_size must be an integer >= 1.*got 0"),
+        (lambda: CentredAvgPool2d((2, 2, 2)), ValueError, r"kernel_size must be .* 2 of them, got \(2, 2, 2\)"),
+        (lambda: CentredMaxPool2d(2.0), TypeError, "kernel_size must be an integer >= 1.*got 2.0"),
+        (lambda: CentredMaxPool2d(2, 0), ValueError, "stride must be an integer >= 1.*got 0"),
+        (
+            lambda: CentredAvgPool3d(3, 2, 2),
+            ValueError,
+            r"padding must be at most half of kernel_size=\(3, 3, 3\), got 2",
+        ),
+        (lambda: CentredMaxPool2d(3, dilation=0), ValueError, "dilation must be an integer >= 1.*got 0"),
+        (lambda: CentredUpsample(0), ValueError, "scale_factor must be an integer >= 1.*got 0"),
+        (lambda: CentredUpsample(1.5), TypeError, "scale_factor must be an integer >= 1.*got 1.5"),
+    ],
+)
+def test_wrong_arguments(build: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        build()
+
+
+def test_wrong_inputs() -> None:
+    with pytest.raises(ValueError, match="size 2 is too small for kernel_size=5"):
+        CentredAvgPool1d(5)(torch.randn(1, 1, 2))
+    with pytest.raises(ValueError, match=r"size must be 2 sizes >= 1, one a spatial axis, got \[9\]"):
+        CentredUpsample(2)(torch.randn(1, 1, 4, 4), [9])

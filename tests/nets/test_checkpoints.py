@@ -1,0 +1,243 @@
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from monai_sre.nets import SREResNet
+from monai_sre.nets.checkpoints import load_sre_checkpoint
+
+PACKAGES = {"SRE": ("SRE_Conv", "sre"), "SRI": ("SRI_Conv", "sri"), "GMR": ("GMR_Conv", "gmr")}
+STAGES = [9, 9, 5, 5]
+
+
+@pytest.fixture
+def peer() -> Iterator[Callable[[str, str], ModuleType]]:
+    """Loads one file of a peer package: importing the package itself needs torchvision and torchio."""
+    added: list[str] = []
+
+    def stub(name: str, **attributes: Any) -> ModuleType:
+        module = ModuleType(name)
+        module.__dict__.update(attributes)
+        sys.modules[name] = module
+        added.append(name)
+        return module
+
+    def load(short: str, name: str) -> ModuleType:
+        package, prefix = PACKAGES[short]
+        spec = importlib.util.find_spec(package)
+        if spec is None or not spec.submodule_search_locations:
+            pytest.skip(f"the peer package {package} is not installed")
+        folder = Path(spec.submodule_search_locations[0])
+        stub(package).__path__ = [str(folder)]
+        if name.endswith("3d"):
+            stand_in_for_torchvision(stub)
+        for file in (f"{prefix}_conv", f"{prefix}_resnet", f"{prefix}_resnet_3d"):
+            full = f"{package}.{file}"
+            if full not in sys.modules:
+                part = importlib.util.spec_from_file_location(full, folder / f"{file}.py")
+                assert part is not None
+                assert part.loader is not None
+                sys.modules[full] = importlib.util.module_from_spec(part)
+                added.append(full)
+                part.loader.exec_module(sys.modules[full])
+            if file == f"{prefix}_{name}":
+                break
+        return sys.modules[f"{package}.{prefix}_{name}"]
+
+    yield load
+    for name in added:
+        sys.modules.pop(name, None)
+
+
+def stand_in_for_torchvision(stub: Callable[..., ModuleType]) -> None:
+    """What the 3-D files import of torchvision for pretrained video models, which nobody uses here."""
+
+    class Anything:
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            self.url = ""
+
+        @classmethod
+        def verify(cls, weights: Any) -> Any:
+            return weights
+
+    def passed(*args: Any, **kwargs: Any) -> Any:
+        return lambda function: function
+
+    stub("torchvision")
+    stub("torchvision.transforms")
+    stub("torchvision.transforms._presets", VideoClassification=Anything)
+    stub("torchvision.utils", _log_api_usage_once=lambda *args: None)
+    stub("torchvision.models")
+    stub("torchvision.models._api", Weights=Anything, WeightsEnum=Anything)
+    stub("torchvision.models._meta", _KINETICS400_CATEGORIES=[])
+    stub("torchvision.models._utils", _ovewrite_named_param=None, handle_legacy_interface=passed, _ModelURLs=dict)
+
+
+def trained(network: nn.Module) -> nn.Module:
+    """As if trained: every weight, average and mixing width has a value of its own."""
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for name, value in network.state_dict().items():
+            if "running_var" in name or (value.dim() == 1 and name.endswith("weight")):
+                value.copy_(0.5 + torch.rand(value.shape, generator=generator))
+            elif "running_mean" in name or name.endswith("bias") or "log_sigmas" in name:
+                value.add_(0.3 * torch.randn(value.shape, generator=generator))
+    return network
+
+
+def compare(theirs: nn.Module, ours: SREResNet, kind: str, sizes: tuple[tuple[int, ...], ...]) -> None:
+    assert load_sre_checkpoint(ours, trained(theirs).state_dict()) == kind
+    theirs.eval()
+    ours.eval()
+    with torch.no_grad():
+        for size in sizes:
+            x = torch.randn(2, *size, generator=torch.Generator().manual_seed(1))
+            expected = theirs(x)
+            assert float((ours(x) - expected).norm() / expected.norm()) < 1e-5
+
+
+@pytest.mark.parametrize("depth", [18, 34, 50])
+@pytest.mark.parametrize("orthonormal", [False, True])
+def test_sre_conv(peer: Any, depth: int, orthonormal: bool) -> None:
+    options = {"num_classes": 5, "inplanes": 16, "sre_conv_size": STAGES, "skip_first_maxpool": True}
+    theirs = getattr(peer("SRE", "resnet"), f"sre_resnet{depth}")(**options)
+    ours = SREResNet(2, 3, 5, depth=depth, width=16, orthonormal=orthonormal)
+    compare(theirs, ours, "SRE-Conv", ((3, 32, 32), (3, 40, 48)) if depth == 18 else ((3, 32, 32),))
+
+
+def test_sre_conv_at_full_width_and_the_sizes_of_the_paper(peer: Any) -> None:
+    theirs = peer("SRE", "resnet").sre_resnet18(num_classes=9, sre_conv_size=STAGES, skip_first_maxpool=True)
+    assert sum(parameter.numel() for parameter in theirs.parameters()) == 3996105
+    compare(theirs, SREResNet(2, 3, 9), "SRE-Conv", ((3, 32, 32), (3, 64, 64)))
+
+
+def test_sre_conv_with_chosen_rings_and_max_pool(peer: Any) -> None:
+    options = {"num_classes": 5, "inplanes": 8, "sre_conv_size": 5, "sre_k": [2, 3, 3, 2]}
+    theirs = peer("SRE", "resnet").sre_resnet18(**options)
+    ours = SREResNet(2, 3, 5, width=8, kernel_size=5, num_rings=(2, 3, 3, 2), max_pool=True)
+    compare(theirs, ours, "SRE-Conv", ((3, 31, 63),))  # 16 and 32 behind the max-pooling, whose grid is centred
+
+
+def test_sri_conv(peer: Any) -> None:
+    """SRI-Conv fills the corners. Its ResNet50 cannot be built: it passes arguments that its layers do not take."""
+    options = {"num_classes": 5, "inplanes": 16, "ri_conv_size": STAGES, "skip_first_maxpool": True}
+    theirs = peer("SRI", "resnet").sri_resnet18(**options)
+    compare(theirs, SREResNet(2, 3, 5, width=16, circular=False), "SRI-Conv", ((3, 32, 32), (3, 40, 40)))
+
+
+@pytest.mark.parametrize("depth", [18, 50])
+def test_gmr_conv(peer: Any, depth: int) -> None:
+    options = {"num_classes": 5, "inplanes": 16, "gmr_conv_size": STAGES, "skip_first_maxpool": True}
+    theirs = getattr(peer("GMR", "resnet"), f"gmr_resnet{depth}")(**options)
+    compare(theirs, SREResNet(2, 3, 5, depth=depth, width=16), "GMR-Conv", ((3, 32, 32), (3, 48, 48)))
+
+
+@pytest.mark.parametrize(("short", "size"), [("SRE", "sre_conv_size"), ("GMR", "gmr_conv_size")])
+def test_3d(peer: Any, short: str, size: str) -> None:
+    theirs = getattr(peer(short, "resnet_3d"), f"{short.lower()}_r3d_18")(num_classes=11, in_channels=1, **{size: 5})
+    compare(theirs, SREResNet(3, 1, 11, stem_kernel_size=3), f"{short}-Conv", ((1, 8, 8, 16),))
+    if short == "SRE":
+        assert sum(parameter.numel() for parameter in theirs.parameters()) == 3849227
+    with pytest.raises(
+        ValueError, match=r"conv1.weight: .* 2 rings over \(3, 7, 7\) taps \(alive within \(3, 3, 3\)\)"
+    ):
+        load_sre_checkpoint(SREResNet(3, 1, 11, stem_kernel_size=(3, 7, 7)), theirs.state_dict())
+
+
+def test_files(peer: Any, tmp_path: Path) -> None:
+    theirs = trained(peer("SRE", "resnet").sre_resnet18(num_classes=5, inplanes=8, sre_conv_size=5))
+    ours = SREResNet(2, 3, 5, width=8, kernel_size=5)
+    torch.save({"epoch": 3, "state_dict": theirs.state_dict()}, tmp_path / "latest.pth")
+    assert load_sre_checkpoint(ours, tmp_path / "latest.pth") == "SRE-Conv"
+    torch.save({f"module.{name}": value for name, value in theirs.state_dict().items()}, tmp_path / "parallel.pth")
+    again = SREResNet(2, 3, 5, width=8, kernel_size=5)
+    assert load_sre_checkpoint(again, str(tmp_path / "parallel.pth")) == "SRE-Conv"
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in ours.state_dict().items())
+
+
+def refusal(network: nn.Module, state: dict[str, Tensor]) -> str:
+    """The message with which a state dict is refused; the network is as it was."""
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    with pytest.raises(ValueError, match="does not fit the network") as raised:
+        load_sre_checkpoint(network, state)
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    return str(raised.value)
+
+
+def test_what_does_not_fit_is_listed(peer: Any) -> None:
+    package = peer("SRE", "resnet")
+    state = package.sre_resnet18(num_classes=5, inplanes=8, sre_conv_size=5).state_dict()
+    ours = SREResNet(2, 3, 5, width=8, kernel_size=5)
+    partial = {name: value for name, value in state.items() if not name.startswith("layer2.0.conv2")}
+    assert "stages.1.0.conv2.weight: missing" in refusal(ours, partial)
+    assert "fc.weight: shape (5, 64), the network has (7, 64)" in refusal(
+        SREResNet(2, 3, 7, width=8, kernel_size=5), state
+    )
+    assert "extra.weight: not in the network" in refusal(ours, {**state, "extra.weight": torch.zeros(1)})
+    assert "norm1.bias: holds values that are not finite" in refusal(
+        ours, {**state, "bn1.bias": torch.full((8,), torch.nan)}
+    )
+    deeper = refusal(SREResNet(2, 3, 5, depth=34, width=8, kernel_size=5), state)
+    assert "stages.0.2.conv1.weight: missing" in deeper
+    assert "more" in deeper
+
+
+def test_other_kernels_are_refused_and_described(peer: Any) -> None:
+    state = peer("SRE", "resnet").sre_resnet18(num_classes=5, inplanes=8, sre_conv_size=STAGES).state_dict()
+    message = refusal(SREResNet(2, 3, 5, width=8, profile="gaussian"), state)
+    assert "outside the network's basis of 5 rings: they have 5 rings over (9, 9) taps" in message
+    assert "(9, 9) have taps beyond the network's (5, 5)" in refusal(SREResNet(2, 3, 5, width=8, kernel_size=5), state)
+    message = refusal(SREResNet(2, 3, 5, width=8, circular=False), state)
+    assert "profile='band', circular=True" in message
+
+
+def test_learned_index_matrices_are_refused(peer: Any) -> None:
+    """SRI-Conv can train the index matrix: each tap then has a value of its own, which no radial kernel has."""
+    options = {"num_classes": 5, "inplanes": 8, "ri_conv_size": 5, "train_index_mat": True}
+    theirs = peer("SRI", "resnet").sri_resnet18(**options)
+    with torch.no_grad():
+        theirs.layer1[0].conv1.weight_index_mat += 0.1 * torch.randn(1, 1, 4, 25)
+    message = refusal(SREResNet(2, 3, 5, width=8, kernel_size=5, circular=False), theirs.state_dict())
+    assert message.count("outside the network's basis") == 1
+    assert "stages.0.0.conv1.weight" in message
+
+
+def test_unreadable_files(tmp_path: Path) -> None:
+    ours = SREResNet(2, 3, 5, width=8)
+    with pytest.raises(FileNotFoundError, match="there is no checkpoint"):
+        load_sre_checkpoint(ours, tmp_path / "none.pth")
+    (tmp_path / "text.pth").write_text("not a checkpoint")
+    with pytest.raises(ValueError, match=r"text.pth' cannot be read as a checkpoint"):
+        load_sre_checkpoint(ours, tmp_path / "text.pth")
+    torch.save(ours.state_dict(), tmp_path / "cut.pth")
+    (tmp_path / "cut.pth").write_bytes((tmp_path / "cut.pth").read_bytes()[:3000])
+    with pytest.raises(ValueError, match=r"cut.pth' cannot be read as a checkpoint"):
+        load_sre_checkpoint(ours, tmp_path / "cut.pth")
+    torch.save(ours, tmp_path / "whole.pth")  # a pickled module would run code
+    with pytest.raises(ValueError, match=r"whole.pth' cannot be read as a checkpoint"):
+        load_sre_checkpoint(ours, tmp_path / "whole.pth")
+    torch.save([1, 2], tmp_path / "list.pth")
+    with pytest.raises(TypeError, match="checkpoint must be a path or a state dict"):
+        load_sre_checkpoint(ours, tmp_path / "list.pth")
+
+
+def test_our_own_and_foreign_state_dicts() -> None:
+    ours, other = SREResNet(2, 3, 5, width=8), SREResNet(2, 3, 5, width=8)
+    assert load_sre_checkpoint(ours, {"model": other.state_dict()}) == "monai_sre"
+    assert all(torch.equal(value, other.state_dict()[name]) for name, value in ours.state_dict().items())
+    with pytest.raises(ValueError, match=r"none of SRE-Conv, .*\['0.bias', '0.weight'\]"):
+        load_sre_checkpoint(ours, nn.Sequential(nn.Linear(1, 1)).state_dict())
+    with pytest.raises(ValueError, match=r"state dict of tensors, got also \['lr'\]"):
+        load_sre_checkpoint(ours, {"lr": 0.1})
+    with pytest.raises(ValueError, match="got none"):
+        load_sre_checkpoint(ours, {})
+    with pytest.raises(TypeError, match="network must be an SREResNet, got dict"):
+        load_sre_checkpoint({}, {})  # type: ignore[arg-type]

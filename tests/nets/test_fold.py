@@ -1,0 +1,195 @@
+"""Folded networks: plain convolutions with the same outputs, in any form of deployment, and free of this package."""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from monai.networks import nets
+from monai.networks.utils import copy_model_state
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from monai_sre import SREConv2d, convert_to_sre, fold_sre
+from monai_sre.layers.centred import CentredConv2d, CentredConvTranspose2d
+from tests.nets.networks import ARCHITECTURES, Architecture
+from tests.testers import relative_error
+
+SEGRESNET: dict[str, Any] = {
+    "spatial_dims": 2,
+    "init_filters": 8,
+    "in_channels": 1,
+    "out_channels": 2,
+    "blocks_down": [1, 1],
+    "blocks_up": [1],
+}
+
+
+def folded_pair(architecture: Architecture, ndim: int = 2) -> tuple[nn.Module, nn.Module]:
+    network = convert_to_sre(architecture.build(ndim), init="reset", verify=False).eval()
+    return network, fold_sre(copy.deepcopy(network))
+
+
+def inputs(architecture: Architecture, ndim: int = 2) -> list[Tensor]:
+    return [torch.randn(2, 1, *size) for size in architecture.sizes[ndim]]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda item: item.name)
+class TestNetworks:
+    def test_outputs_and_names(self, architecture: Architecture) -> None:
+        network, folded = folded_pair(architecture)
+        assert not any(isinstance(m, (SREConv2d, CentredConv2d, CentredConvTranspose2d)) for m in folded.modules())
+        assert set(folded.state_dict()) == set(architecture.build(2).state_dict())
+        for x in inputs(architecture):
+            with torch.no_grad():
+                assert relative_error(folded.double()(x.double()), network.double()(x.double())) <= 1e-6
+
+    def test_script_and_trace(self, architecture: Architecture) -> None:
+        """Both serve every size, though the centring of a grid depends on its parity."""
+        _, folded = folded_pair(architecture)
+        kinds = [torch.jit.trace(folded, inputs(architecture)[0])]
+        if architecture.name != "DynUNet":  # with deep supervision, MONAI's own cannot be scripted
+            kinds.append(torch.jit.script(folded))
+        for module in kinds:
+            buffer = io.BytesIO()
+            torch.jit.save(module, buffer)
+            buffer.seek(0)
+            loaded = torch.jit.load(buffer)
+            for x in inputs(architecture):
+                with torch.no_grad():
+                    assert relative_error(loaded(x), folded(x)) <= 1e-6
+
+
+@pytest.mark.parametrize(
+    "architecture",
+    [a for a in ARCHITECTURES if a.name in ("ResNet18", "SegResNet", "UNet")],
+    ids=lambda item: item.name,
+)
+@pytest.mark.parametrize("ndim", [2, 3])
+@pytest.mark.parametrize("dynamo", [True, False], ids=["dynamo", "torchscript"])
+def test_onnx(architecture: Architecture, ndim: int, dynamo: bool) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    _, folded = folded_pair(architecture, ndim)
+    x = torch.randn(1, 1, *architecture.sizes[ndim][0])
+    buffer = io.BytesIO()
+    torch.onnx.export(folded, (x,), buffer, dynamo=dynamo, verbose=False)
+    session = onnxruntime.InferenceSession(buffer.getvalue(), providers=["CPUExecutionProvider"])
+    out = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    with torch.no_grad():
+        wanted = tree_leaves(folded(x))
+    assert relative_error([torch.from_numpy(np.array(item)) for item in out], wanted) < 1e-5
+
+
+def test_round_trip() -> None:
+    """Original, converted, folded, original: MONAI loads the state, and it converts to the same network again."""
+    torch.manual_seed(0)
+    original = nets.SegResNet(**SEGRESNET)
+    network = convert_to_sre(copy.deepcopy(original)).eval()
+    folded = fold_sre(copy.deepcopy(network))
+    other = nets.SegResNet(**SEGRESNET)
+    _, updated, missing = copy_model_state(other, folded.state_dict())
+    assert len(updated) == len(original.state_dict())
+    assert not missing
+    again = convert_to_sre(other).eval()
+    x = torch.randn(1, 1, 24, 32)
+    assert relative_error(again(x), network(x)) < 1e-5
+    reloaded = convert_to_sre(nets.SegResNet(**SEGRESNET), init="reset", verify=False).eval()
+    reloaded.load_state_dict(network.state_dict())
+    assert torch.equal(reloaded(x), network(x))
+
+
+def test_plain_types_and_flags() -> None:
+    network = nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1, padding_mode="reflect"),
+        nn.ConvTranspose2d(4, 4, 3, 2, 1, 1, groups=2),
+        nn.ConvTranspose2d(4, 2, 1, 3, 0, 2),
+        nn.Conv2d(2, 2, 3, 2, 1),
+    )
+    network[0].eval()
+    network[1].weight.requires_grad_(False)
+    network = convert_to_sre(network.double())
+    x = torch.randn(1, 1, 7, 8, dtype=torch.float64)
+    out = network(x)
+    fold_sre(network)
+    assert relative_error(network(x), out) <= 1e-12
+    assert type(network[0]) is nn.Conv2d
+    assert type(network[1]) is nn.ConvTranspose2d
+    assert all(isinstance(network[index], (nn.Conv2d, nn.ConvTranspose2d)) for index in (2, 3))
+    assert [module.training for module in network] == [False, True, True, True]
+    assert [p.requires_grad for p in network[1].parameters()] == [False, True]
+    single = SREConv2d(1, 2, 5)
+    assert torch.equal(fold_sre(single).weight, single.kernel())
+    with pytest.raises(TypeError, match="network"):
+        fold_sre("UNet")  # type: ignore[arg-type]
+
+
+def test_runs_without_this_package(tmp_path: Path) -> None:
+    """A scripted folded network, and a state dict, in a process that cannot import monai_sre."""
+    folded = fold_sre(convert_to_sre(nets.SegResNet(**SEGRESNET))).eval()
+    torch.jit.script(folded).save(str(tmp_path / "net.ts"))
+    x = torch.randn(1, 1, 24, 32)
+    torch.save((folded.state_dict(), x, folded(x).detach()), tmp_path / "state.pt")
+    program = f"""
+import sys
+sys.modules["monai_sre"] = None
+import torch
+state, x, out = torch.load("state.pt", weights_only=True)
+assert torch.allclose(torch.jit.load("net.ts")(x), out, atol=1e-5)
+from monai.networks.nets import SegResNet
+SegResNet(**{SEGRESNET!r}).load_state_dict(state)
+"""
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True, timeout=300)
+
+
+@pytest.mark.parametrize("fold", [True, False], ids=["folded", "converted"])
+@pytest.mark.parametrize("command", ["ckpt_export script", "ckpt_export trace", "onnx_export"])
+def test_bundle_export(tmp_path: Path, command: str, fold: bool) -> None:
+    """A converted SegResNet through the commands of ``monai.bundle``."""
+    network = convert_to_sre(nets.SegResNet(**SEGRESNET)).eval()
+    torch.save(network.state_dict(), tmp_path / "model.pt")
+    target: dict[str, Any] = {
+        "_target_": "monai_sre.nets.convert_to_sre",
+        "network": {"_target_": "monai.networks.nets.SegResNet", **SEGRESNET},
+        "init": "reset",
+        "verify": False,
+    }
+    if fold:
+        torch.save(fold_sre(copy.deepcopy(network)).state_dict(), tmp_path / "model.pt")
+        target = {"_target_": "monai_sre.nets.fold_sre", "network": target}
+    (tmp_path / "inference.json").write_text(json.dumps({"imports": ["$import monai_sre"], "network_def": target}))
+    (tmp_path / "metadata.json").write_text(json.dumps({"version": "0.1.0"}))
+    name, _, kind = command.partition(" ")
+    exported = tmp_path / ("out.onnx" if name == "onnx_export" else "out.ts")
+    arguments = ["--net_id", "network_def", "--filepath", exported.name, "--ckpt_file", "model.pt"]
+    arguments += ["--meta_file", "metadata.json", "--config_file", "inference.json", "--key_in_ckpt", ""]
+    if kind == "trace" or name == "onnx_export":
+        arguments += ["--input_shape", "[1,1,24,32]", "--use_trace", "True"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(
+        [sys.executable, "-m", "monai.bundle", name, *arguments],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    x = torch.randn(1, 1, 24, 32)
+    wanted = network(x).detach()
+    if name == "ckpt_export":
+        assert relative_error(torch.jit.load(exported)(x), wanted) < 1e-5
+        return
+    onnxruntime = pytest.importorskip("onnxruntime")
+    session = onnxruntime.InferenceSession(exported.read_bytes(), providers=["CPUExecutionProvider"])
+    (out,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    assert relative_error(torch.from_numpy(out), wanted) < 1e-5

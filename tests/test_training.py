@@ -1,0 +1,106 @@
+"""Seeds, autocast and checkpoints apart from any bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from ignite.engine import Engine, Events
+
+from monai_sre.training import AutocastInferer, Checkpoints, EpochSeed, process_count, process_rank
+
+
+def run_epochs(
+    folder: Path, scores: list[float], resume: bool = False, patience: int = 0
+) -> tuple[Engine, Checkpoints]:
+    """Train a one-weight network whose weight counts its steps, and validate with the given scores."""
+    network = torch.nn.Linear(1, 1, bias=False)
+    network.weight.data.zero_()
+    optimizer = torch.optim.SGD(network.parameters(), lr=1.0)
+    scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
+
+    def step(_: Engine, __: object) -> None:
+        network.weight.data += 1
+
+    trainer, validator = Engine(step), Engine(lambda _, batch: batch)
+    trainer.state.max_epochs, trainer.state.epoch_length = len(scores), 1
+    validator.add_event_handler(
+        Events.COMPLETED, lambda engine: engine.state.metrics.update(score=scores[trainer.state.epoch - 1])
+    )
+    trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda _: validator.run([0]))
+    saver = Checkpoints(folder, network, optimizer, scheduler, validator, "score", resume, patience)
+    saver.attach(trainer)
+    trainer.run([0], max_epochs=len(scores))
+    return trainer, saver
+
+
+def saved_weight(folder: Path, name: str = "model.pt") -> float:
+    state = torch.load(folder / name, weights_only=True)
+    return float((state["network"] if name == "last.pt" else state)["weight"])
+
+
+def test_model_is_that_of_the_best_epoch_and_last_that_of_the_last(tmp_path: Path) -> None:
+    run_epochs(tmp_path, [0.1, 0.9, 0.5])
+    assert saved_weight(tmp_path) == 2.0
+    assert saved_weight(tmp_path, "last.pt") == 3.0
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_a_resumed_run_never_replaces_a_better_model(tmp_path: Path) -> None:
+    run_epochs(tmp_path, [0.1, 0.9])
+    trainer, _ = run_epochs(tmp_path, [0.1, 0.9, 0.5, 0.6], resume=True)
+    assert trainer.state.iteration == 4
+    assert saved_weight(tmp_path) == 2.0
+    assert saved_weight(tmp_path, "last.pt") == 4.0
+
+
+def test_patience_ends_the_training_and_is_remembered(tmp_path: Path) -> None:
+    trainer, _ = run_epochs(tmp_path / "whole", [0.5, 0.4, 0.3, 0.2, 0.1], patience=2)
+    assert trainer.state.epoch == 3
+    run_epochs(tmp_path / "parts", [0.5, 0.4], patience=2)
+    trainer, _ = run_epochs(tmp_path / "parts", [0.5, 0.4, 0.3, 0.2, 0.1], resume=True, patience=2)
+    assert trainer.state.epoch == 3
+
+
+def test_only_rank_zero_writes(tmp_path: Path) -> None:
+    network = torch.nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(network.parameters(), lr=1.0)
+    trainer, validator = Engine(lambda _, batch: batch), Engine(lambda _, batch: batch)
+    scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer)
+    Checkpoints(tmp_path, network, optimizer, scheduler, validator, "score", rank=1).attach(trainer)
+    trainer.run([0])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_epoch_seed_depends_on_seed_epoch_and_rank() -> None:
+    drawn = set()
+    for seed, rank in ((0, 0), (1, 0), (0, 1)):
+        engine = Engine(lambda _, __: drawn.add(float(torch.rand(1))))
+        EpochSeed(seed, rank).attach(engine)
+        engine.run([0], max_epochs=2)
+    assert len(drawn) == 6
+
+
+def test_autocast_computes_in_bfloat16_and_returns_float32() -> None:
+    seen = []
+
+    class Probe(torch.nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            out = super().forward(x)
+            seen.append(out.dtype)
+            return out
+
+    x = torch.ones(2, 3)
+    assert AutocastInferer(True)(x, Probe(3, 4)).dtype == torch.float32
+    assert AutocastInferer(False)(x, Probe(3, 4)).dtype == torch.float32
+    assert seen == [torch.bfloat16, torch.float32]
+
+
+def test_ranks_come_from_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert (process_rank(), process_count()) == (0, 1)
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert (process_rank(), process_count()) == (3, 4)
