@@ -1,4 +1,4 @@
-"""Radial convolutions with strides, even kernels or transposition, on centred grids: exact under rot90 and flips at every size."""
+"""Radial convolutions with strides, even kernels or transposition, exact under rot90 and flips at every size."""
 
 from __future__ import annotations
 
@@ -8,14 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from monai_sre.layers.conv import PADDING_MODES
 from monai_sre.ops.arguments import int_tuple
 from monai_sre.ops.centred import centred_basis, centred_conv_transpose, centred_convnd
 from monai_sre.ops.conv import check_algorithm, expand_kernel
 from monai_sre.ops.radial import initial_std
-from monai_sre.ops.resample import centred_nearest
 
 
 class _CentredNd(nn.Module):
@@ -24,7 +22,7 @@ class _CentredNd(nn.Module):
     Args:
         in_channels: number of channels of the input; with the arguments up to ``dtype`` as in the ``torch.nn`` namesake.
         kernel_size: number of taps, odd or even: an even kernel is radial about a centre between its taps.
-        num_rings: with the arguments after it as in :class:`monai_sre.layers.SREConv2d`.
+        num_rings: with the arguments after it as in :class:`monai_sre.layers.SREConv2d`; a Gaussian's width is not learned.
 
     Raises:
         TypeError: an argument is of the wrong type.
@@ -79,8 +77,8 @@ class _CentredNd(nn.Module):
     def reset_parameters(self) -> None:
         """Refill basis, weight and bias: uniform weights of :func:`monai_sre.ops.radial.initial_std`, zero bias.
 
-        An output of a transposed convolution sees every ``stride``-th tap, from a start that its place decides: the mean power
-        over these starts counts.
+        An output of a transposed convolution sees every ``stride``-th tap, from a start that its place decides: the mean
+        power over these starts counts.
         """
         exact = centred_basis(self.kernel_size, **self._geometry)
         starts = [range(step) if self.transposed else range(1) for step in self.stride]
@@ -88,7 +86,8 @@ class _CentredNd(nn.Module):
         for start in itertools.product(*starts):
             steps = self.stride if self.transposed else (1,) * len(self.stride)
             seen = tuple(slice(first, None, step) for first, step in zip(start, steps, strict=True))
-            powers.append(initial_std(exact[(slice(None), *seen)], self.in_channels // self.groups) ** -2)
+            part = exact[(slice(None),) + seen]  # noqa: RUF005 - a star in an index needs Python 3.11
+            powers.append(initial_std(part, self.in_channels // self.groups) ** -2)
         std = torch.stack(powers).mean(dim=0).rsqrt()
         bound = (3**0.5 * std).to(device=self.weight.device, dtype=self.weight.dtype)
         with torch.no_grad():
@@ -342,62 +341,3 @@ class CentredConvTranspose3d(_CentredConvTranspose):
     """3-D transposed convolution onto a centred grid; arguments as :class:`CentredConvTranspose2d`."""
 
     spatial_dims = 3
-
-
-class CentredNearest(nn.Module):
-    """Nearest-neighbour interpolation that treats both ends alike, see :func:`monai_sre.ops.resample.centred_nearest`.
-
-    Args:
-        size: sizes of the output, one for all axes or one an axis; or
-        scale_factor: ratios to the input's sizes, likewise; sizes are rounded down.
-
-    Example:
-        >>> CentredNearest(scale_factor=1.5)(torch.randn(1, 2, 4, 5)).shape
-        torch.Size([1, 2, 6, 7])
-    """
-
-    def __init__(
-        self, size: int | Sequence[int] | None = None, scale_factor: float | Sequence[float] | None = None
-    ) -> None:
-        super().__init__()
-        if (size is None) == (scale_factor is None):
-            raise ValueError(f"give either size or scale_factor, got size={size!r} and scale_factor={scale_factor!r}")
-        self.size: list[int] = [] if size is None else [size] * 3 if isinstance(size, int) else list(size)
-        factors = scale_factor
-        self.factors: list[float] = (
-            [] if factors is None else [float(factors)] * 3 if isinstance(factors, (int, float)) else list(factors)
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        size: list[int] = []
-        for axis in range(x.dim() - 2):
-            size.append(self.size[axis] if len(self.size) > 0 else int(x.size(axis + 2) * self.factors[axis]))
-        return centred_nearest(x, size)
-
-
-class CentredPadPool(nn.Module):
-    """The mean over windows of ``scale_factor`` at stride 1 that smooths a sub-pixel upsampling, centred.
-
-    MONAI pads at the near end only; here an even window is joined once more by pairs.
-
-    Example:
-        >>> CentredPadPool(2)(torch.tensor([[[0.0, 4.0, 0.0, 0.0]]]))
-        tensor([[[1., 2., 1., 0.]]])
-    """
-
-    def __init__(self, scale_factor: int) -> None:
-        super().__init__()
-        (self.scale_factor,) = int_tuple("scale_factor", scale_factor, 1, minimum=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        amount = self.scale_factor // 2
-        x = _mean(functional.pad(x, [amount, amount] * (x.dim() - 2)), self.scale_factor)
-        return _mean(x, 2) if self.scale_factor % 2 == 0 else x
-
-
-def _mean(x: Tensor, width: int) -> Tensor:
-    if x.dim() == 3:
-        return functional.avg_pool1d(x, width, 1)
-    if x.dim() == 4:
-        return functional.avg_pool2d(x, width, 1)
-    return functional.avg_pool3d(x, width, 1)

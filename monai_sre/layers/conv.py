@@ -108,6 +108,9 @@ class _SREConvNd(nn.Module):
             "basis", basis.to(device=device, dtype=dtype or torch.get_default_dtype()), persistent=False
         )
         self.basis: Tensor
+        self.squares: Tensor
+        self.edge: Tensor
+        self.log_width: nn.Parameter | None
         learned = learned_gaussian(self.kernel_size, **geometry)
         if learned is None:
             self.register_parameter("log_width", None)

@@ -11,12 +11,11 @@ from monai.networks.nets.basic_unet import UpCat
 from torch import Tensor, nn
 from torch.nn import functional
 
-from monai_sre.ops.resample import centred_avg_pool, centred_fit
-from monai_sre.ops.tracing import script_where_traced
+from monai_sre.ops.resample import _script_if_tracing, centred_avg_pool, centred_fit
 
 
 class CentredUpCat(UpCat):
-    """MONAI's ``UpCat`` of BasicUNet and FlexibleUNet: where the skip is one pixel larger, half of it is added at each end."""
+    """MONAI's ``UpCat`` of BasicUNet and FlexibleUNet: where the skip is a pixel larger, half of it is added at each end."""
 
     def forward(self, x: Tensor, x_e: Tensor | None) -> Tensor:
         x_0 = self.upsample(x)
@@ -27,7 +26,7 @@ class CentredUpCat(UpCat):
         return self.convs(x_0)
 
 
-@script_where_traced
+@_script_if_tracing
 def _fit(x: Tensor, skip: Tensor) -> Tensor:
     size: list[int] = []
     for axis in range(2, x.dim()):

@@ -14,7 +14,7 @@ from monai.networks.nets.basic_unet import UpCat
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from monai_sre.layers.centred import CentredPadPool
+from monai_sre.layers.interpolate import CentredPadPool
 from monai_sre.nets import blocks, probe, rules
 from monai_sre.nets.report import ATTRIBUTE, ConversionReport, Entry, RefusedError, conversion_report, describe, refusal
 from monai_sre.ops.arguments import int_tuple
@@ -57,9 +57,9 @@ def convert_to_sre(
     """Make a network equivariant, in place: its outputs turn with its input under every symmetry of the grid, at every size.
 
     Convolutions become radial (:class:`monai_sre.layers.SREConv2d`). Strides, pools, transposed convolutions and pixel
-    shuffles move to centred grids (:mod:`monai_sre.layers.centred`), and so do the paddings in the blocks of MONAI. The shapes
-    of all outputs stay as they are, and so do names of parameters, train or eval mode, ``requires_grad``, device, dtype and
-    what modules share. Create the optimiser afterwards.
+    shuffles move to centred grids (:mod:`monai_sre.layers.centred`), and so do the paddings in the blocks of MONAI. The
+    shapes of all outputs stay, and so do names of parameters, train or eval mode, ``requires_grad``, device, dtype
+    and what modules share. Create the optimiser afterwards.
 
     Then the network is run on a small input and on its rotations and reflections, as no replacement reaches what a
     ``forward`` does by itself.
@@ -70,10 +70,10 @@ def convert_to_sre(
             take the next even size, and none shrinks. ``None`` keeps each layer's own.
         num_rings: largest number of learned coefficients a pair of channels; ``None`` is one a unit of radius.
         profile: with ``circular``, ``orthonormal`` and ``algorithm`` as in :class:`monai_sre.layers.SREConv2d`.
-        init: ``"project"`` takes the radial kernel nearest to each kernel there is (least squares; the report says how much of
-            it that keeps), ``"reset"`` starts anew, with the variance that radial kernels need. Layers that stay keep theirs.
-        spacing: voxel size of the input along each spatial axis, such as :func:`spacing_from` gives; kernels are round in that
-            unit, at every level of the network, and axes of unequal size need not be treated alike.
+        init: ``"project"`` takes the radial kernel nearest to each kernel there is (least squares; the report says how much
+            of it that keeps), ``"reset"`` starts anew, with the variance that radial kernels need. Other layers keep theirs.
+        spacing: voxel size of the input along each spatial axis, such as :func:`spacing_from` gives; kernels are round in
+            that unit, at every level of the network, and axes of unequal size need not be treated alike.
         axes: the spatial axes to be symmetric in; ``None`` is all.
         strict: raise where a module cannot be made equivariant; otherwise it stays, and the report lists it.
         verify: ``True`` looks for an input size that the network accepts; else the shape ``(N, C, *spatial)`` or the input to
@@ -333,8 +333,8 @@ def _spacings(
     arguments = probe.find_input(network, ndim, divisible=True) or arguments
     if arguments is None:
         raise ValueError(
-            "verify must be an input or its shape: strides that differ between axes change the spacing on the way through the "
-            "network, and no input size was found that it accepts"
+            "verify must be an input or its shape: strides that differ between axes change the spacing on the way through "
+            "the network, and no input size was found that it accepts"
         )
     sizes = probe.input_sizes(network, arguments, ndim)
     whole = arguments[0].shape[-ndim:]

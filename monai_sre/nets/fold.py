@@ -20,8 +20,8 @@ def fold_sre(network: nn.Module) -> nn.Module:
 
     Outputs are the same to rounding. A layer of stride 1 becomes ``torch.nn.Conv*d`` itself, a strided one a subclass that
     centres its grid before it convolves. Parameters keep their names, and shapes are those of the original architecture, but
-    for kernels that the conversion has enlarged: so a state dict needs no ``monai_sre`` to be read, and what is scripted, traced or
-    exported to ONNX needs none to run. Train further before folding, not after: nothing holds folded kernels radial.
+    for kernels that the conversion has enlarged: so a state dict needs no ``monai_sre`` to be read, and what is scripted,
+    traced or exported to ONNX needs none to run. Train before folding, not after: nothing holds folded kernels radial.
 
     Args:
         network: any network with layers of this package; deepcopy it first to keep it.
@@ -51,21 +51,22 @@ def fold_sre(network: nn.Module) -> nn.Module:
     return folded.get(id(network), network)
 
 
-def _fold(module: nn.Module) -> nn.Module | None:
+def _fold(source: nn.Module) -> nn.Module | None:
+    module: Any = source
     new: Any = None
-    if isinstance(module, _SREConvNd):
+    if isinstance(source, _SREConvNd):
         options = _options(module)
         options["padding"] = module.padding
-        if isinstance(module, _SREConv):
+        if isinstance(source, _SREConv):
             new = _CONVS[module.spatial_dims - 1](**options, padding_mode=module.padding_mode)
         else:
             new = _TRANSPOSED[module.spatial_dims - 1](**options, output_padding=module.output_padding)
-    elif isinstance(module, _CentredConv):
+    elif isinstance(source, _CentredConv):
         new = _FOLDED[module.spatial_dims - 1](
             **_options(module), padding=module.padding, padding_mode=module.padding_mode
         )
         new.far_padding = module.far_padding
-    elif isinstance(module, _CentredConvTranspose):
+    elif isinstance(source, _CentredConvTranspose):
         options = _options(module)
         if all(amount >= 0 and amount % 2 == 0 for amount in module.margin):
             options["padding"] = tuple(amount // 2 for amount in module.margin)
@@ -75,13 +76,12 @@ def _fold(module: nn.Module) -> nn.Module | None:
             new.margin = module.margin
     if new is None:
         return None
-    source: Any = module
     with torch.no_grad():
-        new.weight.copy_(source.kernel())
-        new.weight.requires_grad_(source.weight.requires_grad)
-        if source.bias is not None:
-            new.bias.copy_(source.bias)
-            new.bias.requires_grad_(source.bias.requires_grad)
+        new.weight.copy_(module.kernel())
+        new.weight.requires_grad_(module.weight.requires_grad)
+        if module.bias is not None:
+            new.bias.copy_(module.bias)
+            new.bias.requires_grad_(module.bias.requires_grad)
     return new.train(module.training)  # type: ignore[no-any-return]
 
 
@@ -100,6 +100,15 @@ def _options(module: Any) -> dict[str, Any]:
 
 
 class _Folded:
+    weight: Any
+    bias: Any
+    stride: Any
+    padding: Any
+    far_padding: Any
+    dilation: Any
+    groups: Any
+    padding_mode: Any
+
     def forward(self, x: Tensor) -> Tensor:
         return centred_conv_dense(
             x,
@@ -115,9 +124,23 @@ class _Folded:
 
 
 class _FoldedTranspose:
-    def forward(self, x: Tensor) -> Tensor:
+    weight: Any
+    bias: Any
+    stride: Any
+    margin: Any
+    dilation: Any
+    groups: Any
+
+    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
+        margin = list(self.margin)
+        if output_size is not None:
+            ndim = len(margin)
+            for axis in range(ndim):
+                taps = self.dilation[axis] * (self.weight.size(axis + 2) - 1) + 1
+                full = (x.size(axis - ndim) - 1) * self.stride[axis] + taps
+                margin[axis] = full - output_size[len(output_size) - ndim + axis]
         return centred_conv_transpose(
-            x, self.weight, self.bias, list(self.stride), list(self.margin), list(self.dilation), self.groups
+            x, self.weight, self.bias, list(self.stride), margin, list(self.dilation), self.groups
         )
 
 
@@ -133,15 +156,15 @@ class FoldedConv3d(_Folded, nn.Conv3d):
     """``torch.nn.Conv3d`` on a centred grid, see :func:`monai_sre.ops.centred.centred_conv_dense`."""
 
 
-class FoldedConvTranspose1d(_FoldedTranspose, nn.ConvTranspose1d):
+class FoldedConvTranspose1d(_FoldedTranspose, nn.ConvTranspose1d):  # type: ignore[misc]
     """``torch.nn.ConvTranspose1d`` onto a centred grid, see :func:`monai_sre.ops.centred.centred_conv_transpose`."""
 
 
-class FoldedConvTranspose2d(_FoldedTranspose, nn.ConvTranspose2d):
+class FoldedConvTranspose2d(_FoldedTranspose, nn.ConvTranspose2d):  # type: ignore[misc]
     """``torch.nn.ConvTranspose2d`` onto a centred grid, see :func:`monai_sre.ops.centred.centred_conv_transpose`."""
 
 
-class FoldedConvTranspose3d(_FoldedTranspose, nn.ConvTranspose3d):
+class FoldedConvTranspose3d(_FoldedTranspose, nn.ConvTranspose3d):  # type: ignore[misc]
     """``torch.nn.ConvTranspose3d`` onto a centred grid, see :func:`monai_sre.ops.centred.centred_conv_transpose`."""
 
 

@@ -56,9 +56,9 @@ def find_input(network: nn.Module, spatial_dims: int, divisible: bool = False) -
         spatial_dims: number of spatial axes.
         divisible: only sizes that strides divide.
     """
-    channels = [network.in_channels] if isinstance(getattr(network, "in_channels", None), int) else []
+    channels: list[Any] = [network.in_channels] if isinstance(getattr(network, "in_channels", None), int) else []
     for module in network.modules():
-        if isinstance(module, _ConvNd) or hasattr(module, "kernel_size") and hasattr(module, "in_channels"):
+        if isinstance(module, _ConvNd) or (hasattr(module, "kernel_size") and hasattr(module, "in_channels")):
             channels.append(module.in_channels)
             break
     for size in _SIZES[spatial_dims][1 if divisible else 0 :]:
@@ -73,7 +73,7 @@ def find_input(network: nn.Module, spatial_dims: int, divisible: bool = False) -
 
 
 def run(network: nn.Module, arguments: Arguments) -> Any:
-    """Outputs in eval mode and float64; parameters that are all alike (zero initialised) are stirred, so that nothing vanishes."""
+    """Outputs in eval mode and float64; parameters that are all alike (zeros, ones) are stirred, so that nothing vanishes."""
     generator = torch.Generator().manual_seed(1)
 
     def stirred(tensor: Tensor) -> Tensor:
@@ -126,7 +126,7 @@ def symmetry_errors(
 def find_culprits(
     network: nn.Module, arguments: Arguments, symmetry: LatticeSymmetry, spatial_dims: int
 ) -> list[tuple[str, nn.Module]]:
-    """The innermost modules that do not commute by themselves: each is given the turned inputs of its place in the network."""
+    """The innermost modules that do not commute by themselves: each is given the turned inputs of its own place."""
     broken: list[tuple[str, nn.Module]] = []
     given: list[Any] = []
     busy = False

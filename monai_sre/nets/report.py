@@ -18,7 +18,7 @@ class Entry:
 
     Attributes:
         name: qualified name; ``""`` is the network itself.
-        action: ``"replaced"``, ``"kept"`` (it is equivariant as it is) or ``"refused"`` (it cannot be, and was left as it is).
+        action: ``"replaced"``, ``"kept"`` (it is equivariant as it is) or ``"refused"`` (it cannot be, and stays).
         before: what it was.
         after: what it is now, or why it was kept or refused.
         energy: share of the kernel's energy (sum of squares) that the radial kernel has kept; ``None`` where no kernel was

@@ -1,4 +1,4 @@
-"""How single modules become equivariant: convolutions, pools, interpolation, padding. Each rule gives the new module or says why not."""
+"""How single modules become equivariant: convolutions, pools, interpolation, padding; or why they do not."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd, _Av
 
 from monai_sre import layers
 from monai_sre.layers import centred
+from monai_sre.layers.interpolate import CentredNearest
 from monai_sre.nets.report import RefusedError
 from monai_sre.ops.arguments import int_tuple
 from monai_sre.ops.centred import centred_basis
@@ -68,8 +69,8 @@ class Rules:
             alike = self.spacing is None or self.spacing[first] == self.spacing[second]
             if alike and values[first] != values[second]:
                 raise RefusedError(
-                    f"{what}={tuple(values)} differs between the spatial axes {first} and {second}, which a rotation exchanges; "
-                    "give their spacing, or the axes to be symmetric in"
+                    f"{what}={tuple(values)} differs between the spatial axes {first} and {second}, which a rotation "
+                    "exchanges; give their spacing, or the axes to be symmetric in"
                 )
 
     def grown(self, taps: Sequence[int]) -> list[int]:
@@ -95,7 +96,7 @@ def project(kernel: Tensor, basis: Tensor) -> tuple[Tensor, float]:
     Example:
         >>> from monai_sre.ops import radial_basis
         >>> weight, share = project(torch.ones(1, 1, 3, 3), radial_basis((3, 3)))
-        >>> weight.flatten().tolist(), round(share, 6)
+        >>> [round(value, 6) for value in weight.flatten().tolist()], round(share, 6)
         ([1.0, 1.0], 1.0)
     """
     flat, rings = kernel.detach().double().flatten(2), basis.double().flatten(1).to(kernel.device)
@@ -269,7 +270,7 @@ def convert_upsample(layer: nn.Upsample, rules: Rules) -> nn.Module | str:
     if whole or layer.align_corners or (size is not None and "nearest" not in layer.mode):
         return "interpolates on a centred grid"
     if "nearest" in layer.mode:
-        return centred.CentredNearest(size, factors)
+        return CentredNearest(size, factors)
     twin = nn.Upsample(scale_factor=factors, mode=layer.mode, align_corners=layer.align_corners)
     twin.recompute_scale_factor = True  # the ratio of the sizes, so that the grid is centred
     return twin
@@ -344,8 +345,8 @@ def _fill(new: nn.Module, kernel: Tensor, bias: Tensor | None, old: nn.Module, r
     energy = None
     with torch.no_grad():
         if rules.init == "project":
-            exact = new.basis.double()  # type: ignore[union-attr, operator]
-            coefficients, energy = project(kernel, exact)
+            basis: Any = new.basis
+            coefficients, energy = project(kernel, basis)
             new.weight.copy_(coefficients)  # type: ignore[operator, union-attr]
             if bias is not None:
                 new.bias.copy_(bias)  # type: ignore[operator, union-attr]

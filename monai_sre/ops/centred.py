@@ -1,8 +1,8 @@
 """Strided and transposed convolutions on centred grids: they commute with rot90 and flips at every size.
 
-A convolution with a stride samples a grid that is off centre at most sizes, a transposed one writes to such a grid, and an even
-kernel sits half a pixel aside (:mod:`monai_sre.ops.resample` says why). Here the grid is centred, with as many outputs as
-torch has. Where it falls half a pixel aside of the kernel's taps, neighbours are joined by their mean; as that is itself a
+A convolution with a stride samples a grid that is off centre at most sizes, a transposed one writes to such a grid, and an
+even kernel sits half a pixel aside (:mod:`monai_sre.ops.resample` says why). Here the grid is centred, with as many outputs
+as torch has. Where it falls half a pixel aside of the kernel's taps, neighbours are joined by their mean; as that is itself a
 convolution, the kernel is joined and not the image: one tap more along the axis, at the same stride.
 """
 
@@ -18,8 +18,7 @@ from torch.nn import functional
 
 from monai_sre.ops import radial
 from monai_sre.ops.conv import expand_kernel, sre_convnd
-from monai_sre.ops.resample import centred_margin, join_neighbours
-from monai_sre.ops.tracing import script_where_traced
+from monai_sre.ops.resample import _script_if_tracing, centred_margin, join_neighbours
 
 
 def centred_basis(
@@ -65,17 +64,16 @@ def centred_basis(
         raise ValueError(f"num_rings must be None or an integer >= 1, got {num_rings!r}")
     size = tuple(kernel_size)
     unit = min(steps[axis] for axis in round_axes)
-    squares = torch.zeros([size[axis] for axis in round_axes], dtype=torch.float64)
-    for position, axis in enumerate(round_axes):
-        offsets = (torch.arange(size[axis], dtype=torch.float64) - (size[axis] - 1) / 2) * (steps[axis] / unit)
-        shape = [-1 if other == position else 1 for other in range(len(round_axes))]
-        squares = squares + offsets.square().reshape(shape)
+    offsets = radial.tap_offsets([size[axis] for axis in round_axes], [steps[axis] for axis in round_axes])
+    squares = torch.zeros([len(places) for places in offsets], dtype=torch.float64)
+    for position, places in enumerate(offsets):
+        shape = [-1 if other == position else 1 for other in range(len(offsets))]
+        squares = squares + places.square().reshape(shape)
     reach = max((size[axis] - 1) / 2 * steps[axis] for axis in round_axes) / unit
     most = math.floor(reach + 1e-9) + (1 if circular else 2)
-    places = radial.tap_offsets([size[axis] for axis in round_axes], [steps[axis] for axis in round_axes])
     counts = range(most, 0, -1) if num_rings is None else [num_rings]
     for count in counts:
-        rings = radial._profile_values(name, squares.sqrt(), count, reach, circular, settings, places)
+        rings = radial._profile_values(name, squares.sqrt(), count, reach, circular, settings, offsets)
         fault = radial._fault(rings)
         if fault is None:
             rings = radial._orthonormalise(rings) if orthonormal else rings
@@ -160,7 +158,7 @@ def centred_convnd(
         (torch.Size([1, 3, 4, 5]), True)
     """
     ndim = basis.dim() - 1
-    if not torch.jit.is_scripting():
+    if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript compiles both sides of "and"
         if torch.jit.is_tracing():  # scripted there, so that a trace serves all sizes
             return centred_conv_dense(
                 x, expand_kernel(weight, basis), bias, stride, padding, far_padding, dilation, groups, padding_mode
@@ -182,7 +180,7 @@ def centred_convnd(
     return sre_convnd(x, weight, basis, bias, stride, amounts, dilation, groups, algorithm)
 
 
-@script_where_traced
+@_script_if_tracing
 def centred_conv_dense(
     x: Tensor,
     kernel: Tensor,
@@ -217,7 +215,7 @@ def centred_conv_dense(
     return functional.conv3d(x, kernel, bias, stride, amounts, dilation, groups)
 
 
-@script_where_traced
+@_script_if_tracing
 def centred_conv_transpose(
     x: Tensor,
     kernel: Tensor,
@@ -233,8 +231,8 @@ def centred_conv_transpose(
         x: shape ``(N, C, *spatial)`` or ``(C, *spatial)``.
         kernel: shape ``(C, out_channels / groups, *kernel_size)``, symmetric about its centre.
         bias: shape ``(out_channels,)``, or ``None``.
-        margin: how much smaller each axis of the output is than ``(size - 1) * stride + dilation * (kernel_size - 1) + 1``, half
-            at each end: ``2 * padding - output_padding`` of ``torch.nn.ConvTranspose*d``.
+        margin: how much smaller each axis of the output is than ``(size - 1) * stride + dilation * (kernel_size - 1) + 1``,
+            half at each end: ``2 * padding - output_padding`` of ``torch.nn.ConvTranspose*d``.
 
     Returns:
         Tensor of shape ``(N, out_channels, *spatial)``.
@@ -270,5 +268,5 @@ def centred_conv_transpose(
         return x
     x = _pad_and_join(x, [max(-half, 0) for half in crops], joins)
     if bias is not None:
-        x = x + bias.reshape([-1] + [1] * ndim)  # noqa: RUF005
+        x = x + bias.reshape([-1] + [1] * ndim)
     return x

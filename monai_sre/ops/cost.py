@@ -1,4 +1,10 @@
-"""The choice between the dense and the ring algorithm: a small cost model, fitted to measurements."""
+"""The choice between the dense and the ring algorithm: a small cost model, fitted to measurements.
+
+Both algorithms are costed as a sum of counts (vector operations of the sums and of the products, values moved, calls) times
+the seconds that one of each takes. The counts follow from the shapes; the seconds, :data:`DENSE` and :data:`RING`, are least
+squares fits of relative errors to the table ``benchmarks/results/speed_choice*.json``. Only their ratios matter for the
+choice, and these change little between processors of one kind; ``MONAI_SRE_ALGORITHM`` overrides the choice anywhere else.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +13,16 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+from monai_sre.ops.ring_cpu import available
+from monai_sre.ops.ring_plan import convolution_geometry, plans, spatial_triple
+
+#: Nanoseconds on one thread of: a call, a multiply-add of vectors, a value read or written, a weight of the kernel.
+DENSE = (85_000.0, 0.135, 1.6, 1.0)
+#: Nanoseconds on one thread of: a call, an addition of vectors, a multiply-add of vectors, a value read or written, a
+#: weight of the rings.
+RING = (130_000.0, 0.77, 0.34, 0.8, 1.0)
+_LANES = 16
 
 
 def choose_algorithm(
@@ -20,20 +36,92 @@ def choose_algorithm(
 ) -> str:
     """``"dense"`` or ``"ring"``, whichever is estimated to be faster for these operands.
 
+    Dense is chosen wherever nothing was measured: on other devices than the CPU, in half precision (also under
+    autocast), for depthwise and grouped convolutions, and without a C compiler.
+
     Args:
-        x: input of shape ``(N, C, *spatial)``; only shape, dtype, device and ``requires_grad`` count.
+        x: input of shape ``(N, C, *spatial)`` or ``(C, *spatial)``; only shape, dtype, device and whether gradients flow
+            count.
         weight: ring coefficients, shape ``(out_channels, C / groups, b)``.
         basis: shape ``(b, *kernel_size)``.
         stride: one integer a spatial axis; so ``padding`` and ``dilation``.
         groups: number of blocks of channels that do not mix.
+
+    Example:
+        >>> from monai_sre.ops import radial_basis
+        >>> x, basis = torch.empty(8, 64, 32, 32), radial_basis((1, 1))
+        >>> choose_algorithm(x, torch.empty(64, 64, 1), basis, [1, 1], [0, 0], [1, 1], 1)  # one tap: nothing to sum
+        'dense'
     """
-    if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64) or groups > 1:
+    ndim = basis.dim() - 1
+    half = x.dtype not in (torch.float32, torch.float64) or torch.is_autocast_enabled("cpu")
+    if x.device.type != "cpu" or half or groups > 1 or x.numel() == 0 or not available(x.dtype):
         return "dense"
-    if torch.is_autocast_enabled("cpu"):
-        return "dense"
-    taps, rings = math.prod(basis.shape[1:]), basis.shape[0]
-    if taps <= rings or max(stride) > 1:
-        return "dense"
-    pair = min(x.shape[1], weight.shape[0])
-    ring = rings * pair + 3 * taps ** 0.5 + 4 * rings
-    return "ring" if ring < 0.8 * taps * pair and pair >= 4 else "dense"
+    size = spatial_triple(x.shape[-ndim:], 1)
+    kernel = spatial_triple(basis.shape[1:], 1)
+    reach = (d * (k - 1) + 1 - 2 * p for d, k, p in zip(dilation, basis.shape[1:], padding, strict=True))
+    if math.prod(kernel) == 1 or any(r > n for r, n in zip(reach, x.shape[-ndim:], strict=True)):
+        return "dense"  # which also says what does not fit
+    batch = x.shape[0] if x.dim() > ndim + 1 else 1
+    training = torch.is_grad_enabled() and (weight.requires_grad, x.requires_grad)
+    counts = operation_counts(batch, x.shape[-ndim - 1], weight.shape[0], size, basis, stride, padding, dilation, training)
+    threads = torch.get_num_threads()
+    dense, ring = (
+        costs[0] * calls[0] + sum(cost * count for cost, count in zip(costs[1:], calls[1:], strict=True)) / threads
+        for costs, calls in zip((DENSE, RING), counts, strict=True)
+    )
+    return "ring" if ring < dense else "dense"
+
+
+def operation_counts(
+    batch: int,
+    channels: int,
+    out_channels: int,
+    size: Sequence[int],
+    basis: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    training: bool | tuple[bool, bool],
+) -> tuple[list[float], list[float]]:
+    """What :data:`DENSE` and :data:`RING` multiply: counts of both algorithms.
+
+    Args:
+        size: spatial size of the input along z, y, x.
+        training: whether gradients of weight and input are formed, or ``False`` for none.
+    """
+    plan, _ = plans(basis)
+    ndim = basis.dim() - 1
+    geometry = convolution_geometry(size[3 - ndim :] if ndim > 1 else size[1:2], plan.kernel, stride, padding, dilation)
+    by_weight, by_input = training if isinstance(training, tuple) else (False, False)
+    values_in, values_out = batch * math.prod(size), batch * geometry.positions
+    moved = values_in * channels + values_out * out_channels
+    products = 1 + by_weight + by_input
+    pairs = _padded(channels, _LANES) * _padded(out_channels, _LANES) / _LANES
+    calls, weights = 1.0 + by_weight + by_input, float(channels * out_channels * products)
+    taps = math.prod(plan.kernel)
+    dense = [calls, values_out * taps * pairs * products, moved * products, weights * taps]
+
+    strided = geometry.stride != (1, 1, 1)
+    summed = values_out * channels  # positions whose ring sums are formed
+    mixed = values_out * channels * plan.maps * _padded(out_channels, 8) / _LANES
+    if by_input or (by_weight and not strided and out_channels < channels):
+        summed += values_in * out_channels
+        mixed += by_input * values_in * out_channels * plan.maps * _padded(channels, 8) / _LANES
+        if by_weight and not strided:
+            mixed += values_in * out_channels * plan.maps * _padded(channels, _LANES) / _LANES
+    if by_weight and (strided or (not by_input and out_channels >= channels)):
+        summed += values_out * channels
+        mixed += values_out * channels * plan.maps * _padded(out_channels, _LANES) / _LANES
+    depth, height, width = geometry.out_size
+    row_waste = _padded(width, _LANES) / width
+    plane_waste = _padded(height * width, _LANES) / (height * width)
+    terms = len(plan.columns.tap) * row_waste + len(plan.rows.tap) * plane_waste
+    terms += (len(plan.groups.tap) if depth > 1 else 0) * plane_waste
+    terms += 0 if plan.mix is None else int((plan.mix != 0).sum()) * plane_waste
+    ring = [calls, summed * terms / _LANES, mixed * plane_waste, moved * products, weights * plan.maps]
+    return dense, ring
+
+
+def _padded(count: int, step: int) -> int:
+    return (count + step - 1) // step * step

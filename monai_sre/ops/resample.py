@@ -17,8 +17,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from monai_sre.ops.tracing import script_where_traced
-
 
 def _script_if_tracing(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Scripted inside a trace, so that the trace serves all sizes; but not for ONNX, whose runtimes fail on its loops."""

@@ -130,6 +130,16 @@ static void sum_columns(const Call *c, const Layout *l, const Stage *column, con
                         REAL *padded, REAL *u)
 {
     const i64 width = c->out_size[2];
+    const i64 factors = c->kernel[2] * c->stride[2] * c->zoom[2] * c->stride[1] * c->zoom[1];
+    if (factors == 1 && !c->padding[2]) { /* nothing to sum: copy */
+        const i64 head = least(first < 0 ? -first : 0, l->row_count);
+        i64 count = least(c->in_size[1] - first, l->row_count) - head;
+        if (count < 0) count = 0;
+        memset(u, 0, head * width * sizeof(REAL));
+        memcpy(u + head * width, plane + (first + head) * width, count * width * sizeof(REAL));
+        memset(u + (head + count) * width, 0, (l->row_count - head - count) * width * sizeof(REAL));
+        return;
+    }
     const REAL *row[l->row_count];
     pad_rows(c, l, plane, first, padded, row);
     for (i64 a = 0; a < column->sets; a++, u += l->map_size) {
@@ -178,9 +188,11 @@ static void sum_box(const Call *c, const Layout *l, const Plan *plan, const REAL
                 finish(c, plan, u, &plan->row, length, to, strip_step);
         }
     }
-    for (i64 i = 0; deep && i < depth; i++)
-        finish(c, plan, q + i * c->stride[0] * plane_step, &plan->group, length, dst + i * strips * strip_step,
-               strip_step);
+    /* some positions of all planes after the other: each plane is read for several outputs, so it should stay in L1 */
+    for (i64 p = 0; deep && p < length; p += UNROLL * LANES)
+        for (i64 i = 0; i < depth; i++)
+            finish(c, plan, q + i * c->stride[0] * plane_step + p, &plan->group, least(length - p, UNROLL * LANES),
+                   dst + (i * strips + p / LANES) * strip_step, strip_step);
 }
 
 /* Sums of one channel of a small map: a product with a constant matrix. */

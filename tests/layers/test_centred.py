@@ -11,9 +11,8 @@ from monai_sre.layers.centred import (
     CentredConv3d,
     CentredConvTranspose2d,
     CentredConvTranspose3d,
-    CentredNearest,
-    CentredPadPool,
 )
+from monai_sre.layers.interpolate import CentredNearest, CentredPadPool
 from tests.testers import Case, LayerTester
 
 SIZES = ((8, 8), (9, 6), (7, 7))

@@ -1,4 +1,4 @@
-"""Converted networks: exact under every lattice symmetry at every size, as faithful as can be, and honest about what is refused."""
+"""Converted networks: exact under every lattice symmetry at every size, faithful, and honest about what is refused."""
 
 from __future__ import annotations
 

@@ -162,7 +162,7 @@ def test_every_small_size(ndim: int) -> None:
 # Options --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_checkpointing_gives_the_same_training(compiled: bool) -> None:
     """The same gradients, and the same statistics of norms, though stages run twice."""
     plain = narrow(2, kernel_size=3)

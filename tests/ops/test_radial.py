@@ -129,6 +129,20 @@ def test_bands_do_not_depend_on_the_unit_of_spacing() -> None:
     for unit in (0.1, 0.3, 0.7, 1 / 3, 1e-3, 1e3):
         assert torch.equal(radial_basis((9, 9), spacing=(unit, unit)), radial_basis((9, 9)))
         assert torch.equal(radial_basis((3, 9), spacing=(3 * unit, unit)), radial_basis((3, 9), spacing=(3, 1)))
+    for coarse in range(2, 10):
+        decimal = (float(f"0.{coarse}"), 0.1)  # 0.7 / 0.1 is 6.999...
+        assert torch.equal(radial_basis((3, 19), spacing=decimal), radial_basis((3, 19), spacing=(coarse, 1)))
+
+
+def test_taps_on_the_edge_of_a_band() -> None:
+    """4 filled rings in 7 x 7 x 7 have edges at multiples of the root of 3; taps that lie there belong to the outer ring.
+
+    Counted in integers: the ring of a tap is the root, rounded down, of a third of its squared distance.
+    """
+    counts = [0] * 4
+    for z, y, x in product(range(-3, 4), repeat=3):
+        counts[math.isqrt((z * z + y * y + x * x) // 3)] += 1
+    assert radial_basis((7, 7, 7), 4, circular=False).sum(dim=(1, 2, 3)).tolist() == counts
 
 
 # Axes -----------------------------------------------------------------------------------------------------------------
@@ -335,7 +349,7 @@ def test_initial_std() -> None:
             [(5, 5)],
             {"profile": ("gaussian", {"sigma": 1})},
             ValueError,
-            r"takes the options \['width'\], got \['sigma'\]",
+            r"takes the options \[.*'width'\], got \['sigma'\]",
         ),
         (
             [(5, 5)],
