@@ -55,7 +55,7 @@ CLOCK: Callable[[], float] = time.perf_counter
 
 
 def official(package: str, name: str, *args: Any, **options: Any) -> nn.Module | None:
-    """A layer of a published package, from the one file that needs no torchio, or ``None`` where it is not installed."""
+    """A layer of a published package, from its one file that needs no torchio, or ``None`` where it is missing."""
     found = importlib.util.find_spec(package)
     if found is None or not found.submodule_search_locations:
         return None
@@ -198,7 +198,10 @@ def suite_choice(seconds: float, quick: bool) -> list[dict[str, Any]]:
         weight = torch.randn(channels[1], channels[0], len(basis)).mul_(0.02).requires_grad_()
         layers: dict[str, tuple[Layer, list[Tensor]]] = {}
         for name in ("dense", "ring"):
-            run = lambda x, w=weight, b=basis, k=kernel, a=name: sre_conv(x, w, b, padding=k // 2, algorithm=a)  # noqa: E731
+
+            def run(x: Tensor, w: Tensor = weight, b: Tensor = basis, k: int = kernel, a: str = name) -> Tensor:
+                return sre_conv(x, w, b, padding=k // 2, algorithm=a)
+
             layers[name] = (run, [weight])
         shape = (batch, channels[0], *(width,) * ndim)
         times = timed_row(layers, shape, inference, seconds)
@@ -262,7 +265,8 @@ def ratio(times: dict[str, dict[str, float]], slow: str, fast: str) -> str:
 
 def layer_table(rows: list[dict[str, Any]]) -> list[str]:
     """The table of targets: ms, then times faster, each with its target."""
-    head = ("shape (N, C, size)", "k", "ring ms (IQR)", "smooth / band", "auto ms", "dense ms", "SRE-Conv ms", "GMR-Conv ms",
+    head = ("shape (N, C, size)", "k", "ring ms (IQR)", "smooth / band", "auto ms", "dense ms", "SRE-Conv ms",
+            "GMR-Conv ms",
             "plain 3 ms", "x SRE-Conv (target)", "x plain (target)", "reached")  # fmt: skip
     lines = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
     for row in rows:
@@ -277,9 +281,16 @@ def layer_table(rows: list[dict[str, Any]]) -> list[str]:
             "-" if value == "-" else "yes" if float(value) >= target else "no"
             for value, target in zip(against, targets, strict=True)
         ]
-        cells = [", ".join(map(str, row["shape"])) + (", inference" if row["inference"] else ""), str(row["kernel"]),
-                 f"{times['ring']['ms']:.1f} ({times['ring']['iqr_ms']:.1f})", ratio(times, "ring gaussian", "ring"), *shown,
-                 *(f"{value} ({target:g})" for value, target in zip(against, targets, strict=True)), ", ".join(reached)]  # fmt: skip
+        goals = [f"{value} ({target:g})" for value, target in zip(against, targets, strict=True)]
+        cells = [
+            ", ".join(map(str, row["shape"])) + (", inference" if row["inference"] else ""),
+            str(row["kernel"]),
+            f"{times['ring']['ms']:.1f} ({times['ring']['iqr_ms']:.1f})",
+            ratio(times, "ring gaussian", "ring"),
+            *shown,
+            *goals,
+            ", ".join(reached),
+        ]
         lines.append(f"| {' | '.join(cells)} |")
     return [*lines, ""]
 

@@ -96,7 +96,7 @@ class Checkpoints:
         rank: int = 0,
     ) -> None:
         self.folder, self.evaluator, self.metric = Path(ckpt_dir), evaluator, metric
-        self.parts = {"network": network, "optimizer": optimizer, "lr_scheduler": lr_scheduler}
+        self.parts: dict[str, Any] = {"network": network, "optimizer": optimizer, "lr_scheduler": lr_scheduler}
         self.resume, self.patience, self.rank = resume, patience, rank
         self.best, self.waited, self._validated = float("-inf"), 0, False
 

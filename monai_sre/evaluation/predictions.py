@@ -59,8 +59,9 @@ class PredictionWriter:
         write_csv(self.path, self.rows)
 
     def _collect(self, engine: Engine) -> None:
-        batch = engine.state.batch
-        scores = engine.state.output["score"].cpu().numpy()
+        batch: Any = engine.state.batch
+        output: Any = engine.state.output
+        scores = output["score"].cpu().numpy()
         names = self.info.class_names
         for path, error, score in zip(batch["path"], batch["error"], scores, strict=True):
             row: dict[str, Any] = {"file": path, "class": "", "name": ""}

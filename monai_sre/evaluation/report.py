@@ -86,7 +86,7 @@ class LearningCurves:
                 self._rows = [row for row in csv.DictReader(file) if int(row["epoch"]) <= engine.state.epoch]
 
     def _collect(self, engine: Engine) -> None:
-        output = engine.state.output
+        output: Any = engine.state.output
         loss = (output[0] if isinstance(output, list) else output)["loss"]
         self._losses.append(torch.as_tensor(loss).detach().float().mean())
 
@@ -114,7 +114,8 @@ class LearningCurves:
             points = [(int(row["epoch"]), float(row[name])) for row in self._rows if row.get(name) not in ("", None)]
             axes = left if "loss" in name else right
             axes.plot(*zip(*points, strict=True), label=name, marker="." if len(points) < 30 else None)
-        for axes, label in ((left, "loss"), (right, "validation metric")):
+        left.set_yscale("log")
+        for axes, label in ((left, "loss"), (right, "metric")):
             axes.set_xlabel("epoch")
             axes.set_ylabel(label)
             axes.grid(alpha=0.3)
@@ -147,7 +148,7 @@ class ClassificationReport:
         engine.add_event_handler(Events.COMPLETED, self._write)
 
     def _collect(self, engine: Engine) -> None:
-        output = engine.state.output
+        output: Any = engine.state.output
         self._outputs.append((output["score"], output["label"]))
 
     def _write(self, _: Engine) -> None:

@@ -189,7 +189,7 @@ def draw_sweep(results: Mapping[str, SweepResult], path: Path, metric: str = "AC
         metric: ``"ACC"`` or ``"AUC"``.
         title: above the picture.
     """
-    figure = new_figure(5, 5.4)
+    figure = new_figure(6.4, 6.8)
     if figure is None:
         return
     axes = figure.add_subplot(projection="polar")
@@ -202,10 +202,10 @@ def draw_sweep(results: Mapping[str, SweepResult], path: Path, metric: str = "AC
         degrees = sorted(angles)
         values = [float(np.mean(angles[angle])) for angle in degrees]
         lowest = min(lowest, *values)
-        axes.plot(np.radians([*degrees, 360.0]), [*values, values[0]], label=name)
+        axes.plot(np.radians([*degrees, 360.0]), [*values, values[0]], label=name, linewidth=2)
     axes.set_ylim(max(0.0, np.floor(lowest * 10 - 0.5) / 10), 1)
     axes.set_theta_zero_location("N")
     axes.set_rlabel_position(45)
-    axes.set_title(f"{metric} against rotation\n{title}" if title else f"{metric} against rotation")
-    figure.legend(loc="outside lower center", ncols=min(len(results), 3), frameon=False)
+    axes.set_title(f"{metric} against rotation\n{title}" if title else f"{metric} against rotation", fontsize=11)
+    figure.legend(loc="outside lower center", ncols=1, frameon=False)
     figure.savefig(path, dpi=120)

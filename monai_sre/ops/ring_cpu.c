@@ -15,6 +15,7 @@
  *   total[m, j] += S[m] . other[j]           (a product over positions)
  *
  * Compiled once for REAL=float and once for REAL=double. */
+#define _DEFAULT_SOURCE
 #include "ring_cpu.h"
 #include "ring_cpu_sums.h"
 #include "ring_cpu_products.h"
@@ -86,6 +87,18 @@ static i64 *place_taps(const Call *c, const Layout *l, Plan *plan)
     return memory;
 }
 
+/* Ask for pages of 2 MiB where a large result is about to be written for the first time: 512 times fewer page faults. */
+static void use_large_pages(REAL *data, i64 count)
+{
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+    const uintptr_t page = 1 << 21, from = ((uintptr_t)data + page - 1) & ~(page - 1);
+    const uintptr_t to = (uintptr_t)(data + count) & ~(page - 1);
+    if (to >= from + 8 * page) madvise((void *)from, to - from, MADV_HUGEPAGE);
+#else
+    (void)data, (void)count;
+#endif
+}
+
 /* One pass over x: out = weight . sums(x) + bias where `out` is given, total = sums(x) . other^T where `other` is.
  * `scratch` has threads * scratch_step elements, `packed` those of ring_weights. Returns 0, or 1 when memory ran out.
  */
@@ -102,7 +115,10 @@ int ring_run(const Call *c, const REAL *x, const REAL *weight, const REAL *bias,
                  matrix};
     i64 *memory = place_taps(c, &l, &plan);
     if (!memory) return 1;
-    if (out) pack_weights(c, weight, packed);
+    if (out) {
+        pack_weights(c, weight, packed);
+        use_large_pages(out, c->images * c->out_channels * c->out_size[0] * c->out_size[1] * c->out_size[2]);
+    }
     const i64 tiles =
         ceil_div(c->images, c->tile[0]) * ceil_div(c->out_size[0], c->tile[1]) * ceil_div(c->out_size[1], c->tile[2]);
     const i64 maps = c->channels / c->blocks * c->maps, rows = ceil_div(maps, TALL) * TALL,

@@ -113,7 +113,11 @@ ARCHITECTURES = (
         _BY_8,
     ),
     Architecture("VNet", lambda d: nets.VNet(d, 1, 2), _BY_16, (3,)),
-    Architecture("HighResNet", lambda d: nets.HighResNet(d, 1, 2), {2: ((17, 20), (18, 18)), 3: ((9, 10, 12),)}),
+    Architecture(
+        "HighResNet",
+        lambda d: nets.HighResNet(d, 1, 2, acti_type="leakyrelu"),
+        {2: ((17, 20), (18, 18)), 3: ((9, 10, 12),)},
+    ),
     Architecture(
         "FlexibleUNet EfficientNet",
         lambda d: nets.FlexibleUNet(1, 2, "efficientnet-b0", spatial_dims=d, decoder_channels=(16, 8, 8, 4, 4)),
