@@ -93,7 +93,7 @@ def measure(slow: bool) -> list[dict[str, Any]]:
             naive = naive_swap(stir(architecture.build(ndim))).double().eval()
             torch.manual_seed(0)
             original = stir(architecture.build(ndim)).eval()
-            converted = convert_to_sre(original, init="reset", verify=False)
+            converted = convert_to_sre(original, verify=False)
             for name, network, dtype, symmetries in (
                 ("naive", naive, torch.float64, some),
                 ("float64", converted, torch.float64, group),

@@ -12,7 +12,7 @@ from ignite.engine import Engine, Events
 from monai.inferers import SimpleInferer
 from monai.utils import set_determinism
 
-from monai_sre.data.dataset import mix_seed
+from monai_sre.data.dataset import BatchLoader, mix_seed
 
 
 class EpochSeed:
@@ -21,6 +21,7 @@ class EpochSeed:
     Args:
         seed: of the run.
         rank: of this process; ranks draw different numbers.
+        loader: a :class:`monai_sre.data.BatchLoader` that is to follow the epochs too.
 
     Example:
         >>> engine = Engine(lambda engine, batch: torch.rand(1).item())
@@ -29,8 +30,8 @@ class EpochSeed:
         True
     """
 
-    def __init__(self, seed: int, rank: int = 0) -> None:
-        self.seed, self.rank = seed, rank
+    def __init__(self, seed: int, rank: int = 0, loader: BatchLoader | None = None) -> None:
+        self.seed, self.rank, self.loader = seed, rank, loader
 
     def attach(self, engine: Engine) -> None:
         """Register with a trainer."""
@@ -38,6 +39,8 @@ class EpochSeed:
 
     def _set(self, engine: Engine) -> None:
         set_determinism(mix_seed(self.seed, engine.state.epoch, self.rank) % 2**32)
+        if self.loader is not None:
+            self.loader.set_epoch(engine.state.epoch)
 
 
 class AutocastInferer(SimpleInferer):

@@ -48,7 +48,7 @@ class FileImages(Dataset):
     feeds a network of three channels; a coloured file whose channels are equal feeds a network of one.
 
     Args:
-        source: a file, a folder (searched through all levels), or a list of them.
+        data: a file, a folder (searched through all levels), or a list of them.
         info: what the network expects: dimensions, channels.
         transform: brings a batch ``(1, C, *spatial)`` to the network's size and scale, as in validation.
 
@@ -67,11 +67,11 @@ class FileImages(Dataset):
 
     def __init__(
         self,
-        source: str | Path | Sequence[str | Path],
+        data: str | Path | Sequence[str | Path],
         info: DatasetInfo,
         transform: Callable[[Tensor], Tensor],
     ) -> None:
-        super().__init__(data=find_images(source), transform=transform)
+        super().__init__(data=find_images(data), transform=transform)
         self.info = info
 
     def _transform(self, index: int) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -100,14 +100,15 @@ def _options(module: Any) -> dict[str, Any]:
 
 
 class _Folded:
-    weight: Any
-    bias: Any
-    stride: Any
-    padding: Any
-    far_padding: Any
-    dilation: Any
-    groups: Any
-    padding_mode: Any
+    if TYPE_CHECKING:  # TorchScript would read these
+        weight: Any
+        bias: Any
+        stride: Any
+        padding: Any
+        far_padding: Any
+        dilation: Any
+        groups: Any
+        padding_mode: Any
 
     def forward(self, x: Tensor) -> Tensor:
         return centred_conv_dense(
@@ -124,12 +125,13 @@ class _Folded:
 
 
 class _FoldedTranspose:
-    weight: Any
-    bias: Any
-    stride: Any
-    margin: Any
-    dilation: Any
-    groups: Any
+    if TYPE_CHECKING:  # TorchScript would read these
+        weight: Any
+        bias: Any
+        stride: Any
+        margin: Any
+        dilation: Any
+        groups: Any
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
         margin = list(self.margin)
