@@ -3,8 +3,8 @@
     python benchmarks/initialisation.py DATASET_DIR
 
 Standard deviation of the activations after each of ten SRE layers with ReLU, relative to the first layer's, on white noise
-and on BreastMNIST, mean over five seeds; and the CPU time of loading and augmenting a batch against that of a training step of
-SRE-ResNet18, median of seven, one thread. Writes ``benchmarks/results/initialisation.json``.
+and on BreastMNIST, mean over five seeds; and the CPU time of loading and augmenting a batch against that of a training
+step of SRE-ResNet18, median of seven, one thread. Writes ``benchmarks/results/initialisation.json``.
 """
 
 from __future__ import annotations
