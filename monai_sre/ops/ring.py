@@ -305,7 +305,9 @@ def _restored(out: Tensor, like: Tensor, size: Sequence[int]) -> Tensor:
     """Maps back in the dtype, number of axes and memory order of ``like``."""
     ndim = like.dim() - 2
     spatial = (size[1],) if ndim == 1 else tuple(size[3 - ndim :])
-    out = out.reshape(*out.shape[:2], *spatial).to(like.dtype)
+    # Not reshape: a custom function that returns a view forbids to change its output in place, as MONAI's blocks do.
+    shape = (*out.shape[:2], *spatial)
+    out = out.new_empty(0).set_(out.untyped_storage(), 0, shape).to(like.dtype)  # type: ignore[call-overload]
     layout = {2: torch.channels_last, 3: torch.channels_last_3d}.get(ndim)
     if layout is not None and like.is_contiguous(memory_format=layout) and not like.is_contiguous():
         out = out.contiguous(memory_format=layout)

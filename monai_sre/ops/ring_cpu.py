@@ -93,14 +93,15 @@ def contract(
     call.padding[:], call.dilation[:], call.zoom[:] = geometry.padding, geometry.dilation, geometry.zoom
     call.kernel[:] = plan.kernel
     call.columns, call.rows, call.groups = len(plan.columns), len(plan.rows), len(plan.groups)
-    tile, call.threads = _tile(x, plan, geometry)
+    small = geometry.positions <= SMALL_MAP and math.prod(geometry.in_size) <= SMALL_MAP
+    tile, call.threads = _tile(x, plan, geometry, whole=small)
     call.tile[:] = tile
     call.scratch_step = library.ring_scratch(ctypes.byref(call))
     scratch = workspace("scratch", call.scratch_step * call.threads, x.dtype)
     packed = None if out is None else workspace("weights", library.ring_weights(ctypes.byref(call)), x.dtype)
     total = None if other is None else x.new_empty(x.shape[1] * plan.maps, other.shape[1] // groups)
     matrix = None
-    if geometry.positions <= SMALL_MAP and math.prod(geometry.in_size) <= SMALL_MAP:
+    if small:
         matrix = _padded_matrix(plan, geometry, x.dtype, library.ring_lanes())
     arrays = _arrays(plan, x.dtype)
     pointers = [None if t is None else t.data_ptr() for t in (x, weight, bias, out, other, total, scratch, packed)]
@@ -111,14 +112,17 @@ def contract(
     return total
 
 
-def _tile(x: Tensor, plan: Plan, geometry: Geometry) -> tuple[tuple[int, int, int], int]:
-    """Images, planes and rows of a tile, and the number of threads: even work, sums of about ``TILE_BYTES``."""
+def _tile(x: Tensor, plan: Plan, geometry: Geometry, whole: bool) -> tuple[tuple[int, int, int], int]:
+    """Images, planes and rows of a tile, and the number of threads: even work, sums of about ``TILE_BYTES``.
+
+    A map that is summed by a constant matrix stays ``whole``: the matrix gives all its positions at once.
+    """
     count, maps = x.shape[0], x.shape[1] * plan.maps
     depth, height, width = geometry.out_size
     threads = torch.get_num_threads()
     budget = max(1, TILE_BYTES // (maps * x.element_size()))  # positions
-    if geometry.positions <= budget:
-        images = _even(count, min(budget // geometry.positions, math.ceil(count / threads)))
+    if whole or geometry.positions <= budget:
+        images = _even(count, min(max(1, budget // geometry.positions), math.ceil(count / threads)))
         tile = (images, depth, height)
     else:
         reach = [(k - 1) * d // s for k, d, s in zip(plan.kernel, geometry.dilation, geometry.stride, strict=True)]
@@ -129,7 +133,7 @@ def _tile(x: Tensor, plan: Plan, geometry: Geometry) -> tuple[tuple[int, int, in
             rows = min(height, max(budget // (width * planes), 2 * reach[1], 4))
         tile = (1, _even(depth, planes), _even(height, rows))
     tiles = math.ceil(count / tile[0]) * math.ceil(depth / tile[1]) * math.ceil(height / tile[2])
-    if tiles < threads and tile[0] == 1:  # few large images: split them, at the price of some sums taken twice
+    if tiles < threads and tile[0] == 1 and not whole:  # few large images: split them, some sums are taken twice
         if depth > 1:
             tile = (1, _even(tile[1], math.ceil(tile[1] / threads)), tile[2])
         else:

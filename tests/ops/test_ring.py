@@ -540,3 +540,28 @@ class TestCache:
         processes = [subprocess.Popen([sys.executable, "-c", code], cwd=root, env=environment) for _ in range(2)]
         assert [process.wait(timeout=120) for process in processes] == [0, 0]
         assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("algorithm", ["dense", "ring"])
+def test_the_output_may_be_changed_in_place(algorithm: str) -> None:
+    """As residual blocks of MONAI do."""
+    x = torch.randn(2, 4, 6, 6, requires_grad=True)
+    weight, basis = torch.randn(4, 4, 2), radial_basis((3, 3)).float()
+    y = sre_conv(x, weight, basis, padding=1, algorithm=algorithm)
+    y += x
+    (found,) = torch.autograd.grad(y.sum(), x)
+    z = sre_conv(x, weight, basis, padding=1, algorithm="dense") + x
+    torch.testing.assert_close(found, torch.autograd.grad(z.sum(), x)[0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(4, 5), (3, 3), (2, 2, 2)])
+def test_a_small_map_with_more_threads_than_images(size: tuple[int, ...]) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        x, basis = torch.randn(1, 8, *size), radial_basis((3,) * len(size)).float()
+        weight = torch.randn(8, 8, 2)
+        dense, ring = (sre_conv(x, weight, basis, padding=1, algorithm=name) for name in ("dense", "ring"))
+        torch.testing.assert_close(ring, dense, rtol=1e-4, atol=1e-4)
+    finally:
+        torch.set_num_threads(threads)
