@@ -14,6 +14,7 @@ import argparse
 import json
 import platform
 import statistics
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,42 @@ from monai_sre.evaluation import SweepResult, draw_sweep
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 CELLS = RESULTS / "accuracy"
-MODELS: dict[str, list[str]] = {"sre": [], "plain": ["plain.json"]}
-TITLES = {"sre": "SRE-ResNet18 (Gaussian profile, orthonormal)", "plain": "plain ResNet18, 3 x 3"}
 STEP = 30
+
+
+@dataclass(frozen=True)
+class Model:
+    """A row of the table: what differs from the bundle's ``train.json``.
+
+    Args:
+        title: how the table and the pictures call it.
+        overlays: further config files of the bundle.
+        settings: entries of the config.
+        by_dims: more of them, for 2-D and for 3-D data.
+    """
+
+    title: str
+    overlays: tuple[str, ...] = ()
+    settings: dict[str, Any] = field(default_factory=dict)
+    by_dims: dict[int, dict[str, Any]] = field(default_factory=dict)
+
+
+_TURNED = {
+    2: {"train#preprocessing#rotation": 180, "train#preprocessing#fill": "background"},
+    3: {"train#preprocessing#rotation": True},
+}
+_RADIAL = {"network_def#conv": "radial"}
+_BANDS = {"network_def#profile": "band", "network_def#orthonormal": False}
+_OFFICIAL_SIZE = {"network_def#width": 64, "network_def#kernel_size": [9, 9, 5, 5]}
+MODELS = {
+    "plain": Model("plain, 3 x 3", ("plain.json",)),
+    "plain-turned": Model("plain, random rotations in training", ("plain.json",), {}, _TURNED),
+    "bands": Model("SRE, bands (the published kernel)", (), {**_RADIAL, **_BANDS}),
+    "sre": Model("SRE, Gaussian rings", (), _RADIAL),
+    "harmonic": Model("SRE, Gaussian rings and harmonic energies (the bundle)"),
+    "plain-wide": Model("plain, width 64", ("plain.json",), {"network_def#block_inplanes": [64, 128, 256, 512]}),
+    "sre-wide": Model("SRE, Gaussian rings, width 64, kernels 9, 9, 5, 5", (), {**_RADIAL, **_OFFICIAL_SIZE}),
+}
 
 
 def fill(arguments: argparse.Namespace) -> None:
@@ -39,7 +73,8 @@ def fill(arguments: argparse.Namespace) -> None:
         return
     info = dataset_info(arguments.dataset, arguments.dataset_dir)
     bundle = ROOT / "bundles" / f"medmnist_{info.spatial_dims}d_classification"
-    configs = [str(bundle / "configs" / name) for name in ("train.json", *MODELS[arguments.model])]
+    model = MODELS[arguments.model]
+    configs = [str(bundle / "configs" / name) for name in ("train.json", *model.overlays)]
     work = Path(arguments.work) / cell.stem
     common = {
         "meta_file": str(bundle / "configs/metadata.json"),
@@ -48,6 +83,8 @@ def fill(arguments: argparse.Namespace) -> None:
         "dataset_name": arguments.dataset,
         "dataset_dir": arguments.dataset_dir,
         "progress": False,
+        **model.settings,
+        **model.by_dims.get(info.spatial_dims, {}),
     }
     epochs = {} if arguments.epochs is None else {"max_epochs": arguments.epochs}
     last = work / "models/last.pt"
@@ -92,17 +129,20 @@ def report(_: argparse.Namespace) -> None:
     for cell in cells:
         groups.setdefault((cell["dataset"], cell["model"]), []).append(cell)
     lines = [
-        "Test ACC, mean ± standard deviation over seeds; epoch selected by validation AUC; no rotation in training.",
+        "Mean ± standard deviation over seeds; the epoch is selected by validation AUC; ACC is that of the test set. No",
+        "rotation in training but where the row says so (uniform, bilinear; in 2-D filled with each image's background).",
         f"Rotated: mean over the rotations by multiples of {STEP} degrees (in 3-D about each axis), the identity once.",
         "`clean`: bilinear, filled with each image's background. `paper`: nearest, filled with 0 after normalisation.",
         "",
-        "| data | network | epochs | seeds | final training loss | AUC upright | ACC upright | ACC rotated, `clean` |"
-        " ACC rotated, `paper` | consistency, `clean` |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| data | network | values stored | epochs | seeds | final training loss | validation AUC | AUC upright |"
+        " ACC upright | ACC rotated, `clean` | ACC rotated, `paper` | consistency, `clean` |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for (dataset, model), members in groups.items():
+    order = list(MODELS)
+    for (dataset, model), members in sorted(groups.items(), key=lambda item: (item[0][0], order.index(item[0][1]))):
         columns = [
             [member["final_train_loss"] for member in members],
+            [member["validation"]["AUC"] for member in members],
             [member["sweep"]["clean"]["AUC upright"] for member in members],
             [member["sweep"]["clean"]["ACC upright"] for member in members],
             [member["sweep"]["clean"]["ACC mean"] for member in members],
@@ -110,11 +150,14 @@ def report(_: argparse.Namespace) -> None:
             [member["sweep"]["clean"]["consistency"] for member in members],
         ]
         epochs = "/".join(sorted({str(member["epochs"]) for member in members}))
-        head = [dataset, TITLES[model], epochs, str(len(members))]
+        size = f"{members[0]['stored_values'] / 1e6:.2f} M"
+        head = [dataset, MODELS[model].title, size, epochs, str(len(members))]
         lines.append("| " + " | ".join(head + [_spread(column) for column in columns]) + " |")
     (RESULTS / "accuracy.md").write_text("\n".join(lines) + "\n")
     for dataset in sorted({name for name, _ in groups}):
-        curves = {TITLES[model]: _mean_curve(groups[dataset, model]) for model in MODELS if (dataset, model) in groups}
+        curves = {
+            MODELS[model].title: _mean_curve(groups[dataset, model]) for model in MODELS if (dataset, model) in groups
+        }
         seeds = max(len(groups[dataset, model]) for model in MODELS if (dataset, model) in groups)
         title = f"{dataset}, test set, mean of {seeds} seeds, no rotation in training"
         draw_sweep(curves, RESULTS / f"rotation_{dataset}.png", title=title)

@@ -1,12 +1,13 @@
 """Error under rotation by any angle: profiles against SRE-Conv and GMR-Conv, one layer at a time and whole networks.
 
-    python benchmarks/equivariance.py            # about 15 minutes on one core
-    python benchmarks/equivariance.py --quick    # about 2 minutes, coarser; writes beside the full results
+    python benchmarks/equivariance.py                     # about 15 minutes on one core
+    python benchmarks/equivariance.py --parts converted   # only these cells anew, the others as they are stored
+    python benchmarks/equivariance.py --quick             # about 2 minutes, coarser; writes beside the full results
 
 Images are white noise filtered with a Gaussian; weights are random, as each package initialises them. A layer's error is
 ``|f(gx) - g f(x)| / |g f(x)|`` in the central disc, ``g`` a rotation with splines of order 5. A network's error is that of
-its logits, relative to how much they differ between the images of a batch. Writes JSON, a Markdown table and a picture.
-Peers that are not installed are left out.
+its logits, or of its map in the disc of the object, relative to how much they differ between the images of a batch. Writes
+JSON, a Markdown table and a picture. Peers that are not installed are left out.
 """
 
 from __future__ import annotations
@@ -27,8 +28,10 @@ from typing import Any
 
 import matplotlib as mpl
 import torch
+from monai.networks import nets
 from torch import Tensor, nn
 
+from monai_sre import convert_to_sre
 from monai_sre.evaluation.rotation import disc, rotate
 from monai_sre.layers import SREConv2d, SREConv3d
 from monai_sre.nets import SREResNet
@@ -42,6 +45,14 @@ CASES = ((2, 5), (2, 7), (2, 9), (3, 5))
 #: What is compared, in the order of the table: label, and how to make a layer ``(spatial_dims, kernel_size)``.
 PROFILES = ("band", "linear", "gaussian", "isotropic")
 CHANNELS = 4
+PARTS = ("layers", "networks", "converted")
+#: Networks of MONAI that down-sample in different ways: strided convolutions and a max pool, average pools, strides alone.
+ORIGINALS: dict[str, Callable[[], nn.Module]] = {
+    "ResNet18": partial(nets.resnet18, spatial_dims=2, n_input_channels=3, num_classes=9, widen_factor=0.125),
+    "DenseNet121": partial(nets.DenseNet121, 2, 3, 9, init_features=8, growth_rate=4),
+    "BasicUNet": partial(nets.BasicUNet, 2, 3, 2, features=(8, 8, 16, 32, 64, 8)),
+    "SegResNet": partial(nets.SegResNet, 2, 8, 3, 2),
+}
 COLOURS = {
     "SRE-Conv": "#7f7f7f",
     "GMR-Conv": "#b8860b",
@@ -133,8 +144,8 @@ def as_official(network: nn.Module) -> nn.Module:
 
 
 def network_makers(width: int) -> dict[str, Callable[[], nn.Module]]:
-    def ours(profile: str, antialias: bool, official: bool) -> nn.Module:
-        network = SREResNet(2, 3, 9, width=width, profile=profile, antialias=antialias)
+    def ours(profile: str, antialias: bool, official: bool = False, act: Any = "relu") -> nn.Module:
+        network = SREResNet(2, 3, 9, width=width, profile=profile, antialias=antialias, act=act)
         return as_official(network) if official else network
 
     makers: dict[str, Callable[[], nn.Module]] = {}
@@ -153,11 +164,26 @@ def network_makers(width: int) -> dict[str, Callable[[], nn.Module]]:
                     profile + (", antialiased" if antialias else "") + (", their initial weights" if official else "")
                 )
                 makers[label] = partial(ours, profile, antialias, official)
+            label = profile + (", antialiased" if antialias else "") + ", swish"
+            makers[label] = partial(ours, profile, antialias, act="memswish")
+    return makers
+
+
+def converted_makers(original: Callable[[], nn.Module]) -> dict[str, Callable[[], nn.Module]]:
+    """A network of MONAI as it is, and converted: its kernels projected, with and without antialiasing."""
+    makers = {"original": original}
+    for profile in ("band", "isotropic"):
+        for label, antialias in (("", False), (", antialiased", True), (", antialiased by 0.8", 0.8)):
+            options = {"profile": profile, "antialias": antialias, "verify": False}
+            makers[profile + label] = lambda options=options: convert_to_sre(original(), **options)
     return makers
 
 
 def network_error(make: Callable[[], nn.Module], side: int, radius: int, seeds: int) -> dict[str, Any]:
-    """Error of the logits of smooth objects in the middle of an empty frame, batch statistics fixed by the upright batch."""
+    """Error for smooth objects in the middle of an empty frame, batch statistics fixed by the upright batch.
+
+    Logits are to stay, maps are to turn.
+    """
     errors: dict[float, list[float]] = {angle: [] for angle in TABLE_ANGLES}
     window = disc((side, side), 0.6 * radius, soft=0.4 * radius).float()
     for seed in range(seeds):
@@ -171,35 +197,46 @@ def network_error(make: Callable[[], nn.Module], side: int, radius: int, seeds: 
             network(x)
             network.eval()
             y = network(x)
+            region = 1 if y.dim() == 2 else disc((side, side), radius).float()
             for angle in TABLE_ANGLES:
-                change = network(rotate(x, angle)) - y
-                errors[angle].append(float(change.norm() / (y - y.mean(dim=0)).norm()))
+                wanted = y if y.dim() == 2 else rotate(y, angle)
+                change, spread = network(rotate(x, angle)) - wanted, wanted - wanted.mean(dim=0)
+                errors[angle].append(float((change * region).norm() / (spread * region).norm()))
     by_angle = {f"{angle:g}": statistics.fmean(values) for angle, values in errors.items()}
     return {"by_angle": by_angle, "mean": statistics.fmean(by_angle.values())}
 
 
-def measure(quick: bool) -> dict[str, Any]:
+def measure_layers(quick: bool) -> dict[str, Any]:
     angles = TABLE_ANGLES if quick else tuple(float(angle) for angle in range(0, 91, 5))
-    result: dict[str, Any] = {
-        "machine": {"platform": platform.platform(), "torch": torch.__version__, "threads": torch.get_num_threads()},
-        "quick": quick,
-        "layers": {},
-        "networks": {},
-    }
+    result: dict[str, Any] = {}
     for spatial_dims, size in CASES:
-        case = result["layers"].setdefault(f"{spatial_dims}-D, k = {size}", {})
+        case = result.setdefault(f"{spatial_dims}-D, k = {size}", {})
         few = angles if spatial_dims == 2 else TABLE_ANGLES
         side, seeds = (96, 3) if spatial_dims == 2 else (36, 1)
         for label, make in layer_makers(spatial_dims, size).items():
             case[label] = layer_errors(make, spatial_dims, few, side, 1 if quick else seeds)
             case[label]["parameters"] = sum(p.numel() for p in make().parameters())
             print(f"{spatial_dims}-D k={size} {label}: {case[label]['mean']:.5f}", flush=True)
-    frames = ((96, 24, 1),) if quick else ((96, 24, 3), (160, 24, 2))
-    for side, radius, seeds in frames:
-        case = result["networks"].setdefault(f"{side} pixels, objects of radius {radius}", {})
+    return result
+
+
+def measure_networks(quick: bool) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for side, radius, seeds in ((96, 24, 1),) if quick else ((96, 24, 3), (160, 24, 2)):
+        case = result.setdefault(f"{side} pixels, objects of radius {radius}", {})
         for label, make in network_makers(8).items():
             case[label] = network_error(make, side, radius, seeds)
             print(f"network {side} {label}: {case[label]['mean']:.4f}", flush=True)
+    return result
+
+
+def measure_converted(quick: bool) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for name, original in ORIGINALS.items():
+        for label, make in converted_makers(original).items():
+            row = network_error(make, 96, 24, 1 if quick else 3)
+            result.setdefault(name, {})[label] = row
+            print(f"{name} {label}: {row['mean']:.4f}", flush=True)
     return result
 
 
@@ -239,17 +276,27 @@ def table(result: dict[str, Any]) -> str:
         "",
     ]
     for case, rows in result["networks"].items():
-        lines += [f"### {case}", "", "| network | 15° | 30° | 45° | mean | SRE-Conv / | GMR-Conv / |"]
-        lines.append("| --- |" + " ---: |" * 6)
-        for label, row in rows.items():
-            ratios = [
-                f"{rows[other]['mean'] / row['mean']:.1f}" if other in rows else ""
-                for other in ("SRE-Conv", "GMR-Conv")
-            ]
-            cells = [f"{value:.4f}" for value in [*row["by_angle"].values(), row["mean"]]] + ratios
-            lines.append(f"| {label} | {' | '.join(cells)} |")
-        lines.append("")
+        lines += network_table(case, rows, ("SRE-Conv", "GMR-Conv"))
+    lines += [
+        "## Networks of MONAI, converted",
+        "",
+        "The same, 96 pixels, objects of radius 24; for BasicUNet and SegResNet the error of the map within that radius.",
+        "",
+    ]
+    for case, rows in result["converted"].items():
+        lines += network_table(case, rows, ("original", "band"))
     return "\n".join(lines)
+
+
+def network_table(case: str, rows: dict[str, Any], references: tuple[str, str]) -> list[str]:
+    """One table in Markdown, with the factors by which each network errs less than the references."""
+    ratios = " | ".join(f"{reference} /" for reference in references)
+    lines = [f"### {case}", "", f"| network | 15° | 30° | 45° | mean | {ratios} |", "| --- |" + " ---: |" * 6]
+    for label, row in rows.items():
+        cells = [f"{value:.4f}" for value in [*row["by_angle"].values(), row["mean"]]]
+        cells += [f"{rows[other]['mean'] / row['mean']:.1f}" if other in rows else "" for other in references]
+        lines.append(f"| {label} | {' | '.join(cells)} |")
+    return [*lines, ""]
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
@@ -285,16 +332,24 @@ def draw(result: dict[str, Any], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer angles and images")
-    parser.add_argument("--draw-only", action="store_true", help="table and picture from the stored JSON")
+    parser.add_argument(
+        "--parts", nargs="*", choices=PARTS, default=PARTS, help="what to measure anew; none only draws"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     stem = RESULTS / ("equivariance_quick" if arguments.quick else "equivariance")
     RESULTS.mkdir(parents=True, exist_ok=True)
-    if arguments.draw_only:
-        result = json.loads(stem.with_suffix(".json").read_text())
-    else:
-        result = measure(arguments.quick)
-        stem.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
+    stored = stem.with_suffix(".json")
+    result = json.loads(stored.read_text()) if set(arguments.parts) != set(PARTS) else {"quick": arguments.quick}
+    for part, measure in zip(PARTS, (measure_layers, measure_networks, measure_converted), strict=True):
+        if part in arguments.parts:
+            result[part] = measure(arguments.quick)
+            result["machine"] = {
+                "platform": platform.platform(),
+                "torch": torch.__version__,
+                "threads": torch.get_num_threads(),
+            }
+            stored.write_text(json.dumps(result, indent=1) + "\n")
     stem.with_suffix(".md").write_text(table(result))
     draw(result, stem.with_suffix(".png"))
     print(f"wrote {stem.with_suffix('.json').name}, .md and .png to {stem.parent}")

@@ -1,7 +1,7 @@
 """Convolutional networks for MONAI that are equivariant to rotation and reflection.
 
 Importing this package registers its layers in MONAI's factories: ``Conv["SRECONV", dim]``, ``Conv["SRECONVTRANS", dim]``,
-``Pool["CENTREDAVG", dim]`` and ``Pool["CENTREDMAX", dim]``.
+``Conv["SREHARMONICCONV", dim]``, ``Pool["CENTREDAVG", dim]`` and ``Pool["CENTREDMAX", dim]``.
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ from monai_sre.layers import (
     SREConvTranspose1d,
     SREConvTranspose2d,
     SREConvTranspose3d,
+    SREHarmonicConv1d,
+    SREHarmonicConv2d,
+    SREHarmonicConv3d,
 )
 from monai_sre.layers.factories import register
 from monai_sre.nets import (
@@ -36,6 +39,9 @@ __all__ = [
     "SREConvTranspose1d",
     "SREConvTranspose2d",
     "SREConvTranspose3d",
+    "SREHarmonicConv1d",
+    "SREHarmonicConv2d",
+    "SREHarmonicConv3d",
     "SREResNet",
     "conversion_report",
     "convert_to_sre",

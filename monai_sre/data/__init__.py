@@ -6,25 +6,39 @@ from .dataset import BatchLoader, DatasetInfo, LabelledImages
 from .demo import demo_arrays, demo_info
 from .files import FileImages, find_images
 from .geometry import background_value, flip_batch, random_rotations, resize_batch, rotate_batch
+from .inputs import TransformedFiles
+from .loader import EpochLoader
+from .maps import CheckImaged, ClassMapd, FieldOfViewd, IgnoreOutsided, NormalizeFieldd, ReadImaged
 from .medmnist import dataset_info, load_dataset, medmnist_flags
+from .pairs import find_pairs, load_pairs
 
 __all__ = [
     "BatchAugment2d",
     "BatchAugment3d",
     "BatchLoader",
     "BatchPreprocess",
+    "CheckImaged",
+    "ClassMapd",
     "DatasetInfo",
+    "EpochLoader",
+    "FieldOfViewd",
     "FileImages",
+    "IgnoreOutsided",
     "LabelledImages",
+    "NormalizeFieldd",
+    "ReadImaged",
+    "TransformedFiles",
     "background_value",
     "datalist_info",
     "dataset_info",
     "demo_arrays",
     "demo_info",
     "find_images",
+    "find_pairs",
     "flip_batch",
     "load_datalist",
     "load_dataset",
+    "load_pairs",
     "medmnist_flags",
     "random_rotations",
     "read_image",

@@ -12,24 +12,43 @@ from monai_sre.evaluation.classification import (
 from monai_sre.evaluation.equivariance import culprits, equivariance_error, format_table, layer_errors
 from monai_sre.evaluation.predictions import PredictionWriter
 from monai_sre.evaluation.report import ClassificationReport, LearningCurves
-from monai_sre.evaluation.sweep import RotationSweep, SweepResult, draw_sweep, rotation_sweep, sweep_transformations
+from monai_sre.evaluation.segmentation import SegmentationScore, map_scores
+from monai_sre.evaluation.segmentation_report import SegmentationReport, draw_maps
+from monai_sre.evaluation.segmentation_writer import SegmentationWriter, save_like
+from monai_sre.evaluation.sweep import (
+    RotationSweep,
+    SweepResult,
+    Transformation,
+    draw_sweep,
+    rotation_sweep,
+    sweep_transformations,
+)
+from monai_sre.evaluation.windows import CentredWindowInferer
 
 __all__ = [
     "AddScores",
+    "CentredWindowInferer",
     "ClassificationReport",
     "ClassificationScore",
     "LearningCurves",
     "PredictionWriter",
     "RotationSweep",
+    "SegmentationReport",
+    "SegmentationScore",
+    "SegmentationWriter",
     "SweepResult",
+    "Transformation",
     "accuracy",
     "area_under_curve",
     "culprits",
+    "draw_maps",
     "draw_sweep",
     "equivariance_error",
     "format_table",
     "layer_errors",
+    "map_scores",
     "probabilities",
     "rotation_sweep",
+    "save_like",
     "sweep_transformations",
 ]

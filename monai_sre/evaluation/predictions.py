@@ -15,21 +15,18 @@ from monai_sre.evaluation.report import write_csv
 _LOGGER = logging.getLogger(__name__)
 
 
-class PredictionWriter:
-    """Evaluator handler: ``predictions.csv`` with a row a file: path, class, its name, probabilities, error.
-
-    For a multi-label task the class is the list of labels above 0.5.
+class FileTable:
+    """Evaluator handler: a CSV with one row a file, and at the end a summary of those that could not be used.
 
     Args:
-        output_dir: folder of the file, created if need be.
-        info: the task and the class names.
+        path: of the CSV; its folder is created if need be.
 
     Raises:
         OSError: the folder cannot be written to; found out before any inference.
     """
 
-    def __init__(self, output_dir: str | Path, info: DatasetInfo) -> None:
-        self.path, self.info = Path(output_dir) / "predictions.csv", info
+    def __init__(self, path: Path) -> None:
+        self.path = path
         self.rows: list[dict[str, Any]] = []
 
     def attach(self, engine: Engine) -> None:
@@ -57,6 +54,27 @@ class PredictionWriter:
         self.rows = []
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_csv(self.path, self.rows)
+
+    def _collect(self, engine: Engine) -> None:
+        raise NotImplementedError
+
+
+class PredictionWriter(FileTable):
+    """Evaluator handler: ``predictions.csv`` with a row a file: path, class, its name, probabilities, error.
+
+    For a multi-label task the class is the list of labels above 0.5.
+
+    Args:
+        output_dir: folder of the file, created if need be.
+        info: the task and the class names.
+
+    Raises:
+        OSError: the folder cannot be written to; found out before any inference.
+    """
+
+    def __init__(self, output_dir: str | Path, info: DatasetInfo) -> None:
+        super().__init__(Path(output_dir) / "predictions.csv")
+        self.info = info
 
     def _collect(self, engine: Engine) -> None:
         batch: Any = engine.state.batch

@@ -11,11 +11,18 @@ from typing import Any
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
+from monai.utils import convert_to_tensor
 from torch import Tensor
+from torch.nn import functional
 
-from monai_sre.data.geometry import flip_batch, rotate_batch
+from monai_sre.data.geometry import background_value, flip_batch, rotate_batch
 from monai_sre.evaluation.classification import MULTI_LABEL, accuracy, area_under_curve, probabilities
 from monai_sre.evaluation.report import new_figure, write_csv, write_json
+from monai_sre.evaluation.segmentation import MAP_METRICS, as_arrays, map_scores, nan_mean
+
+#: The task of networks that give class maps, beside MedMNIST's names.
+SEGMENTATION = "segmentation"
+_Network = Callable[[Tensor], Tensor]
 
 #: Interpolation and fill of rotated images. ``paper``: zeros enter after normalisation, mid-grey as a rule.
 PROTOCOLS: dict[str, dict[str, Any]] = {
@@ -24,9 +31,45 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
 }
 
 
+@dataclass(frozen=True)
+class Transformation:
+    """A rotation or a flip, as it acts on images and on class maps, ``(N, C, *spatial)``.
+
+    Args:
+        angle_degrees: of the rotation.
+        axis: of the rotation in 3-D; with ``flip``, ``None``.
+        flip: the axis to flip in place of a rotation.
+        protocol: how images are interpolated and filled; class maps take their nearest value, and -1 (does not count)
+            where nothing is known.
+
+    Example:
+        >>> Transformation(flip=1)(torch.tensor([[[[1.0, 2.0]]]])).tolist()
+        [[[[2.0, 1.0]]]]
+        >>> Transformation(45.0).on_classes(torch.ones(1, 1, 5, 5))[0, 0, 0].tolist()
+        [-1.0, 1.0, 1.0, 1.0, -1.0]
+    """
+
+    angle_degrees: float = 0.0
+    axis: int | None = None
+    flip: int | None = None
+    protocol: str = "clean"
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return self._apply(images, **PROTOCOLS[self.protocol])
+
+    def on_classes(self, classes: Tensor) -> Tensor:
+        """The same on class numbers."""
+        return self._apply(classes, mode="nearest", fill=-1.0)
+
+    def _apply(self, x: Tensor, **how: Any) -> Tensor:
+        if self.flip is not None:
+            return flip_batch(x, axes=self.flip)
+        return x if self.angle_degrees == 0 else rotate_batch(x, self.angle_degrees, axis=self.axis, **how)
+
+
 def sweep_transformations(
     spatial_dims: int, protocol: str = "clean", step: float | None = None, flips: bool = True
-) -> dict[str, Callable[[Tensor], Tensor]]:
+) -> dict[str, Transformation]:
     """Rotations by multiples of ``step`` degrees (in 3-D about each axis; the identity once), and flips.
 
     Args:
@@ -55,13 +98,13 @@ def sweep_transformations(
     step = (10 if spatial_dims == 2 else 30) if step is None else step
     if step <= 0 or 360 % step:
         raise ValueError(f"step must be a positive divisor of 360 degrees, got {step!r}")
-    found: dict[str, Callable[[Tensor], Tensor]] = {"0": lambda x: x}
+    found = {"0": Transformation(protocol=protocol)}
     for axis in [None] if spatial_dims == 2 else range(3):
         for index in range(1, round(360 / step)):
             name = f"{index * step:g}" if axis is None else f"{index * step:g} about axis {axis}"
-            found[name] = partial(rotate_batch, angle_degrees=index * step, axis=axis, **PROTOCOLS[protocol])
+            found[name] = Transformation(index * step, axis, protocol=protocol)
     for axis in range(spatial_dims) if flips else []:
-        found[f"flip {axis}"] = partial(flip_batch, axes=axis)
+        found[f"flip {axis}"] = Transformation(flip=axis, protocol=protocol)
     return found
 
 
@@ -70,18 +113,24 @@ class SweepResult:
     """Scores of one network under each transformation.
 
     Args:
-        rows: per transformation its name, ``ACC`` and ``AUC``, the identity first.
-        consistency: share of images whose decision is the same under all transformations.
+        rows: per transformation its name (``"transformation"``) and its metrics, the identity first.
+        consistency: share of images whose decision is the same under all transformations; of class maps, the mean Dice
+            between the map of the transformed image and the transformed map.
     """
 
     rows: list[dict[str, Any]]
     consistency: float
 
+    @property
+    def metrics(self) -> list[str]:
+        """Names of the metrics, the leading one first."""
+        return [name for name in self.rows[0] if name != "transformation"]
+
     def summary(self) -> dict[str, float]:
         """Upright scores; mean, standard deviation and minimum over all rotations (the identity included), flips apart."""
         rotations = [row for row in self.rows if not row["transformation"].startswith("flip")]
         values: dict[str, float] = {}
-        for metric in ("ACC", "AUC"):
+        for metric in self.metrics:
             swept = np.array([row[metric] for row in rotations])
             values |= {
                 f"{metric} upright": self.rows[0][metric],
@@ -92,20 +141,88 @@ class SweepResult:
         return {**values, "consistency": self.consistency}
 
 
+class _ClassScores:
+    """What a sweep over images with labels gathers."""
+
+    def __init__(self, task: str) -> None:
+        self.task = task
+        self.scores: dict[str, list[np.ndarray]] = {}
+        self.labels: dict[str, list[np.ndarray]] = {}
+
+    def add(self, name: str, batch: Mapping[str, Tensor], transformation: Transformation, network: _Network) -> None:
+        logits = network(transformation(batch["image"]))
+        self.scores.setdefault(name, []).append(probabilities(logits, self.task).cpu().numpy())
+        self.labels.setdefault(name, []).append(batch["label"].cpu().numpy())
+
+    def result(self) -> SweepResult:
+        rows, decisions = [], []
+        for name, parts in self.scores.items():
+            score, truth = np.concatenate(parts), np.concatenate(self.labels[name])
+            metrics = {"ACC": accuracy(score, truth, self.task), "AUC": area_under_curve(score, truth, self.task)}
+            rows.append({"transformation": name, **metrics})
+            decisions.append(score > 0.5 if self.task == MULTI_LABEL else score.argmax(axis=1)[:, None])
+        same = np.all([decision == decisions[0] for decision in decisions], axis=(0, 2))
+        return SweepResult(rows, float(same.mean()))
+
+
+class _MapScores:
+    """What a sweep over images with class maps gathers: the mean over images of each score, and Dice to the upright map."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, list[dict[str, float]]] = {}
+        self.agreement: list[float] = []
+        self._upright = torch.empty(0)
+
+    def add(self, name: str, batch: Mapping[str, Tensor], transformation: Transformation, network: _Network) -> None:
+        image, label = _square(batch["image"], background_value(batch["image"])), _square(batch["label"], -1.0)
+        score = network(transformation(image)).softmax(dim=1).cpu()
+        if name == "0":
+            self._upright = torch.where(label.cpu() >= 0, score.argmax(dim=1, keepdim=True), -1).float()
+        truth, same = transformation.on_classes(label).cpu(), transformation.on_classes(self._upright)
+        for index in range(len(score)):
+            pair = as_arrays(score[index], truth[index])
+            self.rows.setdefault(name, []).append(map_scores(*pair, metrics=MAP_METRICS[:4]))
+            pair = as_arrays(score[index], same[index])
+            self.agreement.append(map_scores(*pair, metrics=("Dice",))["Dice"])
+
+    def result(self) -> SweepResult:
+        rows = [
+            {"transformation": name, **{metric: nan_mean([row[metric] for row in images]) for metric in images[0]}}
+            for name, images in self.rows.items()
+        ]
+        return SweepResult(rows, nan_mean(self.agreement))
+
+
+def _square(x: Tensor, fill: Tensor | float) -> Tensor:
+    """Pad all spatial axes to the longest one; where that is an odd number of pixels, one more at the end."""
+    rests = [max(x.shape[2:]) - length for length in x.shape[2:]]
+    pads = [amount for rest in reversed(rests) for amount in (rest // 2, rest - rest // 2)]
+    return functional.pad(x - fill, pads) + fill
+
+
 @torch.no_grad()
 def rotation_sweep(
-    network: Callable[[Tensor], Tensor],
+    network: _Network,
     batches: Iterable[Mapping[str, Tensor]],
-    transformations: Mapping[str, Callable[[Tensor], Tensor]],
+    transformations: Mapping[str, Transformation],
     task: str,
+    inferer: Callable[..., Tensor] | None = None,
+    device: torch.device | str | None = None,
 ) -> SweepResult:
     """Evaluate a network on the same batches under each transformation.
 
+    Class maps are transformed with their images (nearest value; what enters from outside does not count) after both were
+    padded to squares, so that nothing that a 90-degree rotation can keep is lost.
+
     Args:
-        network: from images to logits ``(N, num_classes)``; a module is put into eval mode for the time.
+        network: from images to logits: ``(N, num_classes)``, or ``(N, num_classes, *spatial)`` for class maps; a module is
+            put into eval mode for the time.
         batches: ``{"image": normalised (N, C, *spatial), "label"}``, gone through once.
         transformations: from :func:`sweep_transformations`.
-        task: MedMNIST's name of the kind of task.
+        task: MedMNIST's name of the kind of task, or ``"segmentation"``: labels are then class maps ``(N, 1, *spatial)``, of
+            which values below 0 do not count.
+        inferer: a MONAI inferer to call the network through.
+        device: where to move the batches; ``None`` leaves them where they are.
 
     Example:
         >>> batch = {"image": torch.randn(8, 1, 6, 6), "label": torch.tensor([0, 1] * 4)}
@@ -116,24 +233,15 @@ def rotation_sweep(
     training = isinstance(network, torch.nn.Module) and network.training
     if isinstance(network, torch.nn.Module):
         network.eval()
-    scores: dict[str, list[np.ndarray]] = {name: [] for name in transformations}
-    labels = []
+    call = network if inferer is None else partial(inferer, network=network)
+    scores: _ClassScores | _MapScores = _MapScores() if task == SEGMENTATION else _ClassScores(task)
     for batch in batches:
-        labels.append(batch["label"].cpu().numpy())
+        batch = {key: convert_to_tensor(batch[key], device=device) for key in ("image", "label")}
         for name, transformation in transformations.items():
-            logits = network(transformation(batch["image"]))
-            scores[name].append(probabilities(logits, task).cpu().numpy())
+            scores.add(name, batch, transformation, call)
     if training and isinstance(network, torch.nn.Module):
         network.train()
-    truth = np.concatenate(labels)
-    rows, decisions = [], []
-    for name, parts in scores.items():
-        score = np.concatenate(parts)
-        metrics = {"ACC": accuracy(score, truth, task), "AUC": area_under_curve(score, truth, task)}
-        rows.append({"transformation": name, **metrics})
-        decisions.append(score > 0.5 if task == MULTI_LABEL else score.argmax(axis=1)[:, None])
-    same = np.all([decision == decisions[0] for decision in decisions], axis=(0, 2))
-    return SweepResult(rows, float(same.mean()))
+    return scores.result()
 
 
 class RotationSweep:
@@ -145,10 +253,11 @@ class RotationSweep:
         output_dir: folder of the files, created if need be.
         network: from images to logits.
         loader: the evaluator's own loader of normalised batches.
-        task: MedMNIST's name of the kind of task.
+        task: MedMNIST's name of the kind of task, or ``"segmentation"``.
         spatial_dims: 2 or 3.
         protocols: which of ``"clean"`` and ``"paper"``.
         step: degrees between rotations; ``None`` is 10 in 2-D and 30 in 3-D.
+        inferer: with ``device``, see :func:`rotation_sweep`.
     """
 
     def __init__(
@@ -160,8 +269,11 @@ class RotationSweep:
         spatial_dims: int,
         protocols: Iterable[str] = ("clean", "paper"),
         step: float | None = None,
+        inferer: Callable[..., Tensor] | None = None,
+        device: torch.device | str | None = None,
     ) -> None:
         self.output_dir, self.network, self.loader, self.task = Path(output_dir), network, loader, task
+        self.inferer, self.device = inferer, device
         self.sweeps = {name: sweep_transformations(spatial_dims, name, step) for name in protocols}
 
     def attach(self, engine: Engine) -> None:
@@ -171,7 +283,7 @@ class RotationSweep:
     def _run(self, engine: Engine) -> None:
         self.output_dir.mkdir(parents=True, exist_ok=True)
         for protocol, transformations in self.sweeps.items():
-            result = rotation_sweep(self.network, self.loader, transformations, self.task)
+            result = rotation_sweep(self.network, self.loader, transformations, self.task, self.inferer, self.device)
             path = self.output_dir / f"sweep_{protocol}.csv"
             write_csv(path, result.rows)
             write_json(path.with_suffix(".json"), {"protocol": protocol, **result.summary(), "rows": result.rows})
@@ -180,18 +292,19 @@ class RotationSweep:
             engine.logger.info(f"sweep {protocol}: {shown}")
 
 
-def draw_sweep(results: Mapping[str, SweepResult], path: Path, metric: str = "ACC", title: str = "") -> None:
+def draw_sweep(results: Mapping[str, SweepResult], path: Path, metric: str | None = None, title: str = "") -> None:
     """Polar picture of a metric against the angle of rotation; in 3-D, the mean over the axes at each angle.
 
     Args:
         results: one curve a name.
         path: of the PNG file.
-        metric: ``"ACC"`` or ``"AUC"``.
+        metric: one of the results'; ``None`` is the leading one, ACC or Dice.
         title: above the picture.
     """
     figure = new_figure(6.4, 6.8)
     if figure is None:
         return
+    metric = metric or next(iter(results.values())).metrics[0]
     axes = figure.add_subplot(projection="polar")
     lowest = 1.0
     for name, result in results.items():

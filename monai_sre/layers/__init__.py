@@ -10,6 +10,7 @@ from monai_sre.layers.conv import (
     SREConvTranspose2d,
     SREConvTranspose3d,
 )
+from monai_sre.layers.harmonic import HarmonicEnergy, SREHarmonicConv1d, SREHarmonicConv2d, SREHarmonicConv3d
 from monai_sre.layers.resample import (
     CentredAvgPool1d,
     CentredAvgPool2d,
@@ -30,10 +31,14 @@ __all__ = [
     "CentredMaxPool2d",
     "CentredMaxPool3d",
     "CentredUpsample",
+    "HarmonicEnergy",
     "SREConv1d",
     "SREConv2d",
     "SREConv3d",
     "SREConvTranspose1d",
     "SREConvTranspose2d",
     "SREConvTranspose3d",
+    "SREHarmonicConv1d",
+    "SREHarmonicConv2d",
+    "SREHarmonicConv3d",
 ]

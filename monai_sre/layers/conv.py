@@ -8,26 +8,23 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from monai_sre.ops.arguments import int_tuple
 from monai_sre.ops.conv import check_algorithm, expand_kernel, sre_conv_transposend, sre_convnd
-from monai_sre.ops.radial import initial_std, learned_gaussian, radial_basis
+from monai_sre.ops.radial import centred_basis, initial_std, learned_gaussian, radial_basis
+from monai_sre.ops.resample import pad_ends
 
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
 
-class _SREConvNd(nn.Module):
+class _RadialNd(nn.Module):
     """What all radial layers share: arguments, parameters, the basis and its initialisation.
 
     Args:
         in_channels: number of channels of the input.
         out_channels: number of channels of the output.
-        kernel_size: odd number of taps, one for all axes or one an axis.
-        stride: as in the ``torch.nn`` namesake, and so the arguments up to ``dtype``. Strides above 1 sample a grid that is
-            off centre at most sizes, so that the layer alone no longer commutes with rotations:
-            :mod:`monai_sre.layers.resample` does.
-        padding: integers, ``"valid"``, or ``"same"``, which is symmetric as kernels are odd.
+        kernel_size: number of taps, one for all axes or one an axis.
+        stride: with the arguments up to ``dtype`` as in the ``torch.nn`` namesake.
         num_rings: learned coefficients a pair of channels; ``None`` is one a unit of radius.
         profile: how a ring spreads over radii: ``"band"`` (the published kernel), ``"linear"``, ``"gaussian"``,
             ``"isotropic"`` (the least error under rotation by any angle) or ``(name, options)``. With
@@ -48,6 +45,8 @@ class _SREConvNd(nn.Module):
     __jit_unused_properties__ = ("num_rings",)
     spatial_dims: int
     transposed = False
+    #: What makes the basis of a geometry.
+    make_basis = staticmethod(centred_basis)
 
     def __init__(
         self,
@@ -89,8 +88,6 @@ class _SREConvNd(nn.Module):
         self.padding = self._resolve_padding(padding)
         self.padding_mode = padding_mode
         self.algorithm = check_algorithm(algorithm)
-        self._reversed_padding = [amount for amount in reversed(self.padding) for _ in range(2)]
-        self._no_padding = [0] * ndim
         geometry: dict[str, Any] = {
             "num_rings": num_rings,
             "profile": profile,
@@ -100,7 +97,7 @@ class _SREConvNd(nn.Module):
             "axes": axes,
         }
         self._geometry = geometry
-        basis = radial_basis(self.kernel_size, **geometry)
+        basis = self.make_basis(self.kernel_size, **geometry)
         outer, inner = self.out_channels, self.in_channels
         if self.transposed:
             outer, inner = inner, outer
@@ -127,9 +124,8 @@ class _SREConvNd(nn.Module):
 
     def reset_parameters(self) -> None:
         """Refill basis, weight and bias: uniform weights of :func:`monai_sre.ops.radial.initial_std`, zero bias."""
-        exact = radial_basis(self.kernel_size, **self._geometry)
-        std = initial_std(exact, self.in_channels // self.groups)
-        bound = (3**0.5 * std).to(device=self.weight.device, dtype=self.weight.dtype)
+        exact = self.make_basis(self.kernel_size, **self._geometry)
+        bound = (3**0.5 * self._initial_std(exact)).to(device=self.weight.device, dtype=self.weight.dtype)
         with torch.no_grad():
             self.basis.copy_(exact)
             if self.log_width is not None:
@@ -140,6 +136,12 @@ class _SREConvNd(nn.Module):
             self.weight.uniform_(-1, 1).mul_(bound)
             if self.bias is not None:
                 self.bias.zero_()
+
+    def _resolve_padding(self, padding: str | int | Sequence[int]) -> tuple[int, ...]:
+        return int_tuple("padding", padding, self.spatial_dims, minimum=0)  # type: ignore[arg-type]
+
+    def _initial_std(self, basis: Tensor) -> Tensor:
+        return initial_std(basis, self.in_channels // self.groups)
 
     def current_basis(self) -> Tensor:
         """The basis, shape ``(b, *kernel_size)``: fixed, or at the width learned by now."""
@@ -159,7 +161,7 @@ class _SREConvNd(nn.Module):
 
     def extra_repr(self) -> str:
         """Every argument that differs from its default, in the manner of ``torch.nn``."""
-        defaults = {"stride": 1, "padding": 0, "dilation": 1, "output_padding": 0}
+        defaults = {"stride": 1, "padding": 0, "far_padding": 0, "dilation": 1, "output_padding": 0}
         parts = [f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, num_rings={self.num_rings}"]
         for name, default in defaults.items():
             value = getattr(self, name, (default,))
@@ -172,6 +174,20 @@ class _SREConvNd(nn.Module):
         parts += [f"algorithm={self.algorithm}"] if self.algorithm != "auto" else []
         return ", ".join(parts)
 
+
+class _SREConvNd(_RadialNd):
+    """Radial layers of odd kernels, on the grid of ``torch.nn``.
+
+    Args:
+        kernel_size: odd number of taps, one for all axes or one an axis.
+        stride: strides above 1 sample a grid that is off centre at most sizes, so that the layer alone no longer commutes
+            with rotations: :mod:`monai_sre.layers.resample` does, and :mod:`monai_sre.layers.centred`.
+        padding: integers, ``"valid"``, or ``"same"``, which is symmetric as kernels are odd; all other arguments as in
+            :class:`_RadialNd`.
+    """
+
+    make_basis = staticmethod(radial_basis)
+
     def _resolve_padding(self, padding: str | int | Sequence[int]) -> tuple[int, ...]:
         if padding == "valid":
             return (0,) * self.spatial_dims
@@ -182,16 +198,15 @@ class _SREConvNd(nn.Module):
             return tuple(step * (length - 1) // 2 for length, step in pairs)
         if isinstance(padding, str):
             raise ValueError(f"padding must be 'same', 'valid', or integers >= 0, got {padding!r}")
-        return int_tuple("padding", padding, self.spatial_dims, minimum=0)
+        return super()._resolve_padding(padding)
 
 
 class _SREConv(_SREConvNd):
     def forward(self, x: Tensor) -> Tensor:
-        if self.padding_mode == "zeros":
-            padding = list(self.padding)
-        else:
-            x = functional.pad(x, self._reversed_padding, mode=self.padding_mode)
-            padding = self._no_padding
+        padding = list(self.padding)
+        if self.padding_mode != "zeros":
+            x = pad_ends(x, padding, self.padding_mode)
+            padding = [0] * len(padding)
         return sre_convnd(
             x,
             self.weight,
@@ -205,7 +220,9 @@ class _SREConv(_SREConvNd):
         )
 
 
-class _SREConvTranspose(_SREConvNd):
+class _RadialTransposeNd(_RadialNd):
+    """Arguments of transposed radial layers, in the order of ``torch.nn.ConvTranspose*d``."""
+
     transposed = True
 
     def __init__(
@@ -248,11 +265,32 @@ class _SREConvTranspose(_SREConvNd):
             raise ValueError(
                 f"output_padding must be smaller than stride={self.stride} or dilation={self.dilation}, got {output_padding}"
             )
+        #: How much smaller the output is than ``(size - 1) * stride + dilation * (kernel_size - 1) + 1``.
+        self.margin = tuple(2 * pad - extra for pad, extra in zip(self.padding, self.output_padding, strict=True))
 
+    def _extra(self, x: Tensor, output_size: list[int]) -> list[int]:
+        """The output padding that gives ``output_size`` (spatial axes, or all axes as in ``torch.nn``)."""
+        ndim = len(self.kernel_size)
+        wanted = output_size[-ndim:]
+        smallest: list[int] = []
+        extra: list[int] = []
+        fits = len(output_size) in (ndim, x.dim())
+        for axis in range(ndim):
+            reach = self.dilation[axis] * (self.kernel_size[axis] - 1)
+            full = (x.size(axis - ndim) - 1) * self.stride[axis] + reach + 1
+            smallest.append(full - self.margin[axis] - self.output_padding[axis])
+            extra.append(wanted[axis] - smallest[axis] if fits else -1)
+            fits = fits and 0 <= extra[axis] < max(self.stride[axis], self.dilation[axis])
+        if not fits:
+            raise ValueError(
+                f"output_size must be {ndim} sizes from {smallest} up to a stride larger, got {output_size}"
+            )
+        return extra
+
+
+class _SREConvTranspose(_RadialTransposeNd, _SREConvNd):
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
-        output_padding = list(self.output_padding)
-        if output_size is not None:
-            output_padding = self._output_padding(x, output_size)
+        output_padding = list(self.output_padding) if output_size is None else self._extra(x, output_size)
         return sre_conv_transposend(
             x,
             self.weight,
@@ -264,25 +302,6 @@ class _SREConvTranspose(_SREConvNd):
             self.groups,
             list(self.dilation),
         )
-
-    def _output_padding(self, x: Tensor, output_size: list[int]) -> list[int]:
-        """The output padding that gives ``output_size`` (spatial axes, or all axes as in ``torch.nn``)."""
-        ndim = len(self.kernel_size)
-        wanted = output_size[-ndim:]
-        smallest: list[int] = []
-        extra: list[int] = []
-        fits = len(output_size) in (ndim, x.dim())
-        for axis in range(ndim):
-            size = x.size(axis - ndim)
-            reach = self.dilation[axis] * (self.kernel_size[axis] - 1)
-            smallest.append((size - 1) * self.stride[axis] - 2 * self.padding[axis] + reach + 1)
-            extra.append(wanted[axis] - smallest[axis] if fits else -1)
-            fits = fits and 0 <= extra[axis] < max(self.stride[axis], self.dilation[axis])
-        if not fits:
-            raise ValueError(
-                f"output_size must be {ndim} sizes from {smallest} up to a stride larger, got {output_size}"
-            )
-        return extra
 
 
 class SREConv1d(_SREConv):

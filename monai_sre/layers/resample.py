@@ -7,14 +7,20 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from monai_sre.ops.arguments import int_tuple
-from monai_sre.ops.resample import centred_avg_pool, centred_blur_pool, centred_max_pool, centred_upsample
+from monai_sre.ops.blur import WIDTH, blur_width, blurred_avg_pool, blurred_max_pool, centred_blur_pool
+from monai_sre.ops.resample import centred_avg_pool, centred_max_pool, centred_upsample
 
 
 class _CentredPool(nn.Module):
     spatial_dims: int
 
     def __init__(
-        self, kernel_size: int | Sequence[int], stride: int | Sequence[int] | None, padding: int | Sequence[int]
+        self,
+        kernel_size: int | Sequence[int],
+        stride: int | Sequence[int] | None,
+        padding: int | Sequence[int],
+        ceil_mode: bool,
+        antialias: bool | float,
     ) -> None:
         super().__init__()
         self.kernel_size = int_tuple("kernel_size", kernel_size, self.spatial_dims, minimum=1)
@@ -23,9 +29,11 @@ class _CentredPool(nn.Module):
         self.padding = int_tuple("padding", padding, self.spatial_dims, minimum=0)
         if any(2 * amount > length for amount, length in zip(self.padding, self.kernel_size, strict=True)):
             raise ValueError(f"padding must be at most half of kernel_size={self.kernel_size}, got {padding!r}")
+        self.ceil_mode, self.antialias = ceil_mode, blur_width(antialias)
 
     def extra_repr(self) -> str:
-        return f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}"
+        text = f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}"
+        return text + (f", antialias={self.antialias}" if self.antialias else "")
 
 
 class _CentredAvgPool(_CentredPool):
@@ -36,15 +44,17 @@ class _CentredAvgPool(_CentredPool):
         padding: int | Sequence[int] = 0,
         ceil_mode: bool = False,
         count_include_pad: bool = True,
+        *,
+        antialias: bool | float = False,
     ) -> None:
-        super().__init__(kernel_size, stride, padding)
-        self.ceil_mode = ceil_mode
+        super().__init__(kernel_size, stride, padding, ceil_mode, antialias)
         self.count_include_pad = count_include_pad
 
     def forward(self, x: Tensor) -> Tensor:
-        return centred_avg_pool(
-            x, list(self.kernel_size), list(self.stride), list(self.padding), self.ceil_mode, self.count_include_pad
-        )
+        size, stride, padding = list(self.kernel_size), list(self.stride), list(self.padding)
+        if self.antialias > 0:
+            return blurred_avg_pool(x, size, stride, padding, self.ceil_mode, self.antialias)
+        return centred_avg_pool(x, size, stride, padding, self.ceil_mode, self.count_include_pad)
 
 
 class _CentredMaxPool(_CentredPool):
@@ -55,25 +65,30 @@ class _CentredMaxPool(_CentredPool):
         padding: int | Sequence[int] = 0,
         dilation: int | Sequence[int] = 1,
         ceil_mode: bool = False,
+        *,
+        antialias: bool | float = False,
     ) -> None:
-        super().__init__(kernel_size, stride, padding)
+        super().__init__(kernel_size, stride, padding, ceil_mode, antialias)
         self.dilation = int_tuple("dilation", dilation, self.spatial_dims, minimum=1)
-        self.ceil_mode = ceil_mode
 
     def forward(self, x: Tensor) -> Tensor:
-        return centred_max_pool(
-            x, list(self.kernel_size), list(self.stride), list(self.padding), list(self.dilation), self.ceil_mode
-        )
+        size, stride, padding = list(self.kernel_size), list(self.stride), list(self.padding)
+        if self.antialias > 0:
+            return blurred_max_pool(x, size, stride, padding, list(self.dilation), self.ceil_mode, self.antialias)
+        return centred_max_pool(x, size, stride, padding, list(self.dilation), self.ceil_mode)
 
 
 class CentredAvgPool1d(_CentredAvgPool):
-    """``torch.nn.AvgPool1d`` on a centred grid; arguments alike, see :func:`monai_sre.ops.resample.centred_avg_pool`."""
+    """``torch.nn.AvgPool1d`` on a centred grid; arguments alike, see :class:`CentredAvgPool2d`."""
 
     spatial_dims = 1
 
 
 class CentredAvgPool2d(_CentredAvgPool):
     """``torch.nn.AvgPool2d`` on a centred grid; arguments alike, see :func:`monai_sre.ops.resample.centred_avg_pool`.
+
+    With ``antialias=True``, or the width of the filter, a Gaussian filter takes the place of the window, see
+    :func:`monai_sre.ops.blur.blurred_avg_pool`.
 
     Example:
         >>> import torch
@@ -86,19 +101,22 @@ class CentredAvgPool2d(_CentredAvgPool):
 
 
 class CentredAvgPool3d(_CentredAvgPool):
-    """``torch.nn.AvgPool3d`` on a centred grid; arguments alike, see :func:`monai_sre.ops.resample.centred_avg_pool`."""
+    """``torch.nn.AvgPool3d`` on a centred grid; arguments alike, see :class:`CentredAvgPool2d`."""
 
     spatial_dims = 3
 
 
 class CentredMaxPool1d(_CentredMaxPool):
-    """``torch.nn.MaxPool1d`` on a centred grid; arguments alike, see :func:`monai_sre.ops.resample.centred_max_pool`."""
+    """``torch.nn.MaxPool1d`` on a centred grid; arguments alike, see :class:`CentredMaxPool2d`."""
 
     spatial_dims = 1
 
 
 class CentredMaxPool2d(_CentredMaxPool):
     """``torch.nn.MaxPool2d`` on a centred grid; arguments alike, see :func:`monai_sre.ops.resample.centred_max_pool`.
+
+    With ``antialias=True``, or the width of the filter, the maximum is taken at every pixel, and a Gaussian filter goes
+    before the stride, see :func:`monai_sre.ops.blur.blurred_max_pool`.
 
     Example:
         >>> import torch
@@ -111,13 +129,13 @@ class CentredMaxPool2d(_CentredMaxPool):
 
 
 class CentredMaxPool3d(_CentredMaxPool):
-    """``torch.nn.MaxPool3d`` on a centred grid; arguments alike, see :func:`monai_sre.ops.resample.centred_max_pool`."""
+    """``torch.nn.MaxPool3d`` on a centred grid; arguments alike, see :class:`CentredMaxPool2d`."""
 
     spatial_dims = 3
 
 
 class CentredBlurPool(nn.Module):
-    """Antialiased down-sampling on a centred grid, see :func:`monai_sre.ops.resample.centred_blur_pool`.
+    """Antialiased down-sampling on a centred grid, see :func:`monai_sre.ops.blur.centred_blur_pool`.
 
     Args:
         stride: step between outputs, the same along all axes.
@@ -133,7 +151,7 @@ class CentredBlurPool(nn.Module):
         True
     """
 
-    def __init__(self, stride: int, width: float = 0.6) -> None:
+    def __init__(self, stride: int, width: float = WIDTH) -> None:
         super().__init__()
         (self.stride,) = int_tuple("stride", stride, 1, minimum=1)
         if not isinstance(width, (int, float)) or not 0 < width < float("inf"):

@@ -11,6 +11,7 @@ from monai.networks.nets.basic_unet import UpCat
 from torch import Tensor, nn
 from torch.nn import functional
 
+from monai_sre.ops.blur import blur_width, centred_blur_pool
 from monai_sre.ops.resample import _script_if_tracing, centred_avg_pool, centred_fit
 
 
@@ -84,17 +85,26 @@ class CentredPadShortcut(nn.Module):
     Args:
         planes: number of channels of the output.
         stride: step along all axes.
+        antialias: blur before pixels are left out: ``True``, or the width of the filter, see
+            :func:`monai_sre.ops.blur.centred_blur_pool`.
 
     Example:
         >>> CentredPadShortcut(5, 2)(torch.randn(1, 3, 7, 8)).shape
         torch.Size([1, 5, 4, 4])
     """
 
-    def __init__(self, planes: int, stride: int) -> None:
+    def __init__(self, planes: int, stride: int, antialias: bool | float = False) -> None:
         super().__init__()
-        self.planes, self.stride = planes, stride
+        self.planes, self.stride, self.antialias = planes, stride, blur_width(antialias)
 
     def forward(self, x: Tensor) -> Tensor:
         ndim = x.dim() - 2
-        x = centred_avg_pool(x, [1] * ndim, [self.stride] * ndim, [0] * ndim).detach()
-        return functional.pad(x, [0, 0] * ndim + [0, self.planes - x.size(1)])
+        stride = [self.stride] * ndim
+        if self.antialias > 0:
+            x = centred_blur_pool(x, stride, self.antialias)
+        else:
+            x = centred_avg_pool(x, [1] * ndim, stride, [0] * ndim)
+        return functional.pad(x.detach(), [0, 0] * ndim + [0, self.planes - x.size(1)])
+
+    def extra_repr(self) -> str:
+        return f"{self.planes}, stride={self.stride}" + (f", antialias={self.antialias}" if self.antialias else "")

@@ -44,9 +44,13 @@ def load_sre_checkpoint(network: nn.Module, checkpoint: str | PathLike[str] | Ma
     agree to rounding at the input sizes where every stride of theirs divides, such as 32, 40, 48 and 64.
 
     A state dict does not say everything. Build the network to match: ``kernel_size``, ``num_rings``, ``strides``,
-    ``circular=False`` for SRI-Conv. For a checkpoint trained without ``skip_first_maxpool=True``, SRE-Conv and SRI-Conv
-    need ``max_pool=True``; it samples their grid at odd sizes only. The 3-D networks need ``stem_kernel_size=3``: of the
-    (3, 7, 7) stem of theirs only the 19 taps within 1.5 voxels are alive.
+    ``circular=False`` for SRI-Conv; its ``force_circular=True`` cuts the corners of the stem and of each block's first
+    convolution, but not of the second, which ``circular=False`` also holds where kernels have 3 or 5 taps. For larger ones,
+    put an ``SREConv2d(..., circular=False)`` in place of each block's ``conv2`` first.
+
+    For a checkpoint trained without ``skip_first_maxpool=True``, SRE-Conv and SRI-Conv need ``max_pool=True``; it samples
+    their grid at odd sizes only. The 3-D networks need ``stem_kernel_size=3``: of the (3, 7, 7) stem of theirs only the 19
+    taps within 1.5 voxels are alive.
 
     Args:
         network: the :class:`monai_sre.nets.SREResNet` to fill; untouched when anything does not fit.

@@ -51,6 +51,7 @@ def convert_to_sre(
     spacing: Sequence[float] | None = None,
     axes: Sequence[int] | None = None,
     algorithm: str = "auto",
+    antialias: bool | float = False,
     strict: bool = True,
     verify: bool | Tensor | Sequence[Any] = True,
 ) -> nn.Module:
@@ -75,6 +76,9 @@ def convert_to_sre(
         spacing: voxel size of the input along each spatial axis, such as :func:`spacing_from` gives; kernels are round in
             that unit, at every level of the network, and axes of unequal size need not be treated alike.
         axes: the spatial axes to be symmetric in; ``None`` is all.
+        antialias: blur before strides leave out pixels, in convolutions, max and average pools
+            (:mod:`monai_sre.ops.blur`): less error under rotations by other angles than 90 degrees. ``True``, or the
+            filter's standard deviation in steps of the coarser grid (``True`` is 0.6; wider ones err less and blur more).
         strict: raise where a module cannot be made equivariant; otherwise it stays, and the report lists it.
         verify: ``True`` looks for an input size that the network accepts; else the shape ``(N, C, *spatial)`` or the input to
             check, or a tuple of all arguments. ``False`` checks nothing.
@@ -111,6 +115,7 @@ def convert_to_sre(
         spacing=None if spacing is None else tuple(float(step) for step in spacing),
         axes=None if axes is None else tuple(axes),
         algorithm=algorithm,
+        antialias=antialias,
     )
     options.check(ndim)
     arguments: probe.Arguments | None = None
@@ -280,9 +285,9 @@ class _Plan:
         shortcut: Any = module.downsample
         if getattr(shortcut.func, "__name__", "") != "_downsample_basic_block":
             raise RefusedError("its downsample is a function that is not known here")
-        new = blocks.CentredPadShortcut(shortcut.keywords["planes"], shortcut.keywords["stride"])
+        new = blocks.CentredPadShortcut(shortcut.keywords["planes"], shortcut.keywords["stride"], self.rules.antialias)
         self.assignments.append((module, "downsample", new))
-        self.report.entries.append(Entry(f"{name}.downsample", "replaced", "shortcut A", type(new).__name__))
+        self.report.entries.append(Entry(f"{name}.downsample", "replaced", "shortcut A", describe(new)))
 
     def _read_layer(self, name: str, module: nn.Module) -> None:
         """Single layers."""

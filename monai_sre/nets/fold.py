@@ -65,7 +65,7 @@ def _fold(source: nn.Module) -> nn.Module | None:
         new = _FOLDED[module.spatial_dims - 1](
             **_options(module), padding=module.padding, padding_mode=module.padding_mode
         )
-        new.far_padding = module.far_padding
+        new.far_padding, new.antialias = module.far_padding, module.antialias
     elif isinstance(source, _CentredConvTranspose):
         options = _options(module)
         if all(amount >= 0 and amount % 2 == 0 for amount in module.margin):
@@ -109,6 +109,7 @@ class _Folded:
         dilation: Any
         groups: Any
         padding_mode: Any
+        antialias: Any
 
     def forward(self, x: Tensor) -> Tensor:
         return centred_conv_dense(
@@ -121,6 +122,7 @@ class _Folded:
             list(self.dilation),
             self.groups,
             self.padding_mode,
+            self.antialias,
         )
 
 

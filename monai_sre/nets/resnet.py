@@ -7,7 +7,7 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
-from monai.networks.layers.factories import Conv, Pool
+from monai.networks.layers.factories import Conv, Pool, split_args
 from monai.networks.layers.utils import get_act_layer, get_dropout_layer, get_norm_layer
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -19,6 +19,8 @@ from monai_sre.ops.arguments import int_tuple
 
 register()
 
+#: Kinds of convolutions and their names in MONAI's factory.
+_CONVS = {"radial": "SRECONV", "harmonic": "SREHARMONICCONV"}
 #: Blocks a stage, and whether they are bottlenecks.
 _DEPTHS = {18: ((2, 2, 2, 2), False), 34: ((3, 4, 6, 3), False), 50: ((3, 4, 6, 3), True)}
 
@@ -74,12 +76,20 @@ class _Bottleneck(nn.Module):
 class _Config:
     """How the blocks of one network make their layers."""
 
-    def __init__(self, spatial_dims: int, norm: Any, act: Any, antialias: bool, radial: Mapping[str, Any]) -> None:
+    def __init__(
+        self, spatial_dims: int, norm: Any, act: Any, antialias: bool, conv: Any, radial: Mapping[str, Any]
+    ) -> None:
         self.spatial_dims, self.antialias = spatial_dims, antialias
         self._norm, self._act, self._radial = norm, act, dict(radial)
+        kind, options = split_args(conv)
+        if kind not in _CONVS:
+            raise ValueError(f"conv must be one of {tuple(_CONVS)} or (name, options), got {conv!r}")
+        self._conv = _CONVS[kind]
+        self._radial |= options
 
     def radial(self, in_channels: int, out_channels: int, kernel_size: Any) -> nn.Module:
-        conv: nn.Module = Conv["SRECONV", self.spatial_dims](
+        """The convolution of all blocks; it keeps the size of its input."""
+        conv: nn.Module = Conv[self._conv, self.spatial_dims](
             in_channels, out_channels, kernel_size, padding="same", bias=False, **self._radial
         )
         return conv
@@ -137,6 +147,8 @@ class SREResNet(nn.Module):
             the stem always has the default.
         profile: with ``circular``, ``orthonormal``, ``spacing``, ``axes`` and ``algorithm`` the geometry of all radial
             layers, see :class:`monai_sre.layers.SREConv2d`.
+        conv: ``"radial"``, or ``"harmonic"`` for :class:`monai_sre.layers.SREHarmonicConv2d`, which sees edges too; with
+            options as ``("harmonic", {"orders": (1, 2)})``.
         norm: normalisation layer, in MONAI's notation.
         act: activation layer, in MONAI's notation.
         dropout_prob: probability of dropping an entry of the pooled embedding.
@@ -178,6 +190,7 @@ class SREResNet(nn.Module):
         spacing: Sequence[float] | None = None,
         axes: Sequence[int] | None = None,
         algorithm: str = "auto",
+        conv: str | tuple[str, Mapping[str, Any]] = "radial",
         norm: str | tuple[str, Mapping[str, Any]] = "batch",
         act: str | tuple[str, Mapping[str, Any]] = ("relu", {"inplace": True}),
         dropout_prob: float = 0.0,
@@ -208,7 +221,7 @@ class SREResNet(nn.Module):
             "algorithm": algorithm,
         }
         self.spatial_dims, self.in_channels, self.checkpointing = spatial_dims, in_channels, checkpointing
-        config = _Config(spatial_dims, norm, act, antialias, radial)
+        config = _Config(spatial_dims, norm, act, antialias, conv, radial)
         self.conv1 = config.radial(in_channels, width, stem_kernel_size)
         self.norm1 = config.norm_layer(width)
         self.act = config.act_layer()
@@ -219,7 +232,7 @@ class SREResNet(nn.Module):
         stages: list[nn.Module] = []
         channels = width
         for level in range(4):
-            config = _Config(spatial_dims, norm, act, antialias, {**radial, "num_rings": rings[level]})
+            config = _Config(spatial_dims, norm, act, antialias, conv, {**radial, "num_rings": rings[level]})
             stage: list[nn.Module] = []
             for index in range(blocks[level]):
                 stride = strides[level] if index == 0 else 1

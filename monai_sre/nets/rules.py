@@ -18,8 +18,9 @@ from monai_sre.layers import centred
 from monai_sre.layers.interpolate import CentredNearest
 from monai_sre.nets.report import RefusedError
 from monai_sre.ops.arguments import int_tuple
-from monai_sre.ops.centred import centred_basis
+from monai_sre.ops.blur import blur_width
 from monai_sre.ops.conv import check_algorithm
+from monai_sre.ops.radial import centred_basis
 
 _CONVS = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
 _TRANSPOSED = {nn.ConvTranspose1d: 1, nn.ConvTranspose2d: 2, nn.ConvTranspose3d: 3}
@@ -44,6 +45,7 @@ class Rules:
     spacing: tuple[float, ...] | None = None
     axes: tuple[int, ...] | None = None
     algorithm: str = "auto"
+    antialias: bool | float = False
 
     def geometry(self, spacing: tuple[float, ...] | None) -> dict[str, Any]:
         """Keyword arguments of the radial layers."""
@@ -61,6 +63,7 @@ class Rules:
         if self.num_rings is not None:
             int_tuple("num_rings", self.num_rings, 1, minimum=1)
         check_algorithm(self.algorithm)
+        blur_width(self.antialias)
 
     def check_alike(self, what: str, values: Sequence[Any]) -> None:
         """Refuse values that differ between spatial axes that a symmetry exchanges."""
@@ -160,6 +163,7 @@ def convert_conv(conv: _ConvNd, rules: Rules, spacing: tuple[float, ...] | None,
     plain = all(s == 1 for s in stride) and all(k % 2 for k in size) and not any(amount % 2 for amount in total)
     if not plain:
         options["far_padding"] = tuple(amount % 2 for amount in total)
+        options["antialias"] = rules.antialias if any(s > 1 for s in stride) else False
     kernel = embed(conv.weight, size, [low < high for low, high in pads])
     new = _build((_SRE if plain else _CENTRED)[ndim - 1], options, rules, spacing)
     return new, _fill(new, kernel, conv.bias, conv, rules)
@@ -250,12 +254,19 @@ def convert_pool(pool: nn.Module, rules: Rules) -> nn.Module | str:
             raise RefusedError("return_indices gives positions on the grid, which turn with it")
         if all(step == 1 for step in stride):
             return "stride 1"
-        return _MAX_POOLS[ndim - 1](kernel, stride, padding, dilation, pool.ceil_mode)  # type: ignore[arg-type]
+        return _MAX_POOLS[ndim - 1](kernel, stride, padding, dilation, pool.ceil_mode, antialias=rules.antialias)  # type: ignore[arg-type]
     if all(step == 1 for step in stride):
         return "stride 1"
     if getattr(pool, "divisor_override", None) is not None:
         raise RefusedError(f"divisor_override={pool.divisor_override} has no centred counterpart")
-    return _AVG_POOLS[ndim - 1](kernel, stride, padding, pool.ceil_mode, pool.count_include_pad)  # type: ignore[arg-type]
+    return _AVG_POOLS[ndim - 1](
+        kernel,
+        stride,
+        padding,
+        pool.ceil_mode,  # type: ignore[arg-type]
+        pool.count_include_pad,  # type: ignore[arg-type]
+        antialias=rules.antialias,
+    )
 
 
 def convert_upsample(layer: nn.Upsample, rules: Rules) -> nn.Module | str:

@@ -8,80 +8,13 @@ convolution, the kernel is joined and not the image: one tap more along the axis
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from monai_sre.ops import radial
+from monai_sre.ops.blur import centred_blur
 from monai_sre.ops.conv import expand_kernel, sre_convnd
-from monai_sre.ops.resample import _script_if_tracing, centred_margin, join_neighbours
-
-
-def centred_basis(
-    kernel_size: Sequence[int],
-    num_rings: int | None = None,
-    profile: str | tuple[str, Mapping[str, Any]] = "band",
-    circular: bool = True,
-    orthonormal: bool = False,
-    spacing: Sequence[float] | None = None,
-    axes: Sequence[int] | None = None,
-) -> Tensor:
-    """:func:`monai_sre.ops.radial_basis` for kernels of any size: an even one has its centre between its taps.
-
-    The rings are those of the odd sizes: as many as fit between radius 0 and half the kernel size.
-
-    Args:
-        kernel_size: number of taps along each axis; with all other arguments as :func:`monai_sre.ops.radial_basis`.
-
-    Returns:
-        float64 tensor of shape ``(b, *kernel_size)``.
-
-    Raises:
-        TypeError: an argument is of the wrong type.
-        ValueError: an argument cannot work.
-
-    Example:
-        >>> centred_basis((4, 4))[1]
-        tensor([[0., 1., 1., 0.],
-                [1., 0., 0., 1.],
-                [1., 0., 0., 1.],
-                [0., 1., 1., 0.]], dtype=torch.float64)
-        >>> centred_basis((2, 2, 2)).sum(), torch.equal(centred_basis((5, 5)), radial.radial_basis((5, 5)))
-        (tensor(8., dtype=torch.float64), True)
-    """
-    options: dict[str, Any] = {"circular": circular, "spacing": spacing, "axes": axes}
-    if all(length % 2 for length in kernel_size):
-        return radial.radial_basis(kernel_size, num_rings, profile, orthonormal=orthonormal, **options)
-    # Checked on the next larger odd kernel; then the same rings, at radii from a centre between the taps.
-    odd = [length + 1 - length % 2 for length in kernel_size]
-    _, steps, round_axes = radial._check_geometry(odd, spacing, axes)
-    name, settings = radial._check_profile(profile)
-    if num_rings is not None and (isinstance(num_rings, bool) or not isinstance(num_rings, int) or num_rings < 1):
-        raise ValueError(f"num_rings must be None or an integer >= 1, got {num_rings!r}")
-    size = tuple(kernel_size)
-    unit = min(steps[axis] for axis in round_axes)
-    offsets = radial.tap_offsets([size[axis] for axis in round_axes], [steps[axis] for axis in round_axes])
-    squares = torch.zeros([len(places) for places in offsets], dtype=torch.float64)
-    for position, places in enumerate(offsets):
-        shape = [-1 if other == position else 1 for other in range(len(offsets))]
-        squares = squares + places.square().reshape(shape)
-    reach = max((size[axis] - 1) / 2 * steps[axis] for axis in round_axes) / unit
-    most = math.floor(reach + 1e-9) + (1 if circular else 2)
-    counts = range(most, 0, -1) if num_rings is None else [num_rings]
-    for count in counts:
-        rings = radial._profile_values(name, squares.sqrt(), count, reach, circular, settings, offsets)
-        fault = radial._fault(rings)
-        if fault is None:
-            rings = radial._orthonormalise(rings) if orthonormal else rings
-            return radial._free_axes(rings, size, round_axes)
-    raise ValueError(
-        f"num_rings={num_rings} is too many for kernel_size={size}, profile={name!r}, circular={circular}: {fault}; "
-        f"use at most {most} rings, or None for the default"
-    )
+from monai_sre.ops.resample import _script_if_tracing, centred_margin, join_neighbours, pad_ends
 
 
 def join_taps(kernel: Tensor, dim: int) -> Tensor:
@@ -95,32 +28,37 @@ def join_taps(kernel: Tensor, dim: int) -> Tensor:
     return (torch.cat([kernel, edge], dim) + torch.cat([edge, kernel], dim)) / 2
 
 
-def _conv_margins(
-    x: Tensor, taps: list[int], stride: list[int], total_padding: list[int], dilation: list[int]
-) -> tuple[list[int], list[bool]]:
-    ndim = len(taps)
+def _on_centred_grid(
+    x: Tensor,
+    taps: Tensor,
+    stride: list[int],
+    padding: list[int],
+    far_padding: list[int],
+    dilation: list[int],
+    padding_mode: str,
+    blur: float,
+) -> tuple[Tensor, Tensor, list[int]]:
+    """Input, kernels and zero padding with which a plain convolution samples a centred grid; ``taps`` ends with its axes."""
+    ndim = len(stride)
+    if blur > 0:
+        x = centred_blur(x, stride, blur)
+    total = [2 * padding[axis] + far_padding[axis] for axis in range(ndim)]
+    if padding_mode != "zeros":
+        x = pad_ends(x, padding, padding_mode)
+        total = far_padding
     amounts: list[int] = []
-    between: list[bool] = []
+    joins: list[int] = []
     for axis in range(ndim):
-        reach = dilation[axis] * (taps[axis] - 1) + 1
-        amount, aside = centred_margin(int(x.size(axis - ndim)), reach, stride[axis], total_padding[axis])
+        reach = dilation[axis] * (taps.size(axis - ndim) - 1) + 1
+        amount, between = centred_margin(int(x.size(axis - ndim)), reach, stride[axis], total[axis])
+        if between and dilation[axis] == 1:
+            taps = join_taps(taps, axis - ndim)
         amounts.append(amount)
-        between.append(aside)
-    return amounts, between
-
-
-def _pad_and_join(x: Tensor, amounts: list[int], joins: list[int]) -> Tensor:
-    pads: list[int] = []
-    for amount in amounts:
-        pads = [amount, amount] + pads  # noqa: RUF005 - TorchScript knows no unpacking
-    return join_neighbours(functional.pad(x, pads), joins)
-
-
-def _pad_by_mode(x: Tensor, padding: list[int], mode: str) -> Tensor:
-    pads: list[int] = []
-    for amount in padding:
-        pads = [amount, amount] + pads  # noqa: RUF005
-    return functional.pad(x, pads, mode=mode)
+        joins.append(2 if between and dilation[axis] > 1 else 1)
+    if min(amounts) < 0 or 2 in joins:
+        x = join_neighbours(pad_ends(x, amounts), joins)
+        amounts = [0] * ndim
+    return x, taps, amounts
 
 
 def centred_convnd(
@@ -135,48 +73,48 @@ def centred_convnd(
     groups: int,
     padding_mode: str,
     algorithm: str,
+    blur: float = 0.0,
 ) -> Tensor:
     """Convolution with kernels ``weight @ basis``, on a centred grid.
 
     Args:
         x: shape ``(N, C, *spatial)`` or ``(C, *spatial)``.
         weight: ring coefficients, shape ``(out_channels, C / groups, b)``.
-        basis: shape ``(b, *kernel_size)``, symmetric about its centre, from :func:`centred_basis`.
+        basis: shape ``(b, *kernel_size)``, symmetric about its centre, from :func:`monai_sre.ops.radial.centred_basis`.
         padding: at both ends of each axis; ``far_padding`` comes on top at the far end and only counts for the output's size,
             as the grid is centred.
         padding_mode: ``"zeros"``, ``"reflect"``, ``"replicate"`` or ``"circular"``.
         algorithm: ``"dense"``, ``"ring"`` or ``"auto"``, see :func:`monai_sre.ops.sre_conv`.
+        blur: width of the filter that the input passes along axes with a stride, see
+            :func:`monai_sre.ops.blur.centred_blur`; 0 is none. As convolutions commute, it is the output that is blurred
+            before the stride leaves out pixels, but for the border.
 
     Returns:
         Tensor of the shape that ``torch.nn.functional.conv*d`` gives.
 
     Example:
+        >>> from monai_sre.ops import radial_basis
         >>> x, weight = torch.randn(1, 2, 7, 10), torch.randn(3, 2, 2)
         >>> def half(x): return centred_convnd(
-        ...     x, weight, centred_basis((3, 3)), None, [2, 2], [1, 1], [0, 0], [1, 1], 1, "zeros", "auto")
+        ...     x, weight, radial_basis((3, 3)), None, [2, 2], [1, 1], [0, 0], [1, 1], 1, "zeros", "auto")
         >>> half(x).shape, torch.allclose(half(x.flip(3)), half(x).flip(3), atol=1e-5)
         (torch.Size([1, 3, 4, 5]), True)
     """
-    ndim = basis.dim() - 1
     if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript compiles both sides of "and"
         if torch.jit.is_tracing():  # scripted there, so that a trace serves all sizes
             return centred_conv_dense(
-                x, expand_kernel(weight, basis), bias, stride, padding, far_padding, dilation, groups, padding_mode
+                x,
+                expand_kernel(weight, basis),
+                bias,
+                stride,
+                padding,
+                far_padding,
+                dilation,
+                groups,
+                padding_mode,
+                blur,
             )
-    total = [2 * padding[axis] + far_padding[axis] for axis in range(ndim)]
-    if padding_mode != "zeros":
-        x = _pad_by_mode(x, padding, padding_mode)
-        total = far_padding
-    amounts, between = _conv_margins(x, list(basis.shape[1:]), stride, total, dilation)
-    joins = [1] * ndim
-    for axis in range(ndim):
-        if between[axis] and dilation[axis] == 1:
-            basis = join_taps(basis, axis + 1)
-        elif between[axis]:
-            joins[axis] = 2
-    if min(amounts) < 0 or 2 in joins:
-        x = _pad_and_join(x, amounts, joins)
-        amounts = [0] * ndim
+    x, basis, amounts = _on_centred_grid(x, basis, stride, padding, far_padding, dilation, padding_mode, blur)
     return sre_convnd(x, weight, basis, bias, stride, amounts, dilation, groups, algorithm)
 
 
@@ -191,23 +129,11 @@ def centred_conv_dense(
     dilation: list[int],
     groups: int,
     padding_mode: str,
+    blur: float = 0.0,
 ) -> Tensor:
     """:func:`centred_convnd` for a dense kernel of shape ``(out_channels, C / groups, *kernel_size)``."""
-    ndim = kernel.dim() - 2
-    total = [2 * padding[axis] + far_padding[axis] for axis in range(ndim)]
-    if padding_mode != "zeros":
-        x = _pad_by_mode(x, padding, padding_mode)
-        total = far_padding
-    amounts, between = _conv_margins(x, list(kernel.shape[2:]), stride, total, dilation)
-    joins = [1] * ndim
-    for axis in range(ndim):
-        if between[axis] and dilation[axis] == 1:
-            kernel = join_taps(kernel, axis + 2)
-        elif between[axis]:
-            joins[axis] = 2
-    if min(amounts) < 0 or 2 in joins:
-        x = _pad_and_join(x, amounts, joins)
-        amounts = [0] * ndim
+    x, kernel, amounts = _on_centred_grid(x, kernel, stride, padding, far_padding, dilation, padding_mode, blur)
+    ndim = len(stride)
     if ndim == 1:
         return functional.conv1d(x, kernel, bias, stride, amounts, dilation, groups)
     if ndim == 2:
@@ -266,7 +192,7 @@ def centred_conv_transpose(
         x = functional.conv_transpose3d(x, kernel, inner, stride, padding, extra, groups, dilation)
     if plain:
         return x
-    x = _pad_and_join(x, [max(-half, 0) for half in crops], joins)
+    x = join_neighbours(pad_ends(x, [max(-half, 0) for half in crops]), joins)
     if bias is not None:
         x = x + bias.reshape([-1] + [1] * ndim)
     return x

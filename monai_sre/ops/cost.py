@@ -1,12 +1,11 @@
 """The choice between the dense and the ring algorithm: a small cost model, fitted to measurements.
 
 Both algorithms are costed as counts (calls, vector operations of the sums and of the products, values moved, weights)
-times the time that one of each takes. The counts follow from the shapes; the times, :data:`DENSE` and :data:`RING`,
-are least squares fits of relative errors to the 120 random shapes of ``benchmarks/results/speed_choice_cpu.json``.
-Only their ratios matter for the choice, and these change little between processors of one kind. On these shapes ring
-is faster on 106; the choice costs more than 10 % on 8, all of them layers of at most about a millisecond. Where it
-errs for a network, ``algorithm=`` of a layer or the environment variable ``MONAI_SRE_ALGORITHM`` (``dense``,
-``ring``, ``auto``) overrides it.
+times the time that one of each takes. The counts follow from the shapes; the times, :data:`DENSE` and :data:`RING`, are
+fitted by ``benchmarks/speed.py --fit`` to the random shapes of ``benchmarks/results/speed_choice_cpu.json``, and
+``benchmarks/results/speed.md`` says how often they choose wrongly there. Only their ratios matter for the choice, and these
+change little between processors of one kind. Where it errs for a network, ``algorithm=`` of a layer or the environment
+variable ``MONAI_SRE_ALGORITHM`` (``dense``, ``ring``, ``auto``) overrides it.
 """
 
 from __future__ import annotations
@@ -20,11 +19,12 @@ from torch import Tensor
 from monai_sre.ops.ring_cpu import available
 from monai_sre.ops.ring_plan import convolution_geometry, plans, spatial_triple
 
-#: Nanoseconds on one thread of: a call, a multiply-add of vectors, a value read or written, a weight of the kernel.
-DENSE = (70_300.0, 0.11, 2.14, 2.22)
-#: Nanoseconds on one thread of: a call, an addition of vectors, a multiply-add of vectors, a value read or written, a
-#: weight of the rings.
-RING = (120_000.0, 0.815, 0.23, 1.06, 3.69)
+#: Nanoseconds on one thread of: a forward call, a backward call, a multiply-add of vectors, a value read or written, a
+#: weight of the kernel.
+DENSE = (29_100.0, 259_000.0, 0.084, 2.09, 2.5)
+#: Nanoseconds on one thread of: a forward call, a backward call, an addition of vectors, a multiply-add of vectors, a value
+#: read or written, a weight of the rings.
+RING = (106_000.0, 255_000.0, 0.647, 0.252, 0.96, 3.25)
 #: Share of its estimate at which ring is chosen: where estimates tie, dense is the one more often underestimated.
 TIE = 0.8
 #: How many times slower the ring algorithm is without a compiler: 1.6 to 3.1, measured with 64 to 256 channels.
@@ -75,11 +75,19 @@ def choose_algorithm(
         batch, x.shape[-ndim - 1], weight.shape[0], size, basis, stride, padding, dilation, training
     )
     threads = torch.get_num_threads()
-    dense, ring = (
-        costs[0] * calls[0] + sum(cost * count for cost, count in zip(costs[1:], calls[1:], strict=True)) / threads
-        for costs, calls in zip((DENSE, RING), counts, strict=True)
-    )
+    dense, ring = (estimate(costs, numbers, threads) for costs, numbers in zip((DENSE, RING), counts, strict=True))
     return "ring" if ring * TIE * (1.0 if available(x.dtype) else UNCOMPILED) < dense else "dense"
+
+
+def estimate(costs: Sequence[float], counts: Sequence[float], threads: int) -> float:
+    """Nanoseconds: the calls, which come first, and all else shared by the threads.
+
+    Example:
+        >>> estimate((10.0, 20.0, 3.0), (1.0, 0.0, 8.0), threads=2)
+        22.0
+    """
+    times = [cost * count for cost, count in zip(costs, counts, strict=True)]
+    return sum(times[:2]) + sum(times[2:]) / threads
 
 
 def operation_counts(
@@ -107,9 +115,9 @@ def operation_counts(
     moved = values_in * channels + values_out * out_channels
     products = 1 + by_weight + by_input
     pairs = _padded(channels, _LANES) * _padded(out_channels, _LANES) / _LANES
-    calls, weights = 1.0 + by_weight + by_input, float(channels * out_channels * products)
+    calls, weights = [1.0, float(by_weight or by_input)], float(channels * out_channels * products)
     taps = math.prod(plan.kernel)
-    dense = [calls, values_out * taps * pairs * products, moved * products, weights * taps]
+    dense = [*calls, values_out * taps * pairs * products, moved * products, weights * taps]
 
     strided = geometry.stride != (1, 1, 1)
     summed = values_out * channels  # positions whose ring sums are formed
@@ -128,7 +136,7 @@ def operation_counts(
     terms = len(plan.columns.tap) * row_waste + len(plan.rows.tap) * plane_waste
     terms += (len(plan.groups.tap) if depth > 1 else 0) * plane_waste
     terms += 0 if plan.mix is None else int((plan.mix != 0).sum()) * plane_waste
-    ring = [calls, summed * terms / _LANES, mixed * plane_waste, moved * products, weights * plan.maps]
+    ring = [*calls, summed * terms / _LANES, mixed * plane_waste, moved * products, weights * plan.maps]
     return dense, ring
 
 

@@ -30,7 +30,7 @@ def tap_radii(
     """Distance of each tap from the kernel's centre, in units of the smallest spacing.
 
     Args:
-        kernel_size: the odd number of taps along each spatial axis.
+        kernel_size: number of taps along each spatial axis; the centre of an even number lies between taps.
         spacing: the voxel size along each spatial axis, in any one unit; ``None`` is 1 everywhere.
         axes: the spatial axes that count for the distance; ``None`` is all.
 
@@ -44,15 +44,11 @@ def tap_radii(
         tensor([5.0990, 5.0000, 5.0990], dtype=torch.float64)
     """
     ndim = len(kernel_size)
-    chosen = range(ndim) if axes is None else axes
+    chosen = range(ndim) if axes is None else sorted(axes)
     steps = (1.0,) * ndim if spacing is None else tuple(float(step) for step in spacing)
-    unit = min(steps[axis] for axis in chosen)
-    squares = torch.zeros(tuple(kernel_size), dtype=torch.float64)
-    for axis in chosen:
-        size = kernel_size[axis]
-        offsets = (torch.arange(size, dtype=torch.float64) - size // 2) * (steps[axis] / unit)
-        squares = squares + offsets.square().reshape([-1 if other == axis else 1 for other in range(ndim)])
-    return squares.sqrt()
+    radii = _radii(tap_offsets([kernel_size[axis] for axis in chosen], [steps[axis] for axis in chosen]))
+    shape = [length if axis in chosen else 1 for axis, length in enumerate(kernel_size)]
+    return radii.reshape(shape).expand(*kernel_size).clone()
 
 
 def tap_offsets(kernel_size: Sequence[int], spacing: Sequence[float]) -> list[Tensor]:
@@ -65,6 +61,14 @@ def tap_offsets(kernel_size: Sequence[int], spacing: Sequence[float]) -> list[Te
     unit = min(spacing)
     pairs = zip(kernel_size, spacing, strict=True)
     return [(torch.arange(length, dtype=torch.float64) - (length - 1) / 2) * (step / unit) for length, step in pairs]
+
+
+def _radii(offsets: Sequence[Tensor]) -> Tensor:
+    """Distances from the centre at all combinations of the given places, one shape entry an axis."""
+    squares = torch.zeros((), dtype=torch.float64)
+    for places in offsets:
+        squares = squares.unsqueeze(-1) + places.square()
+    return squares.sqrt()
 
 
 def radial_basis(
@@ -122,34 +126,58 @@ def radial_basis(
         >>> radial_basis((3, 7, 7), spacing=(5.0, 1.0, 1.0)).shape
         torch.Size([6, 3, 7, 7])
     """
+    odd = _check_size(kernel_size, odd=True)
+    return centred_basis(odd, num_rings, profile, circular, orthonormal, spacing, axes)
+
+
+def centred_basis(
+    kernel_size: Sequence[int],
+    num_rings: int | None = None,
+    profile: str | tuple[str, Mapping[str, Any]] = "band",
+    circular: bool = True,
+    orthonormal: bool = False,
+    spacing: Sequence[float] | None = None,
+    axes: Sequence[int] | None = None,
+) -> Tensor:
+    """:func:`radial_basis` for kernels of any size: an even one has its centre between its taps.
+
+    Such a kernel serves where a grid lies between the pixels too (:mod:`monai_sre.ops.centred`). Its rings are those of the
+    odd sizes: as many as fit between radius 0 and the place of its outermost taps.
+
+    Args:
+        kernel_size: number of taps along each axis; with all other arguments as in :func:`radial_basis`.
+
+    Returns:
+        float64 tensor of shape ``(b, *kernel_size)``.
+
+    Raises:
+        TypeError: an argument is of the wrong type.
+        ValueError: an argument cannot work.
+
+    Example:
+        >>> centred_basis((4, 4))[1]
+        tensor([[0., 1., 1., 0.],
+                [1., 0., 0., 1.],
+                [1., 0., 0., 1.],
+                [0., 1., 1., 0.]], dtype=torch.float64)
+        >>> centred_basis((2, 2, 2)).sum(), torch.equal(centred_basis((5, 5)), radial_basis((5, 5)))
+        (tensor(8., dtype=torch.float64), True)
+    """
     size, steps, round_axes = _check_geometry(kernel_size, spacing, axes)
     name, options = _check_profile(profile)
     if num_rings is not None and (isinstance(num_rings, bool) or not isinstance(num_rings, int) or num_rings < 1):
         raise ValueError(f"num_rings must be None or an integer >= 1, got {num_rings!r}")
-
-    round_size = [size[axis] for axis in round_axes]
-    round_steps = [steps[axis] for axis in round_axes]
-    radii = tap_radii(round_size, round_steps)
-    reach = max(length // 2 * step for length, step in zip(round_size, round_steps, strict=True)) / min(round_steps)
-    offsets = tap_offsets(round_size, round_steps)
-    most = math.floor(reach + _TOLERANCE) + (1 if circular else 2)
-    if num_rings is None:
-        rings = next(
-            basis
-            for count in range(most, 0, -1)
-            if _fault(basis := _profile_values(name, radii, count, reach, circular, options, offsets)) is None
-        )
-    else:
-        rings = _profile_values(name, radii, num_rings, reach, circular, options, offsets)
+    offsets = tap_offsets([size[axis] for axis in round_axes], [steps[axis] for axis in round_axes])
+    most = math.floor(_reach(offsets) + _TOLERANCE) + (1 if circular else 2)
+    for count in range(most, 0, -1) if num_rings is None else [num_rings]:
+        rings = _profile_values(name, offsets, count, circular, options)
         fault = _fault(rings)
-        if fault is not None:
-            raise ValueError(
-                f"num_rings={num_rings} is too many for kernel_size={size}, profile={name!r}, circular={circular}, "
-                f"spacing={None if spacing is None else steps}: {fault}; use at most {most} rings, or None for the default"
-            )
-    if orthonormal:
-        rings = _orthonormalise(rings)
-    return _free_axes(rings, size, round_axes)
+        if fault is None:
+            return _free_axes(_orthonormalise(rings) if orthonormal else rings, size, round_axes)
+    raise ValueError(
+        f"num_rings={num_rings} is too many for kernel_size={size}, profile={name!r}, circular={circular}, "
+        f"spacing={None if spacing is None else steps}: {fault}; use at most {most} rings, or None for the default"
+    )
 
 
 def learned_gaussian(
@@ -164,7 +192,7 @@ def learned_gaussian(
     r"""What a layer needs to learn the width of its Gaussian profile: ``basis = edge * exp(-squares / (2 * width ** 2))``.
 
     Args:
-        kernel_size: with all other arguments as in :func:`radial_basis`.
+        kernel_size: odd or even; with all other arguments as in :func:`centred_basis`.
 
     Returns:
         ``(squares, edge, width)``: squared distances to each ring and the outer edge, float64, of the basis' shape, and the
@@ -185,11 +213,9 @@ def learned_gaussian(
         raise ValueError("orthonormal must be False where the profile's width is learned, got True")
     size, steps, round_axes = _check_geometry(kernel_size, spacing, axes)
     free = math.prod(length for axis, length in enumerate(size) if axis not in round_axes)
-    count = len(radial_basis(kernel_size, num_rings, profile, circular, False, spacing, axes)) // free
-    round_size, round_steps = [size[axis] for axis in round_axes], [steps[axis] for axis in round_axes]
-    reach = max(length // 2 * step for length, step in zip(round_size, round_steps, strict=True)) / min(round_steps)
-    radii, offsets = tap_radii(round_size, round_steps), tap_offsets(round_size, round_steps)
-    unit, edge = (_profile_values(name, radii, count, reach, circular, {"width": w}, offsets) for w in (1.0, 1e9))
+    count = len(centred_basis(kernel_size, num_rings, profile, circular, False, spacing, axes)) // free
+    offsets = tap_offsets([size[axis] for axis in round_axes], [steps[axis] for axis in round_axes])
+    unit, edge = (_profile_values(name, offsets, count, circular, {"width": width}) for width in (1.0, 1e9))
     squares = torch.where(edge > 0, -2 * (unit / edge).log(), 0.0)
     parts = (_free_axes(part, size, round_axes) for part in (squares, edge))
     return next(parts), next(parts), float(options.get("width", 0.7))
@@ -248,18 +274,25 @@ def initial_std(basis: Tensor, fan_in: int, gain: float = math.sqrt(2.0)) -> Ten
     return gain / (fan_in * len(flat) * power).sqrt()
 
 
-def _check_geometry(
-    kernel_size: Sequence[int], spacing: Sequence[float] | None, axes: Sequence[int] | None
-) -> tuple[tuple[int, ...], tuple[float, ...], tuple[int, ...]]:
+def _check_size(kernel_size: Sequence[int], odd: bool = False) -> tuple[int, ...]:
     if isinstance(kernel_size, int) or not 1 <= len(kernel_size) <= 3:
-        raise TypeError(f"kernel_size must be a sequence of 1 to 3 odd integers, got {kernel_size!r}")
-    ndim = len(kernel_size)
-    size = int_tuple("kernel_size", kernel_size, ndim, minimum=1)
-    if any(length % 2 == 0 for length in size):
+        raise TypeError(
+            f"kernel_size must be a sequence of 1 to 3 {'odd ' if odd else ''}integers, got {kernel_size!r}"
+        )
+    size = int_tuple("kernel_size", kernel_size, len(kernel_size), minimum=1)
+    if odd and any(length % 2 == 0 for length in size):
         raise ValueError(
             f"kernel_size must be odd along every axis, got {size}: an even kernel has no tap at its centre, so it shifts "
             "the image by half a pixel and commutes with no rotation"
         )
+    return size
+
+
+def _check_geometry(
+    kernel_size: Sequence[int], spacing: Sequence[float] | None, axes: Sequence[int] | None
+) -> tuple[tuple[int, ...], tuple[float, ...], tuple[int, ...]]:
+    size = _check_size(kernel_size)
+    ndim = len(size)
     try:
         steps = (1.0,) * ndim if spacing is None else tuple(float(step) for step in spacing)
     except (TypeError, ValueError):
@@ -293,16 +326,16 @@ def _check_profile(profile: str | tuple[str, Mapping[str, Any]]) -> tuple[str, d
     return name, options
 
 
+def _reach(offsets: Sequence[Tensor]) -> float:
+    """The largest radius along an axis."""
+    return max(float(places[-1]) for places in offsets)
+
+
 def _profile_values(
-    name: str,
-    radii: Tensor,
-    count: int,
-    reach: float,
-    circular: bool,
-    options: Mapping[str, Any],
-    offsets: Sequence[Tensor],
+    name: str, offsets: Sequence[Tensor], count: int, circular: bool, options: Mapping[str, Any]
 ) -> Tensor:
-    """Values of ``count`` rings at the given radii, shape ``(count, *radii.shape)``; ``offsets`` are the taps' places."""
+    """Values of ``count`` rings at the taps with the given places along each axis, shape ``(count, *sizes)``."""
+    radii, reach = _radii(offsets), _reach(offsets)
     farthest = float(radii.max())
     if name == "band":
         if circular:

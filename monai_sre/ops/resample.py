@@ -8,7 +8,6 @@ maximum). The number of outputs is that of ``torch.nn``; so are the values where
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from functools import wraps
 from typing import Any
@@ -28,6 +27,40 @@ def _script_if_tracing(function: Callable[..., Tensor]) -> Callable[..., Tensor]
         return result
 
     return call
+
+
+def pad_ends(x: Tensor, amounts: list[int], mode: str = "constant", value: float = 0.0) -> Tensor:
+    """``torch.nn.functional.pad`` by the same amount at both ends of each of the last axes, the first of them first.
+
+    Example:
+        >>> pad_ends(torch.ones(1, 1, 3, 4), [1, 0]).shape
+        torch.Size([1, 1, 5, 4])
+    """
+    pads: list[int] = []
+    for amount in amounts:
+        pads = [amount, amount] + pads  # noqa: RUF005 - TorchScript knows no unpacking
+    return functional.pad(x, pads, mode=mode, value=value)
+
+
+def window_count(size: int, kernel_size: int, stride: int, padding: int, dilation: int, ceil_mode: bool) -> int:
+    """Number of outputs of a window operation of ``torch.nn`` along one axis.
+
+    Raises:
+        ValueError: no window fits.
+
+    Example:
+        >>> window_count(8, 3, 2, 1, 1, False), window_count(8, 3, 2, 1, 1, True)
+        (4, 5)
+    """
+    last = size + 2 * padding - dilation * (kernel_size - 1) - 1
+    steps = (last + stride - 1) // stride if ceil_mode else last // stride
+    if steps < 0:
+        raise ValueError(
+            f"size {size} is too small for kernel_size={kernel_size}, padding={padding}, dilation={dilation}"
+        )
+    if ceil_mode and steps * stride >= size + padding:  # torch: the last window starts inside the padded input
+        steps -= 1
+    return steps + 1
 
 
 def centred_grid(
@@ -52,16 +85,8 @@ def centred_grid(
         >>> centred_grid(9, kernel_size=3, stride=2, padding=1)  # 5 outputs, torch's own grid
         (1, False)
     """
-    reach = dilation * (kernel_size - 1) + 1
-    last = size + 2 * padding - reach
-    steps = (last + stride - 1) // stride if ceil_mode else last // stride
-    if steps < 0:
-        raise ValueError(
-            f"size {size} is too small for kernel_size={kernel_size}, padding={padding}, dilation={dilation}"
-        )
-    if ceil_mode and steps * stride >= size + padding:  # torch: the last window starts inside the padded input
-        steps -= 1
-    rest = last - stride * steps
+    count = window_count(size, kernel_size, stride, padding, dilation, ceil_mode)
+    rest = size + 2 * padding - dilation * (kernel_size - 1) - 1 - stride * (count - 1)
     if rest % 2 == 0:
         return padding - rest // 2, False
     return padding + (1 - rest) // 2, True
@@ -320,51 +345,4 @@ def centred_nearest(x: Tensor, size: list[int]) -> Tensor:
         index = torch.div((2 * steps + 1) * coarse, 2 * fine, rounding_mode="floor")
         mirrored = coarse - 1 - index.flip(0)
         x = (x.index_select(axis - ndim, index) + x.index_select(axis - ndim, mirrored)) / 2
-    return x
-
-
-@_script_if_tracing
-def centred_blur_pool(x: Tensor, stride: list[int], width: float = 0.6) -> Tensor:
-    """Down-sampling on a centred grid behind a Gaussian filter: less aliasing than averaging over blocks.
-
-    The outputs lie where those of :func:`centred_avg_pool` with ``kernel_size=stride`` and ``ceil_mode=True`` lie. A block
-    average lets through what the coarse grid cannot hold, and more of it along the axes than along the diagonals; both break
-    the equivariance to rotations by any angle (for shifts: Zhang, "Making convolutional networks shift-invariant again",
-    ICML 2019).
-
-    Args:
-        x: shape ``(N, C, *spatial)``.
-        stride: step between outputs, one an axis.
-        width: standard deviation of the filter in steps of the output, cut at three of them.
-
-    Returns:
-        Tensor of shape ``(N, C, *ceil(size / stride))``; weights at the border are normalised to 1.
-
-    Example:
-        >>> centred_blur_pool(torch.ones(1, 1, 7, 8), [2, 2]).shape
-        torch.Size([1, 1, 4, 4])
-    """
-    ndim = len(stride)
-    for axis in range(ndim):
-        step, size = stride[axis], x.size(axis - ndim)
-        if step == 1:
-            continue
-        count = (size + step - 1) // step
-        twice_first = (size - 1) - step * (count - 1)  # twice the place of the first output, in pixels
-        reach = int(3 * width * step)
-        first = (twice_first - twice_first % 2) // 2 - reach  # of the taps around the first output, symmetric about it
-        taps = 2 * reach + 1 + twice_first % 2
-        margin = max(-first, max(0, first + step * (count - 1) + taps - size))
-        x = functional.pad(x.movedim(axis - ndim, -1), [margin, margin])
-        present = functional.pad(torch.ones(size, dtype=x.dtype, device=x.device), [margin, margin])
-        span = step * (count - 1) + 1
-        total = torch.zeros_like(x[..., :count])
-        weight = torch.zeros_like(present[:count])
-        for tap in range(taps):
-            distance = (tap - (taps - 1) / 2) / (width * step)
-            share = math.exp(-0.5 * distance * distance)
-            start = first + margin + tap
-            total = total + share * x[..., start : start + span : step]
-            weight = weight + share * present[start : start + span : step]
-        x = (total / weight).movedim(-1, axis - ndim)
     return x

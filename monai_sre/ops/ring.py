@@ -46,7 +46,7 @@ import torch
 from torch import Tensor
 
 from monai_sre.ops import ring_cpu, ring_eager
-from monai_sre.ops.ring_plan import Geometry, Plan, convolution_geometry, plans, spatial_triple
+from monai_sre.ops.ring_plan import Geometry, Plan, Triple, convolution_geometry, plans, spatial_triple
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -226,11 +226,11 @@ def _compute_dtype(dtype: torch.dtype) -> torch.dtype:
 def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, problem: _Problem) -> Tensor:
     """``y = weight . S(x) + bias``."""
     image, out_size = _images(x), problem.geometry.out_size
-    out = image.new_empty(x.shape[0], weight.shape[0], *out_size)
+    out = image.new_empty(x.shape[0], weight.shape[0], *_spatial(out_size, x.dim() - 2))
     mixer = _folded(weight.to(image.dtype), problem.plan).flatten(1)
     offset = None if bias is None else bias.detach().to(image.dtype).contiguous()
-    _contract(image, problem.plan, problem.geometry, problem.groups, mixer, offset, out)
-    return _restored(out, x, out_size)
+    _contract(image, problem.plan, problem.geometry, problem.groups, mixer, offset, _images(out))
+    return _like(x, out)
 
 
 def _backward(
@@ -245,11 +245,11 @@ def _backward(
     if wanted[0] or from_slope:  # R = S^T(grad)
         plan, mixer = problem.mirrored, None
         if wanted[0]:
-            grad_x = slope.new_empty(x.shape[0], x.shape[1], *problem.geometry.in_size)
+            grad_x = slope.new_empty(x.shape)
             blocks = _folded(weight.to(slope.dtype), plan).unflatten(0, (groups, -1))
             mixer = blocks.transpose(1, 2).flatten(2).flatten(0, 1).contiguous()  # (I, O / groups * maps)
-        other = image if from_slope else None
-        total = _contract(slope, plan, problem.adjoint, groups, mixer, None, grad_x, other)  # (O * maps, I / groups)
+        out, other = None if grad_x is None else _images(grad_x), image if from_slope else None
+        total = _contract(slope, plan, problem.adjoint, groups, mixer, None, out, other)  # (O * maps, I / groups)
         if total is not None:
             grad_weight = _unfolded(total.unflatten(0, (-1, plan.maps)).transpose(1, 2), plan)
     if from_input and image is not None:
@@ -259,7 +259,7 @@ def _backward(
             grad_weight = _unfolded(blocks.flatten(0, 1), problem.plan)
     if wanted[2]:
         grad_bias = slope.sum(dim=(0, 2, 3, 4)).to(grad.dtype)
-    grad_x = None if grad_x is None else _restored(grad_x, x, problem.geometry.in_size)
+    grad_x = None if grad_x is None else _like(x, grad_x)
     return grad_x, None if grad_weight is None else grad_weight.to(weight.dtype), grad_bias
 
 
@@ -301,14 +301,15 @@ def _images(x: Tensor) -> Tensor:
     return values.reshape(*x.shape[:2], *spatial_triple(x.shape[2:], 1))
 
 
-def _restored(out: Tensor, like: Tensor, size: Sequence[int]) -> Tensor:
-    """Maps back in the dtype, number of axes and memory order of ``like``."""
-    ndim = like.dim() - 2
-    spatial = (size[1],) if ndim == 1 else tuple(size[3 - ndim :])
-    # Not reshape: a custom function that returns a view forbids to change its output in place, as MONAI's blocks do.
-    shape = (*out.shape[:2], *spatial)
-    out = out.new_empty(0).set_(out.untyped_storage(), 0, shape).to(like.dtype)  # type: ignore[call-overload]
-    layout = {2: torch.channels_last, 3: torch.channels_last_3d}.get(ndim)
-    if layout is not None and like.is_contiguous(memory_format=layout) and not like.is_contiguous():
+def _spatial(size: Triple, ndim: int) -> tuple[int, ...]:
+    """The spatial axes of an image of ``ndim`` axes: the inverse of ``spatial_triple``."""
+    return (size[1],) if ndim == 1 else size[3 - ndim :]
+
+
+def _like(x: Tensor, out: Tensor) -> Tensor:
+    """``out`` in the dtype and memory order of ``x``."""
+    out = out.to(x.dtype)
+    layout = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.dim())
+    if layout is not None and x.is_contiguous(memory_format=layout) and not x.is_contiguous():
         out = out.contiguous(memory_format=layout)
     return out

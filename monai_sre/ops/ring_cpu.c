@@ -22,6 +22,7 @@
 
 i64 ring_scratch(const Call *c) { return ceil_div(layout(c).all, 64) * 64 + 64; }
 i64 ring_lanes(void) { return LANES; }
+i64 ring_mixed(void) { return MIXED; }
 i64 ring_weights(const Call *c) /* elements of the packed weights */
 {
     return c->blocks * ceil_div(c->out_channels / c->blocks, TALL) * TALL * (c->channels / c->blocks * c->maps);

@@ -24,6 +24,8 @@
 #endif
 #define WIDE 3
 #define LANES ((int)(VECTOR_BYTES / sizeof(REAL)))
+#define STRIPS (VECTOR_BYTES == 64 ? 4 : 2)
+#define MIXED 6   /* rings mixed at a time, over STRIPS strips: sums in registers */
 #define UNROLL 8  /* independent sums in flight: enough to hide the latency of an addition */
 #define DEPTH 224 /* maps a product takes at a time, so that WIDE strips of them stay in the first-level cache */
 #define INLINE static inline __attribute__((always_inline))

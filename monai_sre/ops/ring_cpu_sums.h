@@ -30,42 +30,66 @@ INLINE void combine(const REAL *src, const Stage *stage, i64 length, REAL *dst, 
         }
 }
 
-/* One ring from the sums of its groups, `strips` (a constant when inlined) strips of it. */
-INLINE void mix_part(const int strips, const REAL *part, const int32_t *source, const REAL *weight, int begin, int end,
-                     REAL *dst, i64 strip_step)
+/* `rings` rings from the groups that they mix, over `strips` (both constants when inlined) strips: each group is summed
+ * in registers and added to all of them. */
+INLINE void mix_part(const int rings, const int strips, const REAL *src, const Stage *group, const Plan *plan,
+                     i64 block, i64 length, REAL *dst, i64 strip_step)
 {
-    vec sum[UNROLL] = {{0}};
-    for (int t = begin; t < end; t++)
+    vec ring[MIXED][STRIPS] = {{{0}}};
+    const REAL *weight = plan->mix_weight + plan->mix.start[block] * MIXED;
+    for (int t = plan->mix.start[block]; t < plan->mix.start[block + 1]; t++, weight += MIXED) {
+        const int set = plan->mix.source[t];
+        const i64 *o = group->offset + group->start[set], *end = group->offset + group->start[set + 1];
+        vec sum[STRIPS];
+#pragma GCC unroll 8
         for (int k = 0; k < strips; k++)
-            sum[k] += weight[t] * load(part + (source[t] * UNROLL + k) * LANES);
-    for (int k = 0; k < strips; k++)
-        store(dst + k * strip_step, sum[k]);
+            sum[k] = load(src + *o + k * LANES);
+        for (o++; o < end; o++) {
+#pragma GCC unroll 8
+            for (int k = 0; k < strips; k++)
+                sum[k] += load(src + *o + k * LANES);
+        }
+#pragma GCC unroll 8
+        for (int r = 0; r < rings; r++) {
+#pragma GCC unroll 8
+            for (int k = 0; k < strips; k++)
+                ring[r][k] += weight[r] * sum[k];
+        }
+    }
+    const i64 count = plan->mix.sets - block * MIXED;
+#pragma GCC unroll 8
+    for (int r = 0; r < rings; r++) {
+#pragma GCC unroll 8
+        for (int k = 0; k < strips; k++) {
+            for (i64 lane = length - k * LANES; lane < LANES; lane++)
+                ring[r][k][lane] = 0;
+            if (r < count) store(dst + k * strip_step + r * LANES, ring[r][k]);
+        }
+    }
 }
 
-/* The last sums of one plane and, for smooth profiles, their mixture, part by part so that they stay in the L1 cache.
- */
-static void finish(const Call *c, const Plan *plan, const REAL *src, const Stage *stage, i64 length, REAL *dst,
-                   i64 strip_step)
+/* The last sums of one plane and, for smooth profiles, their mixture. */
+static void finish(const Plan *plan, const REAL *src, const Stage *stage, i64 length, REAL *dst, i64 strip_step)
 {
     if (!plan->mix_weight) {
         combine(src, stage, length, dst, strip_step, LANES);
         return;
     }
-    REAL memory[(stage->sets * UNROLL + 1) * LANES],
-        *part = memory + (-((uintptr_t)memory / sizeof(REAL)) & (LANES - 1));
-    const int32_t *start = plan->mix.start, *source = plan->mix.source;
-    for (i64 p = 0; p < length; p += UNROLL * LANES) {
-        const i64 count = least(length - p, UNROLL * LANES), strips = ceil_div(count, LANES);
-        combine(src + p, stage, count, part, LANES, UNROLL * LANES);
-        for (i64 r = 0; r < c->maps; r++) {
-            REAL *to = dst + p / LANES * strip_step + r * LANES;
-            if (strips == UNROLL)
-                mix_part(UNROLL, part, source, plan->mix_weight, start[r], start[r + 1], to, strip_step);
+    for (i64 p = 0; p < length;) {
+        const int strips = length - p >= STRIPS * LANES ? STRIPS : 1;
+        for (i64 block = 0; block * MIXED < plan->mix.sets; block++) {
+            REAL *to = dst + p / LANES * strip_step + block * MIXED * LANES;
+            const i64 rings = plan->mix.sets - block * MIXED;
+            if (strips == 1)
+                mix_part(MIXED, 1, src + p, stage, plan, block, length - p, to, strip_step);
+            else if (rings <= 3)
+                mix_part(3, STRIPS, src + p, stage, plan, block, STRIPS * LANES, to, strip_step);
+            else if (rings == 4)
+                mix_part(4, STRIPS, src + p, stage, plan, block, STRIPS * LANES, to, strip_step);
             else
-                for (i64 k = 0; k < strips; k++)
-                    mix_part(1, part + k * LANES, source, plan->mix_weight, start[r], start[r + 1],
-                             to + k * strip_step, strip_step);
+                mix_part(MIXED, STRIPS, src + p, stage, plan, block, STRIPS * LANES, to, strip_step);
         }
+        p += strips * LANES;
     }
 }
 
@@ -162,6 +186,15 @@ static void sum_columns(const Call *c, const Layout *l, const Stage *column, con
     }
 }
 
+/* Ask for the rows of a plane that will be read next: they may come from far, and the processor cannot guess where. */
+INLINE void prefetch_rows(const Call *c, const Layout *l, const REAL *plane, i64 first)
+{
+    const i64 width = c->in_size[2], from = first < 0 ? 0 : first / c->zoom[1];
+    const i64 end = least((first + l->row_count - 1) / c->zoom[1] + 1, c->in_size[1]);
+    for (i64 p = from * width; p < end * width; p += 64 / (i64)sizeof(REAL))
+        __builtin_prefetch(plane + p, 0, 2);
+}
+
 /* Sums of one channel of one image over planes z .. z + depth and rows y .. y + height, into strips from `dst`. */
 static void sum_box(const Call *c, const Layout *l, const Plan *plan, const REAL *volume, i64 z, i64 depth, i64 y,
                     i64 height, REAL *scratch, REAL *dst, i64 strip_step)
@@ -175,6 +208,8 @@ static void sum_box(const Call *c, const Layout *l, const Plan *plan, const REAL
         i64 plane = input_index(z * c->stride[0] - c->padding[0] + i, c->zoom[0], c->in_size[0]);
         REAL *to = dst + i / c->stride[0] * strips * strip_step;
         if (!deep && i % c->stride[0]) continue;
+        const i64 next = input_index(z * c->stride[0] - c->padding[0] + i + 1, c->zoom[0], c->in_size[0]);
+        if (next >= 0 && i + 1 < count) prefetch_rows(c, l, volume + next * c->in_size[1] * c->in_size[2], first);
         if (plane < 0 && deep)
             memset(q + i * plane_step, 0, plane_step * sizeof(REAL));
         else if (plane < 0)
@@ -185,13 +220,13 @@ static void sum_box(const Call *c, const Layout *l, const Plan *plan, const REAL
             if (deep)
                 combine(u, &plan->row, length, q + i * plane_step, LANES, l->plane_map);
             else
-                finish(c, plan, u, &plan->row, length, to, strip_step);
+                finish(plan, u, &plan->row, length, to, strip_step);
         }
     }
     /* some positions of all planes after the other: each plane is read for several outputs, so it should stay in L1 */
     for (i64 p = 0; deep && p < length; p += UNROLL * LANES)
         for (i64 i = 0; i < depth; i++)
-            finish(c, plan, q + i * c->stride[0] * plane_step + p, &plan->group, least(length - p, UNROLL * LANES),
+            finish(plan, q + i * c->stride[0] * plane_step + p, &plan->group, least(length - p, UNROLL * LANES),
                    dst + (i * strips + p / LANES) * strip_step, strip_step);
 }
 

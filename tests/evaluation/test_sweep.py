@@ -105,3 +105,81 @@ def test_summary_takes_flips_apart() -> None:
         for name, value in (("0", 1.0), ("90", 0.5), ("flip 0", 0.0))
     ]
     assert SweepResult(rows, 0.5).summary()["ACC mean"] == 0.75
+
+
+# Class maps -----------------------------------------------------------------------------------------------------------
+
+
+class Threshold(torch.nn.Module):
+    """Foreground where the image is bright: commutes with anything."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([0.5 - x, x - 0.5], dim=1)
+
+
+class UpperHalf(torch.nn.Module):
+    """Foreground in the upper half of the frame, whatever the image shows."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        up = torch.where(torch.arange(x.shape[2]) < x.shape[2] // 2, 1.0, -1.0).reshape(1, 1, -1, 1).expand_as(x)
+        return torch.cat([-up, up], dim=1)
+
+
+def maps(*size: int) -> dict[str, torch.Tensor]:
+    """An upper half that is bright, and is the truth; the outermost pixels do not count."""
+    label = torch.zeros(2, 1, *size)
+    label[:, :, : size[0] // 2] = 1.0
+    image = label.clone()
+    inner = torch.zeros(size)
+    inner[1:-1, 1:-1] = 1.0
+    return {"image": image, "label": torch.where(inner > 0, label, torch.full_like(label, -1.0))}
+
+
+def sweep_maps(network: torch.nn.Module, batch: dict[str, torch.Tensor], step: float, **options: object) -> SweepResult:
+    transformations = sweep_transformations(2, "paper", step=step)
+    return rotation_sweep(network, [batch], transformations, "segmentation", **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("size", [(8, 8), (8, 12), (6, 9)])
+def test_truth_turns_with_the_image(size: tuple[int, int]) -> None:
+    """A network that only looks at brightness is right under every rotation, of unequal frames too."""
+    result = sweep_maps(Threshold(), maps(*size), step=90)
+    assert len(result.rows) == 6
+    for row in result.rows:
+        assert [row[name] for name in ("Dice", "AUC", "sensitivity", "specificity")] == [1.0] * 4
+    assert result.consistency == 1.0
+
+
+def test_scores_of_a_net_that_does_not_turn() -> None:
+    """By hand: upside down nothing is right, at 90 degrees half of it; flips likewise."""
+    result = sweep_maps(UpperHalf(), maps(8, 8), step=90)
+    assert {row["transformation"]: row["Dice"] for row in result.rows} == {
+        "0": 1.0, "90": 0.5, "180": 0.0, "270": 0.5, "flip 0": 0.0, "flip 1": 1.0,
+    }  # fmt: skip
+    assert result.summary()["Dice mean"] == 0.5
+    assert result.consistency == pytest.approx((1 + 0.5 + 0 + 0.5 + 0 + 1) / 6)
+
+
+def test_pixels_from_outside_do_not_count() -> None:
+    """At 45 degrees the corners are unknown: a network that marks them all keeps its specificity inside."""
+    result = sweep_maps(Threshold(), {"image": torch.ones(1, 1, 9, 9), "label": torch.ones(1, 1, 9, 9)}, step=45)
+    assert all(row["sensitivity"] == 1.0 for row in result.rows)
+
+
+def test_inferer_and_handler_on_maps(tmp_path: Path) -> None:
+    calls = []
+
+    def inferer(x: torch.Tensor, network: torch.nn.Module) -> torch.Tensor:
+        calls.append(x.shape)
+        return network(x)
+
+    engine = Engine(lambda _, batch: batch)
+    network = Threshold()
+    RotationSweep(
+        tmp_path, network, [maps(8, 8)], "segmentation", 2, ["clean"], step=90, inferer=inferer, device="cpu"
+    ).attach(engine)
+    engine.run([0])
+    assert len(calls) == 6
+    content = json.loads((tmp_path / "sweep_clean.json").read_text())
+    assert content["Dice mean"] == 1.0
+    assert (tmp_path / "sweep_clean.png").is_file()

@@ -27,9 +27,23 @@ class TestCentred(LayerTester):
         Case("2d dilated", lambda: CentredConv2d(2, 3, 3, 2, 2, dilation=2), (1, 2, 8, 7), sizes=SIZES),
         Case("2d reflect", lambda: CentredConv2d(2, 3, 3, 2, 1, padding_mode="reflect"), (1, 2, 8, 7), sizes=SIZES),
         Case("2d same", lambda: CentredConv2d(2, 3, 3, 2, 0, far_padding=1), (1, 2, 8, 7), sizes=SIZES),
+        Case("2d blurred", lambda: CentredConv2d(2, 3, 3, 2, 1, antialias=True), (1, 2, 8, 7), sizes=SIZES),
+        Case("2d blurred crop", lambda: CentredConv2d(2, 3, 1, 3, antialias=True), (1, 2, 8, 9), sizes=SIZES),
+        Case(
+            "2d learned width",
+            lambda: CentredConv2d(2, 3, 4, 2, 1, profile=("gaussian", {"learn_width": True})),
+            (1, 2, 8, 7),
+            sizes=SIZES,
+        ),
         Case("3d", lambda: CentredConv3d(1, 2, 3, 2, 1), (1, 1, 5, 6, 4)),
         Case("up 2d", lambda: CentredConvTranspose2d(2, 3, 3, 2, 1, 1), (1, 2, 4, 5), sizes=((3, 3),)),
         Case("up 2d grouped", lambda: CentredConvTranspose2d(2, 4, 4, 2, 1, groups=2), (1, 2, 4, 5), sizes=((3, 3),)),
+        Case(
+            "up 2d learned width",
+            lambda: CentredConvTranspose2d(2, 3, 3, 2, 1, 1, profile=("gaussian", {"learn_width": True})),
+            (1, 2, 4, 5),
+            sizes=((3, 3),),
+        ),
         Case("up 2d padded", lambda: CentredConvTranspose2d(2, 3, 1, 3, 0, 2), (1, 2, 4, 5), sizes=((3, 3),)),
         Case("up 3d", lambda: CentredConvTranspose3d(1, 2, 2, 2, bias=False), (1, 1, 3, 4, 2)),
     )

@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 import torch
 
+from monai_sre import convert_to_sre
 from monai_sre.layers import SREConv1d, SREConv2d, SREConv3d, SREConvTranspose2d
+from monai_sre.layers.centred import CentredConv2d, CentredConv3d, CentredConvTranspose2d
 from monai_sre.nets import SREResNet
-from monai_sre.ops import radial_basis
+from monai_sre.ops.radial import centred_basis
 
 LEARNED = ("gaussian", {"width": 0.8, "learn_width": True})
 
@@ -24,22 +26,27 @@ LEARNED = ("gaussian", {"width": 0.8, "learn_width": True})
         (SREConv3d, {"kernel_size": (3, 5, 5), "axes": (1, 2)}),
         (SREConv3d, {"kernel_size": (3, 7, 7), "spacing": (3.0, 1.0, 1.0)}),
         (SREConvTranspose2d, {"kernel_size": 5}),
+        (CentredConv2d, {"kernel_size": 5}),
+        (CentredConv2d, {"kernel_size": (4, 4), "circular": False}),
+        (CentredConv3d, {"kernel_size": (3, 4, 4), "axes": (1, 2)}),
+        (CentredConvTranspose2d, {"kernel_size": 3, "stride": 2, "padding": 1, "output_padding": 1}),
     ],
 )
 def test_basis_follows_the_width(layer_type: Any, options: dict[str, Any]) -> None:
     layer = layer_type(2, 3, profile=LEARNED, dtype=torch.float64, **options)
-    geometry = {name: value for name, value in options.items() if name != "kernel_size"}
+    geometry = {name: value for name, value in options.items() if name in ("num_rings", "circular", "spacing", "axes")}
     assert "log_width" in layer.state_dict()
     for width in (0.8, 0.5, 1.1):
         with torch.no_grad():
             layer.log_width.fill_(torch.tensor(width).double().log())
-        wanted = radial_basis(layer.kernel_size, profile=("gaussian", {"width": width}), **geometry)
+        wanted = centred_basis(layer.kernel_size, profile=("gaussian", {"width": width}), **geometry)
         torch.testing.assert_close(layer.current_basis(), wanted, rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize("algorithm", ["auto", "dense", "ring"])
-def test_gradients(algorithm: str) -> None:
-    layer = SREConv2d(2, 3, 5, padding=2, profile=LEARNED, algorithm=algorithm, dtype=torch.float64)
+@pytest.mark.parametrize("build", [SREConv2d, CentredConv2d])
+def test_gradients(build: Any, algorithm: str) -> None:
+    layer = build(2, 3, 5, padding=2, profile=LEARNED, algorithm=algorithm, dtype=torch.float64)
     x = torch.randn(1, 2, 7, 7, dtype=torch.float64)
 
     def value(log_width: torch.Tensor) -> torch.Tensor:
@@ -77,6 +84,9 @@ def test_networks_and_refusals() -> None:
     net = SREResNet(2, 1, 3, width=4, profile=LEARNED)
     net(torch.randn(2, 1, 8, 8)).sum().backward()
     assert net.conv1.log_width.grad is not None
+    even = convert_to_sre(torch.nn.Sequential(torch.nn.Conv2d(1, 2, 4, 2)), profile=LEARNED)
+    even(torch.randn(1, 1, 9, 8)).sum().backward()
+    assert even[0].log_width.grad.abs() > 0
     with pytest.raises(ValueError, match="orthonormal must be False where the profile's width is learned"):
         SREConv2d(1, 1, 3, profile=LEARNED, orthonormal=True)
     with pytest.raises(TypeError, match="learn_width of profile 'gaussian' must be True or False, got 1"):

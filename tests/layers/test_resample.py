@@ -35,6 +35,22 @@ class TestResampling(LayerTester):
         Case("max 2d", lambda: CentredMaxPool2d(3, 2, 1), (2, 2, 6, 7), sizes=((7, 7), (6, 6), (2, 5))),
         Case("max 2d dilated", lambda: CentredMaxPool2d(2, 3, 1, 2, True), (2, 2, 6, 7), sizes=((7, 7), (6, 6))),
         Case("max 3d", lambda: CentredMaxPool3d(2), (2, 2, 4, 5, 6), sizes=((4, 4, 4), (5, 5, 5))),
+        Case(
+            "avg 2d blurred",
+            lambda: CentredAvgPool2d(3, 2, 1, antialias=True),
+            (2, 2, 6, 7),
+            sizes=((7, 7), (6, 6), (1, 5)),
+        ),
+        Case("max 1d blurred", lambda: CentredMaxPool1d(3, 2, 1, antialias=True), (2, 2, 7), sizes=((6,), (9,))),
+        Case(
+            "max 2d blurred",
+            lambda: CentredMaxPool2d(3, (2, 2), 1, antialias=True),
+            (2, 2, 6, 7),
+            sizes=((7, 7), (6, 6), (2, 5)),
+        ),
+        Case(
+            "max 3d blurred", lambda: CentredMaxPool3d(2, antialias=True), (2, 2, 4, 5, 6), sizes=((4, 4, 4), (5, 5, 5))
+        ),
         Case("up 1d", lambda: CentredUpsample(3), (2, 2, 4), sizes=((5,), (1,))),
         Case("up 2d", lambda: CentredUpsample(2), (2, 2, 3, 4), sizes=((3, 3), (4, 4), (1, 3))),
         Case("up 3d", lambda: CentredUpsample(2), (1, 2, 2, 3, 4), sizes=((2, 2, 2), (3, 3, 3))),

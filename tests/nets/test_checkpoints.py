@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from monai_sre.layers import SREConv2d
 from monai_sre.nets import SREResNet
 from monai_sre.nets.checkpoints import load_sre_checkpoint
 
@@ -131,6 +132,32 @@ def test_sri_conv(peer: Any) -> None:
     options = {"num_classes": 5, "inplanes": 16, "ri_conv_size": STAGES, "skip_first_maxpool": True}
     theirs = peer("SRI", "resnet").sri_resnet18(**options)
     compare(theirs, SREResNet(2, 3, 5, width=16, circular=False), "SRI-Conv", ((3, 32, 32), (3, 40, 40)))
+
+
+@pytest.mark.parametrize("size", [3, 5])
+def test_sri_conv_forced_to_be_circular(peer: Any, size: int) -> None:
+    """Only the stem and the first convolution of each block are. With 3 or 5 taps filled corners hold such kernels, too."""
+    options = {"num_classes": 5, "inplanes": 16, "ri_conv_size": size, "skip_first_maxpool": True}
+    theirs = peer("SRI", "resnet").sri_resnet18(**options, force_circular=True)
+    ours = SREResNet(2, 3, 5, width=16, kernel_size=size, circular=False)
+    compare(theirs, ours, "SRI-Conv", ((3, 32, 32), (3, 40, 40)))
+    assert not ours.conv1.kernel()[..., 0, 0].any()
+    assert ours.stages[0][0].conv2.kernel()[..., 0, 0].all()
+
+
+def test_sri_conv_forced_to_be_circular_with_large_kernels(peer: Any) -> None:
+    options = {"num_classes": 5, "inplanes": 16, "ri_conv_size": STAGES, "skip_first_maxpool": True}
+    theirs = trained(peer("SRI", "resnet").sri_resnet18(**options, force_circular=True))
+    for circular, convolution in ((True, "conv2"), (False, "conv1")):
+        message = refusal(SREResNet(2, 3, 5, width=16, circular=circular), theirs.state_dict())
+        assert f"stages.0.0.{convolution}.weight: " in message
+        assert f"over (9, 9) taps, as profile='band', circular={not circular} has" in message
+    ours = SREResNet(2, 3, 5, width=16)
+    for stage in ours.stages:
+        for block in stage:
+            width, kernel = block.conv2.out_channels, block.conv2.kernel_size
+            block.conv2 = SREConv2d(width, width, kernel, padding="same", bias=False, circular=False)
+    compare(theirs, ours, "SRI-Conv", ((3, 32, 32), (3, 40, 40)))
 
 
 @pytest.mark.parametrize("depth", [18, 50])

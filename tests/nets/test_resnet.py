@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from monai.networks.nets import ResNet
 from torch import nn
 
 from monai_sre import SREResNet, sre_resnet18, sre_resnet34, sre_resnet50
@@ -44,6 +45,23 @@ class TestSREResNet(NetTester):
             ((10, 10), (11, 11)),
             bfloat16=0.3,
         ),
+        Case(
+            "2d harmonic",
+            lambda: narrow(2, conv="harmonic", kernel_size=3, strides=(1, 2, 1, 2)),
+            (2, 1, 9, 10),
+            "vector",
+            ((8, 8), (9, 9), (1, 6)),
+            bfloat16=0.3,
+        ),
+        Case(
+            "3d harmonic",
+            lambda: narrow(3, conv=("harmonic", {"orders": (2,)}), kernel_size=3, stem_kernel_size=3),
+            (2, 1, 5, 6, 7),
+            "vector",
+            ((6, 6, 6),),
+            bfloat16=0.3,
+            onnx=False,
+        ),
     )
 
 
@@ -62,6 +80,16 @@ def test_parameters_3d() -> None:
     more for each of 64 channels.
     """
     assert parameters(sre_resnet18(3, 1, 11, stem_kernel_size=(3, 7, 7))) == 3_849_227 + 2 * 64
+
+
+def test_parameters_harmonic() -> None:
+    """At most 1.7 times those of the radial network, and with kernels of 5 less than half of the plain one's."""
+    for dims, options in ((2, {"kernel_size": 5, "width": 32}), (3, {"width": 16})):
+        count = parameters(sre_resnet18(dims, 1, 2, conv="harmonic", **options))
+        assert count <= 1.7 * parameters(sre_resnet18(dims, 1, 2, **options))
+        widths = [options["width"] * 2**level for level in range(4)]
+        plain = ResNet("basic", [2, 2, 2, 2], widths, spatial_dims=dims, n_input_channels=1, conv1_t_size=3, num_classes=2)
+        assert count < 0.5 * parameters(plain)
 
 
 def test_depths() -> None:

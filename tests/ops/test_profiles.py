@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from monai_sre.evaluation.rotation import disc, rotate
 from monai_sre.layers import SREConv2d, SREConv3d
 from monai_sre.ops import radial_basis
 from monai_sre.ops.isotropy import isotropic_kernels, kernel_error, project_isotropic
-from monai_sre.ops.radial import tap_offsets, tap_radii
+from monai_sre.ops.radial import centred_basis, tap_offsets, tap_radii
 from monai_sre.ops.symmetry import lattice_symmetries
 
 SMOOTH = ["linear", "gaussian", "isotropic"]
@@ -231,3 +232,23 @@ def test_axes_are_exact_in_the_plane_and_free_along_the_other(profile: str) -> N
         slope = layer(torch.arange(6.0, dtype=torch.float64).reshape(1, 1, 6, 1, 1).expand(1, 1, 6, 7, 8))
     inside = slope[0, :, 1:-1, 2:-2, 2:-2]
     torch.testing.assert_close(inside, layer.basis[0].sum().expand_as(inside))
+
+
+@pytest.mark.parametrize("size", [(4, 4), (2, 4), (2, 6, 4)])
+def test_even_kernels_take_the_profile_at_their_own_radii(size: tuple[int, ...]) -> None:
+    """The rings lie between radius 0 and half the kernel size, less half a tap; no tap need lie on one."""
+    radii, reach = tap_radii(size), (max(size) - 1) / 2
+    for name, ring in (
+        ("linear", lambda distance, step: (1 - distance.abs() / step).clamp(min=0)),
+        ("gaussian", lambda distance, step: torch.exp(-(distance**2) / (2 * 0.7**2))),
+    ):
+        found = centred_basis(size, profile=name)
+        places = torch.linspace(0, reach, len(found), dtype=torch.float64)
+        edge = 0.5 + 0.5 * torch.cos(math.pi * (radii - reach).clamp(0, 1))
+        step = float(places[1]) if len(found) > 1 else 1.0
+        wanted = torch.stack([ring(radii - place, step) * edge for place in places])
+        torch.testing.assert_close(found, wanted)
+    bands = centred_basis(size)
+    edges = torch.linspace(0, reach + 0.5, len(bands) + 1, dtype=torch.float64)
+    inside = torch.stack([(radii >= low) & (radii < high) for low, high in pairwise(edges)])
+    torch.testing.assert_close(bands, inside.double())

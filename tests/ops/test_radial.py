@@ -100,6 +100,9 @@ def test_tap_radii() -> None:
     expected = [[[math.hypot(2 * z, x) for x in range(-2, 3)]] for z in range(-1, 2)]
     torch.testing.assert_close(radii, torch.tensor(expected, dtype=torch.float64))
     assert tap_radii((3, 3), axes=(1,)).tolist() == [[1.0, 0.0, 1.0]] * 3
+    torch.testing.assert_close(
+        tap_radii((2, 3), spacing=(1.0, 2.0)).square(), torch.tensor([[4.25, 0.25, 4.25]] * 2, dtype=torch.float64)
+    )
 
 
 # Spacing --------------------------------------------------------------------------------------------------------------

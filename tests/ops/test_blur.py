@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import nn
 
 from monai_sre.evaluation import equivariance_error
 from monai_sre.layers import CentredAvgPool2d, CentredBlurPool
+from monai_sre.layers.centred import CentredConv2d
 from monai_sre.nets import SREResNet
-from monai_sre.ops.resample import centred_avg_pool, centred_blur_pool
+from monai_sre.ops.blur import blurred_avg_pool, blurred_max_pool, centred_blur, centred_blur_pool
+from monai_sre.ops.resample import centred_avg_pool
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 8, 11])
@@ -41,6 +45,58 @@ def test_weights_are_gaussian() -> None:
     pixels = torch.arange(-3.0, 4.0, dtype=torch.float64)
     wanted = torch.exp(-0.5 * offsets**2) / torch.exp(-0.5 * pixels**2).sum()
     torch.testing.assert_close(y[0, 0, 2:5], wanted[2:5])
+
+
+def sampled(line: list[float], count: int, step: int, sigma: float) -> list[float]:
+    """Reference: ``count`` Gaussian means of a line, ``step`` apart and centred, pixel by pixel."""
+    found = []
+    for output in range(count):
+        place = (len(line) - 1) / 2 + step * (output - (count - 1) / 2)
+        near = [(pixel, abs(pixel - place)) for pixel in range(len(line)) if abs(pixel - place) <= int(3 * sigma) + 0.5]
+        shares = [math.exp(-0.5 * (distance / sigma) ** 2) for _, distance in near]
+        total = sum(share * line[pixel] for share, (pixel, _) in zip(shares, near, strict=True))
+        found.append(total / sum(shares))
+    return found
+
+
+@pytest.mark.parametrize("size", [9, 12, 14])
+@pytest.mark.parametrize("kernel", [2, 3, 5])
+@pytest.mark.parametrize("stride", [2, 3])
+@pytest.mark.parametrize("ceil_mode", [False, True])
+def test_pools_are_those_of_the_reference(size: int, kernel: int, stride: int, ceil_mode: bool) -> None:
+    x = torch.randn(1, 1, size, dtype=torch.float64)
+    options = {"kernel_size": kernel, "stride": stride, "padding": kernel // 2, "ceil_mode": ceil_mode}
+    count = nn.functional.max_pool1d(x, **options).shape[-1]
+    spread = max(0.6 * stride, math.sqrt((kernel**2 - 1) / 12))
+    wanted = sampled(x.flatten().tolist(), count, stride, spread)
+    found = blurred_avg_pool(x, [kernel], [stride], [kernel // 2], ceil_mode, 0.6)
+    torch.testing.assert_close(found.flatten().tolist(), wanted)
+    dense = nn.functional.max_pool1d(x, kernel, 1, kernel // 2)
+    wanted = sampled(dense.flatten().tolist(), count, stride, 0.6 * stride)
+    found = blurred_max_pool(x, [kernel], [stride], [kernel // 2], [1], ceil_mode, 0.6)
+    torch.testing.assert_close(found.flatten().tolist(), wanted)
+
+
+def test_blur_keeps_the_grid_and_axes_without_stride() -> None:
+    x = torch.randn(2, 9, 5, dtype=torch.float64)
+    found = centred_blur(x, [3, 1], 0.6)
+    for image, blurred in zip(x, found, strict=True):
+        for column in range(5):
+            wanted = sampled(image[:, column].tolist(), 9, 1, 1.8)
+            torch.testing.assert_close(blurred[:, column].tolist(), wanted)
+    assert torch.equal(centred_blur(x, [1, 1], 0.6), x)
+
+
+@pytest.mark.parametrize("size", [41, 42])
+def test_strided_convolution_samples_its_blurred_output(size: int) -> None:
+    """Reference: convolve at every pixel, blur, and take what lies on the centred grid; away from the border."""
+    layer = CentredConv2d(1, 1, 3, 2, 1, bias=False, dtype=torch.float64, antialias=True)
+    x = torch.randn(1, 1, size, size, dtype=torch.float64)
+    dense = centred_blur(nn.functional.conv2d(x, layer.kernel(), padding=1), [2, 2], 0.6)
+    between = (dense[..., 1:] + dense[..., :-1]) / 2
+    between = (between[..., 1:, :] + between[..., :-1, :]) / 2
+    wanted = (between if size % 2 == 0 else dense)[..., ::2, ::2]
+    torch.testing.assert_close(layer(x)[..., 4:-4, 4:-4], wanted[..., 4:-4, 4:-4])
 
 
 def test_script_trace_and_other_sizes() -> None:

@@ -1,0 +1,102 @@
+"""How the speed benchmarks take their times, and what is written down about the machine."""
+
+from __future__ import annotations
+
+import os
+import platform
+import random
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from monai_sre.ops.ring_cpu import available
+
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long and with what a suite measures.
+
+    Attributes:
+        seconds: time for a row.
+        quick: whether only a few rows are run, to see that they do.
+        clock: ``"wall"``, or (on one thread) ``"cpu"``, the processor time that a step used.
+    """
+
+    seconds: float
+    quick: bool = False
+    clock: str = "wall"
+
+
+def interleaved(steps: dict[str, Callable[[], Any]], effort: Effort) -> dict[str, dict[str, float]]:
+    """Median and interquartile range of each step in ms, over 8 to 60 rounds that run every step once in random order.
+
+    Example:
+        >>> times = interleaved({"sum": lambda: sum(range(1000))}, Effort(seconds=0.0))
+        >>> times["sum"]["rounds"], 0 < times["sum"]["best_ms"] <= times["sum"]["ms"]
+        (8, True)
+    """
+    for step in steps.values():
+        step()
+    clock = CLOCKS[effort.clock]
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    begun, order, rounds, least = time.perf_counter(), list(steps), 0, 2 if effort.quick else 8
+    while rounds < least or (time.perf_counter() - begun < effort.seconds and rounds < 60):
+        random.shuffle(order)
+        for name in order:
+            start = clock()
+            steps[name]()
+            times[name].append((clock() - start) * 1e3)
+        rounds += 1
+    result = {}
+    for name, values in times.items():
+        low, median, high = statistics.quantiles(values, n=4)
+        result[name] = {"ms": median, "iqr_ms": high - low, "best_ms": min(values), "rounds": rounds}
+    return result
+
+
+def machine(clock: str) -> dict[str, Any]:
+    """What the figures depend on."""
+    model = platform.processor()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        lines = cpuinfo.read_text().splitlines()
+        model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), model)
+    return {
+        "cpu": model,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "clock": "processor time" if clock == "cpu" else clock,
+        "load_average": os.getloadavg() if hasattr(os, "getloadavg") else None,
+        "system": platform.system(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "compiled_ring_sums": available(torch.float32),
+        "dtype": "float32",
+    }
+
+
+def ratio(times: dict[str, dict[str, float]], slow: str, fast: str, key: str = "ms") -> float | None:
+    """How many times more ``slow`` takes than ``fast``, or ``None`` where one is missing."""
+    return times[slow][key] / times[fast][key] if slow in times and fast in times else None
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table.
+
+    Example:
+        >>> print(markdown(["a", "b"], [["1", "2"]]))
+        | a | b |
+        | --- | --- |
+        | 1 | 2 |
+        <BLANKLINE>
+    """
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)

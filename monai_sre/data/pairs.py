@@ -1,0 +1,136 @@
+"""Images and the masks that belong to them: found in folders by name, or listed in a MONAI datalist (JSON)."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .datalist import _SECTIONS, _open
+
+__all__ = ["find_pairs", "load_pairs"]
+
+
+def find_pairs(
+    dataset_dir: str | Path, images: str = "images/*.png", labels: str = "labels/*.png"
+) -> list[dict[str, str]]:
+    """Pair images and masks by their names, in the order of these.
+
+    Each pattern is a path below ``dataset_dir`` with one ``*``; an image and a mask belong together when their ``*`` stand
+    for the same text. The retinal sets, for example:
+
+    * CHASE_DB1: ``images/*.jpg`` and ``labels1/*_1stHO.png``
+    * DRIVE: ``training/images/*_training.tif`` and ``training/1st_manual/*_manual1.gif``
+
+    Args:
+        dataset_dir: the folder.
+        images: pattern of the images.
+        labels: pattern of the masks.
+
+    Returns:
+        Dictionaries ``{"image": path, "label": path}``.
+
+    Raises:
+        FileNotFoundError: the folder is missing, or no file matches a pattern.
+        ValueError: a pattern does not have one ``*``, or an image or a mask is without its partner.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> for name in ("images/eye 2.jpg", "images/eye 1.jpg", "masks/eye 1_vessels.png", "masks/eye 2_vessels.png"):
+        ...     (folder / name).parent.mkdir(exist_ok=True)
+        ...     (folder / name).touch()
+        >>> pairs = find_pairs(folder, "images/*.jpg", "masks/*_vessels.png")
+        >>> [(Path(pair["image"]).name, Path(pair["label"]).name) for pair in pairs]
+        [('eye 1.jpg', 'eye 1_vessels.png'), ('eye 2.jpg', 'eye 2_vessels.png')]
+    """
+    folder = Path(dataset_dir)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"dataset_dir={str(dataset_dir)!r} is neither a folder nor a JSON datalist")
+    found = {name: _match(folder, name, pattern) for name, pattern in (("images", images), ("labels", labels))}
+    alone = sorted(found["images"].keys() ^ found["labels"].keys())
+    if alone:
+        files = [str(found["images" if key in found["images"] else "labels"][key]) for key in alone]
+        raise ValueError(
+            f"{len(files)} files have no partner under images={images!r} and labels={labels!r}: {_listed(files)}"
+        )
+    return [{"image": str(found["images"][key]), "label": str(found["labels"][key])} for key in sorted(found["images"])]
+
+
+def load_pairs(
+    dataset_dir: str | Path,
+    split: str = "train",
+    images: str = "images/*.png",
+    labels: str = "labels/*.png",
+    num_val: int = 0,
+    num_test: int = 0,
+) -> list[dict[str, str]]:
+    """The pairs of one split, from a folder or from a MONAI datalist.
+
+    A folder's pairs are split in the order of their names: the last ``num_test`` test, the ``num_val`` before them
+    validate, the others train. Number the files of one patient consecutively, and choose counts that keep them together.
+
+    Args:
+        dataset_dir: the folder; or a JSON file with lists ``training``, ``validation`` and ``test`` of
+            ``{"image": path relative to the JSON, "label": path}``, which says itself what is in a split.
+        split: ``"train"``, ``"val"`` or ``"test"``.
+        images: with ``labels``, see :func:`find_pairs`.
+        num_val: number of pairs to validate on.
+        num_test: number of pairs to test on.
+
+    Returns:
+        Dictionaries ``{"image": path, "label": path}``, at least one.
+
+    Raises:
+        FileNotFoundError: a folder or a listed file is missing.
+        ValueError: ``split`` is unknown or empty, or the pairs cannot be made.
+    """
+    if split not in _SECTIONS:
+        raise ValueError(f"split must be one of {tuple(_SECTIONS)}, got {split!r}")
+    path = Path(dataset_dir)
+    if path.suffix.lower() == ".json":
+        chosen = _from_datalist(path, _SECTIONS[split])
+    else:
+        pairs = find_pairs(path, images, labels)
+        if min(num_val, num_test) < 0 or num_val + num_test >= len(pairs):
+            raise ValueError(
+                f"num_val={num_val} and num_test={num_test} must be at least 0 and leave some of {len(pairs)} pairs to "
+                "train on"
+            )
+        test, val = len(pairs) - num_test, len(pairs) - num_test - num_val
+        chosen = {"train": pairs[:val], "val": pairs[val:test], "test": pairs[test:]}[split]
+    if not chosen:
+        raise ValueError(f"split={split!r} of {str(dataset_dir)!r} is empty; give num_val and num_test, or list it")
+    return chosen
+
+
+def _match(folder: Path, name: str, pattern: str) -> dict[str, Path]:
+    """Files by the text that ``*`` stands for."""
+    if pattern.count("*") != 1:
+        raise ValueError(f"{name} must be a pattern with one '*', such as 'images/*.png', got {pattern!r}")
+    head, tail = pattern.split("*")
+    files = sorted(folder.glob(f"{glob.escape(head)}*{glob.escape(tail)}"))
+    keys = [file.relative_to(folder).as_posix() for file in files]
+    found = {key[len(head) : len(key) - len(tail)]: file for key, file in zip(keys, files, strict=True)}
+    if not found:
+        raise FileNotFoundError(f"no file in {str(folder)!r} matches {name}={pattern!r}")
+    return found
+
+
+def _from_datalist(path: Path, section: str) -> list[dict[str, str]]:
+    entries: list[dict[str, Any]] = _open(path).get(section, [])
+    for number, entry in enumerate(entries):
+        if not isinstance(entry["label"], str):
+            raise ValueError(
+                f"{path}: the label of {section}[{number}] is {entry['label']!r}; expected the path of a mask"
+            )
+    pairs = [{key: str(path.parent / entry[key]) for key in ("image", "label")} for entry in entries]
+    missing = [file for pair in pairs for file in pair.values() if not Path(file).is_file()]
+    if missing:
+        raise FileNotFoundError(f"{path}: {len(missing)} files of {section!r} are missing: {_listed(missing)}")
+    return pairs
+
+
+def _listed(names: Sequence[str]) -> str:
+    return "; ".join(names[:5]) + (f"; and {len(names) - 5} more" if len(names) > 5 else "")

@@ -1,0 +1,110 @@
+"""Class maps of image files, each on the grid of its file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import torch
+from ignite.engine import Engine
+from monai.data import MetaTensor, decollate_batch
+from monai.transforms import Invertd
+from monai.utils import convert_to_tensor
+from PIL import Image
+
+from monai_sre.evaluation.predictions import FileTable
+
+#: Endings of the inputs, the longer first where one ends in another, and of their class maps.
+_ENDINGS = {".nii.gz": ".nii.gz", ".nii": ".nii.gz", ".npy": ".npy", ".npz": ".npy"}
+
+
+class SegmentationWriter(FileTable):
+    """Evaluator handler for inference: a class map a file on the file's own grid, and ``segmentations.csv``.
+
+    NIfTI files get ``NAME_seg.nii.gz`` with their header and affine, arrays ``NAME_seg.npy``, pictures ``NAME_seg.png``,
+    in which two classes are 0 and 255. A file that cannot be read, or whose map cannot be written, has the reason in the
+    table, and the others go on.
+
+    Args:
+        output_dir: folder of the files, created if need be; folders below that of the inputs are repeated in it.
+        preprocessing: the transforms of the input: what they did to the grid is undone.
+        class_names: one a class; the table holds the share of pixels of each but the background.
+
+    Raises:
+        OSError: the folder cannot be written to; found out before any inference.
+    """
+
+    def __init__(
+        self,
+        output_dir: str | Path,
+        preprocessing: Callable[..., Any],
+        class_names: Sequence[str] = ("background", "foreground"),
+    ) -> None:
+        super().__init__(Path(output_dir) / "segmentations.csv")
+        self.class_names = class_names
+        self.invert = Invertd("score", preprocessing, orig_keys="image", nearest_interp=False)
+
+    def _collect(self, engine: Engine) -> None:
+        batch: Any = engine.state.batch
+        output: Any = engine.state.output
+        images, scores = decollate_batch(batch["image"]), decollate_batch(output["score"])
+        for index, (image, score) in enumerate(zip(images, scores, strict=True)):
+            path, name, error = (batch[key][index] for key in ("path", "name", "error"))
+            row: dict[str, Any] = {"file": path, "output": ""}
+            shares = {f"share of {title}": "" for title in self.class_names[1:]}
+            if not error:
+                classes = self._on_own_grid(image, score)
+                shares = {key: f"{(classes == value).mean():.6f}" for value, key in enumerate(shares, start=1)}
+                try:
+                    row["output"] = str(self._save(classes, Path(path), Path(name)))
+                except OSError as problem:
+                    error = f"{path}: its map cannot be written: {problem}"
+            self.rows.append({**row, **shares, "error": error})
+
+    def _on_own_grid(self, image: torch.Tensor, score: torch.Tensor) -> np.ndarray:
+        if isinstance(image, MetaTensor) and image.applied_operations:
+            score = self.invert({"image": image, "score": MetaTensor(score)})["score"]
+        classes: np.ndarray = convert_to_tensor(score).argmax(dim=0).to(torch.uint8).cpu().numpy()
+        return classes
+
+    def _save(self, classes: np.ndarray, source: Path, name: Path) -> Path:
+        ending = next((end for end in _ENDINGS if name.name.lower().endswith(end)), name.suffix)
+        stem = name.name[: len(name.name) - len(ending)]
+        target = self.path.parent / name.parent / f"{stem}_seg{_ENDINGS.get(ending, '.png')}"
+        if any(row["output"] == str(target) for row in self.rows):
+            raise OSError(f"{target} is that of another file already")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.suffix == ".npy":
+            np.save(target, classes)
+        elif target.suffix == ".png":
+            visible = 255 if len(self.class_names) == 2 else 1
+            Image.fromarray((classes * visible).T).save(target)  # MONAI reads columns first
+        else:
+            save_like(classes, nibabel.load(source), target)
+        return target
+
+
+def save_like(classes: np.ndarray, source: Any, target: Path) -> None:
+    """Write a class map as NIfTI with the affine and the header of the image that it belongs to.
+
+    Args:
+        classes: shape ``(*spatial)``, uint8.
+        source: the image, as ``nibabel.load`` gives it; its spatial axes have that shape.
+        target: of the file.
+
+    Example:
+        >>> import tempfile
+        >>> source = nibabel.Nifti1Image(np.zeros((4, 3, 2, 5), dtype=np.float32), np.diag([2.0, 3.0, 4.0, 1.0]))
+        >>> path = Path(tempfile.mkdtemp()) / "a_seg.nii.gz"
+        >>> save_like(np.ones((4, 3, 2), dtype=np.uint8), source, path)
+        >>> written = nibabel.load(path)
+        >>> written.shape, written.affine.diagonal().tolist(), written.get_data_dtype()
+        ((4, 3, 2), [2.0, 3.0, 4.0, 1.0], dtype('uint8'))
+    """
+    header = source.header.copy()
+    header.set_data_dtype(np.uint8)
+    header["cal_min"] = header["cal_max"] = 0
+    nibabel.save(nibabel.Nifti1Image(classes, source.affine, header), target)

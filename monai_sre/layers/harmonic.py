@@ -1,0 +1,290 @@
+"""Convolutions that add to the radial part what it cannot see: energies of circular and spherical harmonics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from monai.networks.layers.utils import get_norm_layer
+from torch import Tensor, nn
+
+from monai_sre.layers.conv import SREConv1d, SREConv2d, SREConv3d
+from monai_sre.ops.arguments import int_tuple
+from monai_sre.ops.energy import energy_nd, mixed_energies_nd
+from monai_sre.ops.harmonics import harmonic_stencils
+from monai_sre.ops.resample import centred_fit, pad_ends
+
+_POINTWISE = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+class HarmonicEnergy(nn.Module):
+    """How strongly each channel varies with one angular order: 1 for edges, 2 for streaks, and so on.
+
+    Args:
+        spatial_dims: 1 to 3.
+        order: angular order of the harmonics, 1 or more.
+        taps: odd number of taps of the stencils along each round axis, more than ``order``.
+        width: standard deviation of their Gaussian in voxels.
+        spacing: with ``axes`` as in :class:`monai_sre.layers.SREConv2d`.
+        eps: added to the sum of squares, so that the gradient is finite where nothing varies.
+        padding_mode: what lies outside of the image, as in ``torch.nn.Conv2d``.
+
+    Shape:
+        ``(N, C, *spatial)`` to the same.
+
+    Raises:
+        ValueError: an argument cannot work; the message names it, its value and what is allowed.
+
+    Example:
+        >>> ramp = torch.arange(7.0).expand(1, 1, 7, 7)
+        >>> HarmonicEnergy(2, order=1)(ramp)[0, 0, 3, 2:5]  # a slope is the same wherever it is
+        tensor([3.2282, 3.2282, 3.2282])
+    """
+
+    def __init__(
+        self,
+        spatial_dims: int,
+        order: int,
+        taps: int = 5,
+        width: float = 0.8,
+        spacing: Sequence[float] | None = None,
+        axes: Sequence[int] | None = None,
+        eps: float = 1e-3,
+        padding_mode: str = "zeros",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if not isinstance(eps, (int, float)) or not eps > 0:
+            raise ValueError(f"eps must be a positive number, got {eps!r}")
+        self.order, self.eps, self.padding_mode = order, float(eps), padding_mode
+        self._geometry = {"taps": taps, "width": width, "spacing": spacing, "axes": axes}
+        stencils = harmonic_stencils(order, spatial_dims, **self._geometry)  # type: ignore[arg-type]
+        self._reach = [length // 2 for length in stencils.shape[1:]]
+        stencils = stencils.to(device=device, dtype=dtype or torch.get_default_dtype())
+        self.register_buffer("stencils", stencils, persistent=False)
+        self.stencils: Tensor
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """Refill the stencils after a change of dtype or device: rounded to float32, 3-D ones stay inexact in float64."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        exact = harmonic_stencils(self.order, self.stencils.dim() - 1, **self._geometry)  # type: ignore[arg-type]
+        with torch.no_grad():
+            self.stencils.copy_(exact)
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.padding_mode == "zeros":
+            return energy_nd(x, self.stencils, self.eps)
+        size: list[int] = []
+        for axis in range(2, x.dim()):
+            size.append(x.size(axis))
+        return centred_fit(energy_nd(pad_ends(x, self._reach, self.padding_mode), self.stencils, self.eps), size)
+
+    def extra_repr(self) -> str:
+        """Order and stencil."""
+        return f"order={self.order}, stencils={tuple(self.stencils.shape)}"
+
+
+class _SREHarmonicConv(nn.Module):
+    r"""Radial convolution plus energies of harmonics.
+
+    A radial kernel has no orientation, so it sees no edge and no streak. This layer computes, from the same ring sums,
+    ``hidden_channels`` further radial maps, takes their :class:`HarmonicEnergy` of each order, and mixes the normalised
+    energies into the output,
+
+    .. math:: y = K * x + M\, \mathrm{norm}(e), \qquad e_{m,h} = \Bigl\|\,Y_m(\nabla)\, (K_h * x)\Bigr\|,
+
+    with radial kernels :math:`K`, :math:`K_h` and a matrix :math:`M`. By Hobson's theorem (see
+    :mod:`monai_sre.ops.harmonics`) :math:`Y_m(\nabla) K_h` is a filter of order :math:`m` with a learned radial profile.
+    Energies turn as scalars do, so the layer takes a convolution's place and keeps its symmetry exact.
+
+    Args:
+        in_channels: number of channels of the input.
+        out_channels: number of channels of the output.
+        kernel_size: with the arguments up to ``dtype`` as in ``torch.nn.Conv2d``; see :class:`monai_sre.layers.SREConv2d`.
+            Harmonics are taken on the grid of the output.
+        orders: angular orders; ``None`` is 1 and 2, and 1 where kernels are round along one axis only.
+        hidden_channels: maps that energies are taken of; ``None`` is a quarter of ``out_channels``. A multiple of ``groups``.
+        taps: size of the stencils along each axis; ``None`` is 5, in 3-D 3, or what the highest order needs.
+        norm: normalisation of the energies in MONAI's notation, ``None`` for none.
+        eps: see :class:`HarmonicEnergy`.
+        num_rings: with the arguments after it as in :class:`monai_sre.layers.SREConv2d`.
+
+    Raises:
+        TypeError: an argument is of the wrong type.
+        ValueError: an argument cannot work; the message names it, its value and what is allowed.
+    """
+
+    spatial_dims: int
+    radial_type: type[nn.Module]
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | Sequence[int],
+        stride: int | Sequence[int] = 1,
+        padding: str | int | Sequence[int] = 0,
+        dilation: int | Sequence[int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        orders: Sequence[int] | None = None,
+        hidden_channels: int | None = None,
+        taps: int | None = None,
+        norm: str | tuple[str, Mapping[str, Any]] | None = None,
+        eps: float = 1e-3,
+        num_rings: int | None = None,
+        profile: str | tuple[str, Mapping[str, Any]] = "gaussian",
+        circular: bool = True,
+        orthonormal: bool = True,
+        spacing: Sequence[float] | None = None,
+        axes: Sequence[int] | None = None,
+        algorithm: str = "auto",
+    ) -> None:
+        super().__init__()
+        ndim = self.spatial_dims
+        (self.out_channels,) = int_tuple("out_channels", out_channels, 1, minimum=1)
+        (self.groups,) = int_tuple("groups", groups, 1, minimum=1)
+        if orders is None:
+            orders = (1,) if ndim == 1 or (axes is not None and len(axes) == 1) else (1, 2)
+        if isinstance(orders, (int, str)) or not isinstance(orders, Sequence) or not orders:
+            raise TypeError(f"orders must be a sequence of integers >= 1, got {orders!r}")
+        self.orders = int_tuple("orders", orders, len(orders), minimum=1)
+        if len(set(self.orders)) != len(self.orders):
+            raise ValueError(f"orders must differ from each other, got {orders!r}")
+        if hidden_channels is None:
+            hidden_channels = self.groups * max(1, self.out_channels // (4 * self.groups))
+        (self.hidden_channels,) = int_tuple("hidden_channels", hidden_channels, 1, minimum=1)
+        if self.hidden_channels % self.groups:
+            raise ValueError(f"hidden_channels must be a multiple of groups={groups}, got {hidden_channels}")
+        if taps is None:
+            taps = max(3 if ndim == 3 else 5, max(self.orders) + 1 + max(self.orders) % 2)
+        total = self.hidden_channels * len(self.orders)
+        self.radial = self.radial_type(
+            in_channels,
+            self.out_channels + self.hidden_channels,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            False,
+            padding_mode,
+            device,
+            dtype,
+            num_rings=num_rings,
+            profile=profile,
+            circular=circular,
+            orthonormal=orthonormal,
+            spacing=spacing,
+            axes=axes,
+            algorithm=algorithm,
+        )
+        self.energies = nn.ModuleList(
+            HarmonicEnergy(
+                ndim,
+                order,
+                taps,
+                spacing=spacing,
+                axes=axes,
+                eps=eps,
+                padding_mode=padding_mode,
+                device=device,
+                dtype=dtype,
+            )
+            for order in self.orders
+        )
+        self.norm = nn.Identity() if norm is None else get_norm_layer(norm, ndim, total).to(device=device, dtype=dtype)
+        self.mix = _POINTWISE[ndim - 1](
+            total, self.out_channels, 1, groups=groups, bias=bias, device=device, dtype=dtype
+        )
+        self.eps = float(eps)
+        self._lean = norm is None and padding_mode == "zeros"
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Refill all parts; the mixed energies start with the power of one normalised energy, the bias with zero."""
+        self.radial.reset_parameters()  # type: ignore[operator]
+        reset = getattr(self.norm, "reset_parameters", None)
+        if reset is not None:
+            reset()
+        nn.init.normal_(self.mix.weight, std=self.mix.weight.shape[1] ** -0.5)
+        if self.mix.bias is not None:
+            nn.init.zeros_(self.mix.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        unbatched = x.dim() == self.mix.weight.dim() - 1
+        y = self.radial(x.unsqueeze(0) if unbatched else x).unflatten(1, [self.groups, -1])
+        hidden = self.hidden_channels // self.groups
+        radial, maps = [part.flatten(1, 2) for part in y.split([y.size(2) - hidden, hidden], dim=2)]
+        stencils: list[Tensor] = []
+        parts: list[Tensor] = []
+        for energy in self.energies:
+            if self._lean:
+                stencils.append(energy.stencils)
+            else:
+                parts.append(energy(maps).unflatten(1, [self.groups, hidden]))
+        if self._lean:
+            mixed = mixed_energies_nd(maps, stencils, self.mix.weight, self.mix.bias, self.groups, self.eps)
+        else:
+            mixed = self.mix(self.norm(torch.cat(parts, dim=2).flatten(1, 2)))
+        out = radial + mixed
+        return out.squeeze(0) if unbatched else out
+
+    def extra_repr(self) -> str:
+        """Orders and widths; the parts say the rest."""
+        return f"orders={self.orders}, hidden_channels={self.hidden_channels}"
+
+
+class SREHarmonicConv1d(_SREHarmonicConv):
+    """1-D even convolution with energies of the first derivative; arguments as :class:`SREHarmonicConv2d`.
+
+    Example:
+        >>> SREHarmonicConv1d(2, 4, 5, padding="same")(torch.randn(3, 2, 20)).shape
+        torch.Size([3, 4, 20])
+    """
+
+    spatial_dims = 1
+    radial_type = SREConv1d
+
+
+class SREHarmonicConv2d(_SREHarmonicConv):
+    """2-D radial convolution with energies of circular harmonics: exact under the grid's symmetries, and it sees edges.
+
+    Arguments as ``torch.nn.Conv2d``, then those of the harmonics and of :class:`monai_sre.layers.SREConv2d`.
+
+    Shape:
+        ``(N, in_channels, H, W)`` or ``(in_channels, H, W)`` to the shape that ``torch.nn.Conv2d`` gives.
+
+    Example:
+        >>> layer = SREHarmonicConv2d(3, 8, 5, padding=2).eval()
+        >>> x = torch.randn(1, 3, 31, 24)
+        >>> torch.allclose(layer(x.rot90(1, (2, 3))), layer(x).rot90(1, (2, 3)), atol=1e-5)
+        True
+    """
+
+    spatial_dims = 2
+    radial_type = SREConv2d
+
+
+class SREHarmonicConv3d(_SREHarmonicConv):
+    """3-D radial convolution with energies of spherical harmonics; arguments as :class:`SREHarmonicConv2d`.
+
+    With ``axes=(1, 2)`` the harmonics are circular, in the plane.
+
+    Shape:
+        ``(N, in_channels, D, H, W)`` or ``(in_channels, D, H, W)`` to the shape that ``torch.nn.Conv3d`` gives.
+
+    Example:
+        >>> SREHarmonicConv3d(1, 4, 5, padding="same", axes=(1, 2))(torch.randn(1, 1, 8, 32, 32)).shape
+        torch.Size([1, 4, 8, 32, 32])
+    """
+
+    spatial_dims = 3
+    radial_type = SREConv3d

@@ -1,0 +1,349 @@
+"""The bundle for retinal vessels through ``monai.bundle``: train, resume, evaluate, infer, verify, export, two processes."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import monai.bundle
+import numpy as np
+import pytest
+import torch
+from monai.bundle import create_workflow
+from PIL import Image
+
+ROOT = Path(__file__).parents[2]
+BUNDLE = ROOT / "bundles/retinal_vessel_segmentation"
+
+
+def eye(rng: np.random.Generator, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """A bright disc in a dark frame with dark straight vessels across it, and the mask of these, rows by columns."""
+    rows, columns = np.indices(size)
+    rows, columns = rows - (size[0] - 1) / 2, columns - (size[1] - 1) / 2
+    disc = np.hypot(rows, columns) < min(size) / 2 - 1
+    vessels = np.zeros(size, dtype=bool)
+    for _ in range(4):
+        angle, offset = rng.uniform(0, np.pi), rng.uniform(-0.3, 0.3) * min(size)
+        vessels |= np.abs(np.cos(angle) * rows + np.sin(angle) * columns - offset) < 1.5
+    vessels &= disc
+    image = rng.integers(0, 8, (*size, 3)) + disc[..., None] * np.array([150, 90, 30]) - 60 * vessels[..., None]
+    return image.clip(0, 255).astype(np.uint8), vessels
+
+
+@pytest.fixture(scope="session")
+def eyes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten images: six to train, two to validate, two (one of them of unequal sides) to test."""
+    folder, rng = tmp_path_factory.mktemp("eyes"), np.random.default_rng(0)
+    for name in ("images", "labels1"):
+        (folder / name).mkdir()
+    for number in range(10):
+        image, vessels = eye(rng, (48, 55) if number == 9 else (48, 48))
+        Image.fromarray(image).save(folder / f"images/Image_{number:02d}.jpg", quality=95)
+        Image.fromarray(vessels).save(folder / f"labels1/Image_{number:02d}_1stHO.png")
+    return folder
+
+
+def run(*configs: str, **options: Any) -> None:
+    monai.bundle.run(
+        config_file=[str(BUNDLE / "configs" / f"{name}.json") for name in configs],
+        meta_file=str(BUNDLE / "configs/metadata.json"),
+        logging_file=str(BUNDLE / "configs/logging.conf"),
+        bundle_root=str(BUNDLE),
+        **options,
+    )
+
+
+RADIAL = {"network_def#conv": "radial"}
+SMALL = {"network_def#channels": [4, 8], "network_def#kernel_size": 5, "roi_size": 32, "device": "cpu", **RADIAL}
+
+
+def toy(folder: Path, **options: Any) -> dict[str, Any]:
+    splits = {"num_val": 2, "num_test": 2, "patch_size": 24, "patches_per_image": 4, "val_interval": 1}
+    return {"dataset_dir": str(folder), **splits, "learning_rate": 0.02, "progress": False, **SMALL, **options}
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def chain(error: BaseException | None) -> str:
+    text = ""
+    while error is not None:
+        text, error = f"{text}\n{error}", error.__cause__
+    return text
+
+
+@pytest.fixture(scope="session")
+def trained(eyes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Trained for four epochs without interruption."""
+    folder = tmp_path_factory.mktemp("trained")
+    run("train", **toy(eyes), max_epochs=4, output_dir=str(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def evaluated(eyes: Path, trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The test set, swept."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    options = {"ckpt_dir": str(trained / "models"), "output_dir": str(folder), "sweep": True, "sweep_step": 45}
+    run("train", "evaluate", **toy(eyes), **options)
+    return folder
+
+
+# Training -------------------------------------------------------------------------------------------------------------
+
+
+def test_training_leaves_what_it_promises_and_learns(trained: Path) -> None:
+    history = rows(trained / "metrics.csv")
+    assert [int(row["epoch"]) for row in history] == [1, 2, 3, 4]
+    assert set(history[0]) == {"epoch", "train_loss", "learning_rate", "val_dice", "val_auc", "val_loss"}
+    assert float(history[-1]["val_dice"]) > 0.8
+    state = torch.load(trained / "models/model.pt", weights_only=True)
+    assert all(isinstance(value, torch.Tensor) for value in state.values())
+    best = max(float(row["val_dice"]) for row in history)
+    assert torch.load(trained / "models/last.pt", weights_only=True)["best"] == pytest.approx(best)
+    assert (trained / "learning_curves.png").is_file()
+
+
+def test_a_resumed_run_repeats_an_uninterrupted_one(eyes: Path, tmp_path: Path) -> None:
+    """With rotation, whose random numbers are MONAI's own."""
+    options = toy(eyes, rotation=True, **{"lr_scheduler#T_max": 2})
+    for name, epochs in (("whole", [2]), ("resumed", [1, 2])):
+        for index, max_epochs in enumerate(epochs):
+            folder = str(tmp_path / name)
+            run("train", **options, max_epochs=max_epochs, resume=index > 0, output_dir=folder)
+    assert rows(tmp_path / "whole/metrics.csv") == rows(tmp_path / "resumed/metrics.csv")
+    states = [torch.load(tmp_path / name / "models/last.pt", weights_only=True) for name in ("whole", "resumed")]
+    torch.testing.assert_close(*states, rtol=0, atol=0)
+
+
+def test_a_datalist_takes_the_place_of_a_folder(eyes: Path, trained: Path, tmp_path: Path) -> None:
+    """The same pairs listed give the same training."""
+    numbers = {"training": range(6), "validation": range(6, 8), "test": range(8, 10)}
+    listed = {
+        section: [{"image": f"images/Image_{n:02d}.jpg", "label": f"labels1/Image_{n:02d}_1stHO.png"} for n in chosen]
+        for section, chosen in numbers.items()
+    }
+    path = eyes / "list.json"
+    path.write_text(json.dumps(listed))
+    options = {**toy(path), "lr_scheduler#T_max": 4, "max_epochs": 1}
+    run("train", **options, output_dir=str(tmp_path))
+    assert rows(tmp_path / "metrics.csv") == rows(trained / "metrics.csv")[:1]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"labels": "labels1/*.png"}, "have no partner under"),
+        ({"num_channels": 1}, "Image_00.jpg has 3 channels; the network takes 1"),
+        ({"damage": "mask"}, "Image_00_1stHO.png has shape (7, 5) and its image (48, 48)"),
+        ({"damage": "image"}, "Image_00.jpg cannot be read as an image"),
+    ],
+    ids=str,
+)
+def test_data_that_cannot_be_used_end_training_before_it_starts(
+    eyes: Path, tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    folder = tmp_path / "data"
+    for name in ("images", "labels1"):
+        (folder / name).mkdir(parents=True)
+        for path in (eyes / name).iterdir():
+            (folder / name / path.name).symlink_to(path)
+    damage = change.pop("damage", None)
+    if damage:
+        path = folder / ("labels1/Image_00_1stHO.png" if damage == "mask" else "images/Image_00.jpg")
+        path.unlink()
+        Image.new("L", (7, 5)).save(path) if damage == "mask" else path.write_text("no picture")
+    with pytest.raises(RuntimeError) as caught:
+        run("train", **toy(folder, **change), output_dir=str(tmp_path / "out"))
+    assert message in chain(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+# Evaluation -----------------------------------------------------------------------------------------------------------
+
+
+def test_evaluation_scores_each_image(evaluated: Path) -> None:
+    metrics, table = json.loads((evaluated / "metrics.json").read_text()), rows(evaluated / "scores.csv")
+    assert [Path(row["file"]).name for row in table] == ["Image_08.jpg", "Image_09.jpg"]
+    for name in ("Dice", "AUC", "sensitivity", "specificity", "clDice"):
+        assert metrics[name] == pytest.approx(np.mean([float(row[name]) for row in table]))
+    assert metrics["Dice"] > 0.8
+    with Image.open(evaluated / "segmentations.png") as picture:
+        assert picture.width > 500
+
+
+@pytest.mark.parametrize("protocol", ["clean", "paper"])
+def test_sweep_is_flat_at_quarter_turns(evaluated: Path, protocol: str) -> None:
+    sweep = json.loads((evaluated / f"sweep_{protocol}.json").read_text())
+    scores = {row["transformation"]: row["Dice"] for row in sweep["rows"]}
+    assert list(scores) == [str(45 * index) for index in range(8)] + ["flip 0", "flip 1"]
+    for name in ("90", "180", "270", "flip 0", "flip 1"):
+        assert scores[name] == pytest.approx(scores["0"], abs=1e-6)
+    assert sweep["Dice mean"] > sweep["Dice upright"] - 0.1
+    assert set(sweep["rows"][0]) == {"transformation", "Dice", "AUC", "sensitivity", "specificity"}
+
+
+def test_plain_network_for_comparison(eyes: Path, tmp_path: Path) -> None:
+    """MONAI's U-Net trains and is swept alike, and is not flat."""
+    options = {**toy(eyes), "network_def#channels": [8, 16], "network_def#strides": [2], "max_epochs": 1}
+    del options["network_def#kernel_size"], options["network_def#conv"]
+    run("train", "plain", **options, output_dir=str(tmp_path))
+    del options["max_epochs"]
+    options |= {"ckpt_dir": str(tmp_path / "models"), "output_dir": str(tmp_path), "sweep": True, "sweep_step": 90}
+    run("train", "plain", "evaluate", **options)
+    scores = [row["AUC"] for row in json.loads((tmp_path / "sweep_clean.json").read_text())["rows"]]
+    assert max(scores) - min(scores) > 1e-3
+
+
+# Inference ------------------------------------------------------------------------------------------------------------
+
+
+def infer(source: Path, target: Path, trained: Path) -> None:
+    run("inference", **SMALL, input=str(source), output_dir=str(target), ckpt_dir=str(trained / "models"))
+
+
+def test_inference_gives_the_maps_that_evaluation_scores(
+    eyes: Path, trained: Path, evaluated: Path, tmp_path: Path
+) -> None:
+    infer(eyes / "images", tmp_path, trained)
+    for row in rows(evaluated / "scores.csv"):
+        stem = Path(row["file"]).stem
+        found = np.asarray(Image.open(tmp_path / f"{stem}_seg.png"))
+        truth = np.asarray(Image.open(eyes / f"labels1/{stem}_1stHO.png"))
+        assert found.shape == truth.shape
+        assert set(np.unique(found)) == {0, 255}
+        dice = 2 * (truth & (found > 0)).sum() / (truth.sum() + (found > 0).sum())
+        assert dice == pytest.approx(float(row["Dice"]), abs=0.01)  # which leaves out the rim of the field of view
+
+
+def test_a_turned_photograph_gives_the_turned_map(eyes: Path, trained: Path, tmp_path: Path) -> None:
+    """Through the whole bundle, for all eight rotations and flips of an image of unequal sides."""
+    image = np.asarray(Image.open(eyes / "images/Image_09.jpg"))
+    turned = {f"{k}{f}": lambda x, k=k, f=f: np.rot90(x[:, ::-1] if f else x, k) for k in range(4) for f in (0, 1)}
+    (tmp_path / "in").mkdir()
+    for name, turn in turned.items():
+        Image.fromarray(np.ascontiguousarray(turn(image))).save(tmp_path / f"in/{name}.png")
+    infer(tmp_path / "in", tmp_path / "out", trained)
+    found = {name: np.asarray(Image.open(tmp_path / f"out/{name}_seg.png")) for name in turned}
+    for name, turn in turned.items():
+        assert (found[name] == turn(found["00"])).mean() > 0.9995  # rounding may decide a pixel at one half
+
+
+def test_bad_files_do_not_stop_the_others(eyes: Path, trained: Path, tmp_path: Path) -> None:
+    source = tmp_path / "in"
+    source.mkdir()
+    image = Image.open(eyes / "images/Image_08.jpg")
+    image.save(source / "a.png")
+    image.convert("L").save(source / "grey.png")
+    (source / "b.png").write_text("no picture")
+    np.save(source / "c.npy", np.full((9, 9), np.nan))
+    np.save(source / "d.npy", np.zeros((4, 4, 4)))
+    with pytest.raises(SystemExit) as caught:
+        infer(source, tmp_path / "out", trained)
+    assert str(caught.value).startswith("3 of 5 files could not be used")
+    table = {Path(row["file"]).name: row for row in rows(tmp_path / "out/segmentations.csv")}
+    assert [name for name, row in table.items() if not row["error"]] == ["a.png", "grey.png"]
+    assert 0 < float(table["a.png"]["share of vessel"]) < 0.5
+
+
+# The bundle's forms ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["train", "infer"])
+def test_all_properties_resolve(eyes: Path, tmp_path: Path, kind: str) -> None:
+    options = toy(eyes, max_epochs=1) if kind == "train" else {**SMALL, "input": str(eyes / "images")}
+    workflow = create_workflow(
+        "ConfigWorkflow",
+        config_file=str(BUNDLE / "configs" / ("train.json" if kind == "train" else "inference.json")),
+        meta_file=str(BUNDLE / "configs/metadata.json"),
+        logging_file=str(BUNDLE / "configs/logging.conf"),
+        workflow_type=kind,
+        bundle_root=str(BUNDLE),
+        **options,
+        output_dir=str(tmp_path / "out"),
+    )
+    assert workflow is not None
+    assert workflow.check_properties() == []
+    for name in set(workflow.properties) - {"train_dataset_data", "val_dataset_data"}:  # named by dataset_dir instead
+        assert getattr(workflow, name) is not None, name
+    workflow.finalize()
+
+
+def test_metadata_is_valid(tmp_path: Path) -> None:
+    copy = tmp_path / "schema.json"
+    copy.write_bytes((Path(__file__).parent / "meta_schema_20240725.json").read_bytes())
+    monai.bundle.verify_metadata(meta_file=str(BUNDLE / "configs/metadata.json"), filepath=str(copy))
+    metadata = json.loads((BUNDLE / "configs/metadata.json").read_text())
+    assert metadata["version"] in metadata["changelog"]
+
+
+def test_network_fits_the_metadata() -> None:
+    for any_size in (16, 33):
+        monai.bundle.verify_net_in_out(
+            net_id="network_def",
+            meta_file=str(BUNDLE / "configs/metadata.json"),
+            config_file=str(BUNDLE / "configs/inference.json"),
+            device="cpu",
+            any=any_size,
+        )
+
+
+def test_torchscript_export(trained: Path, tmp_path: Path) -> None:
+    target = tmp_path / "model.ts"
+    overrides = {key: value for key, value in SMALL.items() if key.startswith("network_def")}
+    monai.bundle.ckpt_export(
+        net_id="network_def",
+        filepath=str(target),
+        ckpt_file=str(trained / "models/model.pt"),
+        meta_file=str(BUNDLE / "configs/metadata.json"),
+        config_file=str(BUNDLE / "configs/inference.json"),
+        key_in_ckpt="",
+        **overrides,
+    )
+    network = monai.bundle.ConfigParser()
+    network.read_config(str(BUNDLE / "configs/inference.json"))
+    network.update(overrides)
+    ours = network.get_parsed_content("network_def")
+    ours.load_state_dict(torch.load(trained / "models/model.pt", weights_only=True))
+    x = torch.randn(2, 3, 21, 30)
+    torch.testing.assert_close(torch.jit.load(str(target))(x), ours.eval()(x), rtol=1e-4, atol=1e-5)
+
+
+def test_two_processes(eyes: Path, trained: Path, evaluated: Path, tmp_path: Path) -> None:
+    """torchrun over gloo: training runs; evaluation gives the table of one process, in its order."""
+    base = [f"--{key}={value}" for key, value in toy(eyes).items() if key != "device"]
+    phases = {
+        "train": (["train", "multi_gpu_train"], ["--max_epochs=2"]),
+        "evaluation": (["train", "evaluate", "multi_gpu_evaluate"], [f"--ckpt_dir={trained / 'models'}"]),
+    }
+    for name, (configs, extra) in phases.items():
+        files = str([str(BUNDLE / "configs" / f"{config}.json") for config in configs])
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"]
+        command += ["monai.bundle", "run", f"--config_file={files}", f"--bundle_root={BUNDLE}"]
+        command += [f"--meta_file={BUNDLE / 'configs/metadata.json'}", f"--output_dir={tmp_path / name}", *base, *extra]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert [row["epoch"] for row in rows(tmp_path / "train/metrics.csv")] == ["1", "2"]
+    for one, two in zip(rows(evaluated / "scores.csv"), rows(tmp_path / "evaluation/scores.csv"), strict=True):
+        assert one.pop("file") == two.pop("file")
+        assert [float(value) for value in two.values()] == pytest.approx([float(value) for value in one.values()])
+
+
+@pytest.mark.slow
+def test_one_epoch_on_real_photographs(data_dir: Path, tmp_path: Path) -> None:
+    """CHASE_DB1 with the defaults of the configs, one patch an image: trains, and infers on a photograph."""
+    options = {"dataset_dir": str(data_dir / "chase_db1"), "progress": False, "device": "cpu"}
+    run("train", **options, max_epochs=1, patches_per_image=1, val_interval=1, output_dir=str(tmp_path / "out"))
+    assert 0.3 < float(rows(tmp_path / "out/metrics.csv")[0]["val_auc"]) <= 1
+    source = data_dir / "chase_db1/images/Image_14R.jpg"
+    options = {"input": str(source), "output_dir": str(tmp_path), "ckpt_dir": str(tmp_path / "out/models")}
+    run("inference", **options, device="cpu")
+    assert Image.open(tmp_path / "Image_14R_seg.png").size == Image.open(source).size

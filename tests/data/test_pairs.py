@@ -1,0 +1,102 @@
+"""Pairs of images and masks: by name, by datalist, and in splits."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from monai_sre.data import find_pairs, load_pairs
+
+
+def names(pairs: list[dict[str, str]]) -> list[tuple[str, str]]:
+    return [(Path(pair["image"]).name, Path(pair["label"]).name) for pair in pairs]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Six images of three patients, left and right, and their masks."""
+    for eye in ("1L", "1R", "2L", "2R", "3L", "3R"):
+        for name in (f"images/eye_{eye}.jpg", f"manual/eye_{eye}_1st.png"):
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).touch()
+    return tmp_path
+
+
+PATTERNS = {"images": "images/*.jpg", "labels": "manual/*_1st.png"}
+
+
+def test_partners_share_what_the_star_stands_for(folder: Path) -> None:
+    (folder / "manual/eye_1L_2nd.png").touch()  # another observer's
+    (folder / "images/notes.txt").touch()
+    found = find_pairs(folder, **PATTERNS)
+    assert names(found)[:2] == [("eye_1L.jpg", "eye_1L_1st.png"), ("eye_1R.jpg", "eye_1R_1st.png")]
+    assert len(found) == 6
+
+
+def test_names_may_differ_after_the_number(tmp_path: Path) -> None:
+    """The layout of DRIVE, and characters that a pattern could take for its own."""
+    for name in ("images/21_training [a].tif", "1st_manual/21_manual1.gif"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    found = find_pairs(tmp_path, "images/*_training [a].tif", "1st_manual/*_manual1.gif")
+    assert names(found) == [("21_training [a].tif", "21_manual1.gif")]
+
+
+def test_splits_keep_the_order_of_names(folder: Path) -> None:
+    split = {
+        part: [image[4:6] for image, _ in names(load_pairs(folder, part, **PATTERNS, num_val=2, num_test=2))]
+        for part in ("train", "val", "test")
+    }
+    assert split == {"train": ["1L", "1R"], "val": ["2L", "2R"], "test": ["3L", "3R"]}
+
+
+def test_chase_db1(data_dir: Path) -> None:
+    """The usual split: 20 images to train (the last 4 of them to validate), 8 to test; both eyes of a patient together."""
+    options = {"images": "images/*.jpg", "labels": "labels1/*_1stHO.png", "num_val": 4, "num_test": 8}
+    split = {part: load_pairs(data_dir / "chase_db1", part, **options) for part in ("train", "val", "test")}
+    assert [len(pairs) for pairs in split.values()] == [16, 4, 8]
+    patients = {part: {Path(pair["image"]).stem[6:8] for pair in pairs} for part, pairs in split.items()}
+    assert patients["val"] == {"09", "10"}
+    assert patients["test"] == {"11", "12", "13", "14"}
+    assert not patients["train"] & (patients["val"] | patients["test"])
+
+
+def test_a_datalist_says_what_is_in_a_split(folder: Path) -> None:
+    entries = [{"image": f"images/eye_{eye}.jpg", "label": f"manual/eye_{eye}_1st.png"} for eye in ("2R", "1L", "3L")]
+    path = folder / "list.json"
+    path.write_text(json.dumps({"training": entries[:2], "validation": entries[2:], "test": []}))
+    assert [image for image, _ in names(load_pairs(path, "train"))] == ["eye_2R.jpg", "eye_1L.jpg"]
+    assert len(load_pairs(path, "val", num_val=99)) == 1
+    with pytest.raises(ValueError, match=r"split='test' of .* is empty"):
+        load_pairs(path, "test")
+    path.write_text(json.dumps({"training": [*entries, {"image": "a.jpg", "label": "b.png"}]}))
+    with pytest.raises(FileNotFoundError, match=r"2 files of 'training' are missing: .*a\.jpg; .*b\.png"):
+        load_pairs(path, "train")
+    path.write_text(json.dumps({"training": [{"image": "images/eye_1L.jpg", "label": 1}]}))
+    with pytest.raises(ValueError, match=r"the label of training\[0\] is 1; expected the path of a mask"):
+        load_pairs(path, "train")
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"images": "images/eye.jpg"}, ValueError, r"images must be a pattern with one '\*'.*got 'images/eye.jpg'"),
+        ({"labels": "*/*.png"}, ValueError, r"labels must be a pattern with one '\*'"),
+        ({"labels": "masks/*.png"}, FileNotFoundError, r"no file in .* matches labels='masks/\*.png'"),
+        ({"labels": "manual/*.png"}, ValueError, "12 files have no partner under .*eye_1L.jpg"),
+        ({"split": "training"}, ValueError, r"split must be one of \('train', 'val', 'test'\), got 'training'"),
+        ({"num_val": 3, "num_test": 3}, ValueError, "num_val=3 and num_test=3 must be at least 0 and leave some of 6"),
+        ({"split": "val"}, ValueError, "split='val' of .* is empty; give num_val and num_test"),
+    ],
+    ids=str,
+)
+def test_errors(folder: Path, options: dict, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        load_pairs(folder, **{**PATTERNS, **options})
+
+
+def test_a_missing_folder(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="is neither a folder nor a JSON datalist"):
+        load_pairs(tmp_path / "nowhere")

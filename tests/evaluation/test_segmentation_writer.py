@@ -1,0 +1,118 @@
+"""Class maps on the grids of the files that they belong to."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from ignite.engine import Engine
+from monai.data import DataLoader
+from monai.transforms import Compose, Orientationd, Spacingd
+from monai.utils import convert_to_tensor
+from PIL import Image
+
+from monai_sre.data import CheckImaged, ReadImaged, TransformedFiles
+from monai_sre.evaluation import SegmentationWriter
+
+
+def run(source: Path, target: Path, dims: int, transforms: Any = (), classes: int = 2) -> SegmentationWriter:
+    """Decide for the classes 0, 1, 2, ... by thresholds at 1/2, 3/2, ... of what the transforms give."""
+    chain = Compose([ReadImaged("image"), CheckImaged("image", 1, dims), *transforms])
+    writer = SegmentationWriter(target, chain, [f"class {index}" for index in range(classes)])
+
+    def step(_: Engine, batch: dict[str, Any]) -> dict[str, Any]:
+        values = convert_to_tensor(batch["image"])  # without the metadata, as a network behind windows gives it
+        return {"score": torch.cat([-(values - index).square() for index in range(classes)], dim=1)}
+
+    def process(engine: Engine, batch: Any) -> Any:
+        engine.state.batch = batch
+        return step(engine, batch)
+
+    engine = Engine(process)
+    writer.attach(engine)
+    engine.run(DataLoader(TransformedFiles(source, chain, 1, dims), batch_size=1))
+    return writer
+
+
+def table(folder: Path) -> list[dict[str, str]]:
+    with (folder / "segmentations.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_pictures_and_arrays(tmp_path: Path) -> None:
+    source, target = tmp_path / "in", tmp_path / "out"
+    (source / "sub").mkdir(parents=True)
+    mask = np.random.default_rng(0).integers(0, 2, (7, 5), dtype=np.uint8)
+    Image.fromarray(mask).save(source / "sub/a.png")
+    np.save(source / "b.npy", mask)
+    run(source, target, 2)
+    assert np.array_equal(np.asarray(Image.open(target / "sub/a_seg.png")), 255 * mask)
+    assert np.array_equal(np.load(target / "b_seg.npy"), mask)
+    rows = {Path(row["file"]).name: row for row in table(target)}
+    assert float(rows["a.png"]["share of class 1"]) == pytest.approx(mask.mean(), abs=1e-6)
+    assert rows["a.png"]["output"] == str(target / "sub/a_seg.png")
+
+
+AFFINES = {
+    "RAS": np.diag([1.0, 2.0, 3.0, 1.0]),
+    "tilted PIL": np.array([[0.1, 0.2, -2.9, 40.0], [-1.1, 0.3, 0.2, -7.0], [0.2, -2.0, 0.3, 12.5], [0, 0, 0, 1.0]]),
+}
+
+
+@pytest.mark.parametrize("affine", AFFINES.values(), ids=AFFINES)
+@pytest.mark.parametrize("channels", [(), (1,)])
+def test_volumes_keep_grid_affine_and_header(tmp_path: Path, affine: np.ndarray, channels: tuple[int, ...]) -> None:
+    """Through orientation and resampling to cubes and back; smooth balls of three classes come back as they were."""
+    size = (24, 20, 22)
+    offsets = np.stack(np.meshgrid(*[np.arange(n) - n / 2 for n in size], indexing="ij"), axis=-1)
+    distance = np.linalg.norm(offsets @ affine[:3, :3].T, axis=-1)
+    values = np.digitize(-distance, [-18, -9]).astype(np.int16)
+    image = nibabel.Nifti1Image(values.reshape(*size, *channels), affine)
+    image.header["descrip"] = b"of the scanner"
+    image.header.set_xyzt_units("mm", "sec")
+    image.set_qform(affine, code=1)
+    image.set_sform(affine, code=2)
+    nibabel.save(image, tmp_path / "a.nii.gz")
+    geometry = [Orientationd("image", "RAS", labels=None), Spacingd("image", (1.0, 1.0, 1.0), mode="bilinear")]
+    run(tmp_path / "a.nii.gz", tmp_path / "out", 3, geometry, classes=3)
+    source, written = nibabel.load(tmp_path / "a.nii.gz"), nibabel.load(tmp_path / "out/a_seg.nii.gz")
+    assert written.shape == size
+    np.testing.assert_allclose(written.affine, affine, atol=1e-6)
+    for key in ("descrip", "xyzt_units", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d"):
+        assert np.array_equal(written.header[key], source.header[key]), key
+    np.testing.assert_allclose(written.header.get_qform(), source.header.get_qform(), atol=1e-6)
+    np.testing.assert_allclose(written.header.get_zooms(), source.header.get_zooms()[:3], atol=1e-6)
+    found = np.asarray(written.dataobj)
+    assert found.dtype == np.uint8
+    assert (found == values).mean() > 0.97  # what differs are voxels at the surfaces
+    for index in (1, 2):
+        overlap = 2 * ((found == index) & (values == index)).sum() / ((found == index).sum() + (values == index).sum())
+        assert overlap > 0.95
+
+
+def test_bad_files_are_listed_and_the_others_done(tmp_path: Path) -> None:
+    source, target = tmp_path / "in", tmp_path / "out"
+    source.mkdir()
+    for name, array in {"a.npy": np.eye(3), "b.npy": np.ones((2, 2, 2)), "c.npy": np.eye(4)}.items():
+        np.save(source / name, array)
+    np.savez(source / "c.npz", np.eye(4))  # its map would have the name of another
+    writer = run(source, target, 2)
+    rows = {Path(row["file"]).name: row for row in table(target)}
+    assert "3 spatial axes" in rows["b.npy"]["error"]
+    assert rows["b.npy"]["share of class 1"] == rows["b.npy"]["output"] == ""
+    assert "is that of another file already" in rows["c.npz"]["error"]
+    assert [rows[name]["error"] for name in ("a.npy", "c.npy")] == ["", ""]
+    with pytest.raises(SystemExit, match=r"^2 of 4 files could not be used"):
+        writer.finish()
+
+
+def test_a_folder_that_cannot_be_written_to(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.eye(3))
+    (tmp_path / "out").write_text("a file, no folder")
+    with pytest.raises(OSError, match="out"):
+        run(tmp_path / "a.npy", tmp_path / "out", 2)

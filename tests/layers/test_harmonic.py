@@ -1,0 +1,129 @@
+"""Layers with energies of harmonics."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from monai.networks.layers.factories import Conv
+from torch import nn
+
+from monai_sre.layers import HarmonicEnergy, SREConv2d, SREHarmonicConv1d, SREHarmonicConv2d, SREHarmonicConv3d
+from tests.testers import Case, LayerTester, lattice_symmetries
+
+CASES = (
+    Case("1d", lambda: SREHarmonicConv1d(2, 4, 5, padding=2), (2, 2, 8), sizes=((7,), (5,))),
+    Case("2d", lambda: SREHarmonicConv2d(2, 8, 5, padding="same"), (2, 2, 6, 7), sizes=((7, 7), (6, 6), (1, 4))),
+    Case("3d", lambda: SREHarmonicConv3d(2, 4, 3, padding=1), (2, 2, 3, 4, 5), sizes=((4, 4, 4), (3, 3, 3))),
+    Case(
+        "2d groups reflect",
+        lambda: SREHarmonicConv2d(4, 8, 3, padding=1, groups=2, padding_mode="reflect", bias=False, orders=(1,), taps=3),
+        (2, 4, 6, 7),
+        sizes=((7, 7), (6, 6)),
+    ),
+    Case("2d stride", lambda: SREHarmonicConv2d(2, 4, 3, stride=2, padding=1, norm=None), (2, 2, 7, 9), sizes=((7, 7),)),
+    Case("2d orders", lambda: SREHarmonicConv2d(2, 4, 5, padding=2, orders=(3, 4)), (2, 2, 7, 6), sizes=((6, 6),)),
+    Case(
+        "3d in-plane",
+        lambda: SREHarmonicConv3d(2, 4, (3, 5, 5), padding="same", axes=(1, 2)),
+        (2, 2, 4, 4, 5),
+        sizes=((3, 4, 4), (2, 5, 5)),
+        symmetries=lattice_symmetries(3, axes=(1, 2)),
+    ),
+    Case(
+        "3d spacing",
+        lambda: SREHarmonicConv3d(2, 4, (3, 5, 5), padding="same", spacing=(2, 1, 1)),
+        (2, 2, 4, 4, 5),
+        sizes=((3, 4, 4),),
+        symmetries=[*lattice_symmetries(3, axes=(1, 2)), *lattice_symmetries(3, swaps=False)],
+    ),
+)  # fmt: skip
+
+
+class TestSREHarmonicConv(LayerTester):
+    cases = CASES
+
+
+class TestHarmonicEnergy(LayerTester):
+    cases = (
+        Case("2d", lambda: HarmonicEnergy(2, 1), (2, 2, 6, 7), sizes=((7, 7), (6, 6), (1, 4))),
+        Case("3d replicate", lambda: HarmonicEnergy(3, 2, 3, padding_mode="replicate"), (1, 2, 4, 3, 5)),
+    )
+
+
+def test_it_sees_what_a_radial_layer_cannot() -> None:
+    """Stripes, and the cross of the same waves along both axes: no radial kernel tells their powers apart."""
+    wave = (torch.arange(16.0) * torch.pi / 4).cos()
+    stripes, cross = wave.expand(16, 16)[None, None], ((wave + wave[:, None]) / 2**0.5)[None, None]
+    powers = []
+    for image in (stripes, stripes.mT, cross):
+        radial = SREConv2d(1, 1, 5, padding=2, padding_mode="circular", bias=False)
+        nn.init.constant_(radial.weight, 0.3)
+        energy = HarmonicEnergy(2, order=1, padding_mode="circular", eps=1e-6)
+        powers.append((radial(image).square().mean().item(), energy(image).mean().item()))
+    assert powers[1] == pytest.approx(powers[0], rel=1e-5)
+    assert powers[2][0] == pytest.approx(powers[0][0], rel=1e-5)
+    assert abs(powers[2][1] - powers[0][1]) > 0.1 * powers[0][1]
+
+
+def test_is_a_radial_layer_of_harmonics() -> None:
+    """The whole layer, from its definition: plain convolutions, energies, mixing."""
+    layer = SREHarmonicConv2d(3, 8, 5, padding=2, norm=None, orders=(1, 2), hidden_channels=3).double()
+    x = torch.randn(2, 3, 9, 8, dtype=torch.float64)
+    maps = nn.functional.conv2d(x, layer.radial.kernel(), padding=2)  # type: ignore[operator]
+    energies = []
+    hidden = maps[:, 8:].flatten(0, 1)[:, None]
+    for energy in layer.energies:
+        parts = nn.functional.conv2d(hidden, energy.stencils[:, None], padding=2)  # type: ignore[index]
+        energies.append((parts.square().sum(dim=1) + 1e-3).sqrt().unflatten(0, (2, 3)))
+    torch.testing.assert_close(layer(x), maps[:, :8] + layer.mix(torch.cat(energies, dim=1)))
+
+
+def test_groups_do_not_mix() -> None:
+    layer = SREHarmonicConv2d(4, 8, 3, padding=1, groups=2)
+    x = torch.randn(1, 4, 6, 6, requires_grad=True)
+    (grad,) = torch.autograd.grad(layer.eval()(x)[:, :4].sum(), x)
+    assert bool(grad[:, :2].any())
+    assert not bool(grad[:, 2:].any())
+
+
+def test_unbatched() -> None:
+    layer, x = SREHarmonicConv2d(2, 4, 3, padding=1).eval(), torch.randn(2, 6, 7)
+    torch.testing.assert_close(layer(x), layer(x[None])[0])
+
+
+def test_registered() -> None:
+    assert Conv["SREHARMONICCONV", 2] is SREHarmonicConv2d
+    assert Conv["SREHARMONICCONV", 3] is SREHarmonicConv3d
+
+
+def test_parameters_against_the_radial_layer() -> None:
+    """At most 1.7 times as many, with the defaults."""
+    for kind, radial, kernel in (
+        (SREHarmonicConv2d, Conv["SRECONV", 2], 9),
+        (SREHarmonicConv3d, Conv["SRECONV", 3], 5),
+    ):
+        count = [
+            sum(p.numel() for p in made(64, 64, kernel, bias=False).parameters())  # type: ignore[operator]
+            for made in (kind, radial)
+        ]
+        assert count[0] <= 1.7 * count[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"orders": ()}, "orders must be"),
+        ({"orders": (0,)}, "orders must"),
+        ({"orders": (1, 1)}, "orders must differ"),
+        ({"hidden_channels": 0}, "hidden_channels must"),
+        ({"hidden_channels": 3, "groups": 2}, "hidden_channels must be a multiple of groups=2, got 3"),
+        ({"taps": 4}, "taps must be odd"),
+        ({"eps": 0.0}, "eps must be a positive number, got 0.0"),
+        ({"kernel_size": 4}, "kernel_size must be odd"),
+    ],
+)
+def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=message):
+        SREHarmonicConv2d(**{"in_channels": 4, "out_channels": 8, "kernel_size": 3, **arguments})

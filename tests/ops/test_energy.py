@@ -1,0 +1,147 @@
+"""Energies of stencils, compiled and as convolutions."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from monai_sre.ops import harmonic_energy, harmonic_stencils, mixed_energies
+from monai_sre.ops.energy_cpu import LIBRARY, available
+from tests.testers import relative_error
+
+SHAPES = [
+    (3, 4, 7),
+    (1, 1, 1),
+    (2, 3, 7, 5),
+    (1, 1, 1, 2),
+    (2, 70, 4, 4),
+    (1, 3, 40, 37),
+    (2, 3, 3, 5, 4),
+    (1, 2, 17, 9, 11),
+]
+
+
+@pytest.fixture(params=["compiled", "convolutions"])
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    if request.param == "convolutions":
+        monkeypatch.setattr(LIBRARY, "libraries", dict.fromkeys((torch.float32, torch.float64)))
+    elif not available(torch.float32):
+        pytest.skip("no C compiler here")
+    return str(request.param)
+
+
+def reference(x: Tensor, stencils: Tensor, eps: float) -> Tensor:
+    """One tap at a time, in float64."""
+    reach = [length // 2 for length in stencils.shape[1:]]
+    padded = functional.pad(x.double(), [amount for length in reversed(reach) for amount in (length, length)])
+    total = torch.full_like(x, eps, dtype=torch.float64)
+    for stencil in stencils.double():
+        part = torch.zeros_like(total)
+        for tap in (stencil != 0).nonzero().tolist():
+            window = [slice(start, start + size) for start, size in zip(tap, x.shape[2:], strict=True)]
+            part = part + stencil[tuple(tap)] * padded[(slice(None), slice(None), *window)]
+        total = total + part.square()
+    return total.sqrt()
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_values_and_gradients(backend: str, shape: tuple[int, ...], dtype: torch.dtype, order: int) -> None:
+    ndim = len(shape) - 2
+    stencils = harmonic_stencils(1 if ndim == 1 else order, ndim, taps=5 if order == 3 else 3)
+    channels = torch.randn(shape[0], shape[1] + 3, *shape[2:], dtype=dtype, generator=torch.Generator().manual_seed(0))
+    x = channels[:, 1 : 1 + shape[1]].detach().requires_grad_()  # a slice of channels, as the layer takes it
+    grad = torch.randn(shape, dtype=dtype)
+    out = harmonic_energy(x, stencils, 1e-2)
+    wanted = reference(x, stencils, 1e-2)
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-12
+    assert out.dtype == dtype
+    assert relative_error(out, wanted) < tolerance
+    found = torch.autograd.grad(out, x, grad)
+    assert relative_error(found, torch.autograd.grad(wanted, x, grad.double())) < tolerance
+
+
+def test_threads_give_the_same(backend: str) -> None:
+    """Two threads inside a call, and two calls at once."""
+    x, stencils = torch.randn(5, 3, 9, 8), harmonic_stencils(1, 2)
+    alone = harmonic_energy(x, stencils)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert torch.equal(harmonic_energy(x, stencils), alone)
+        with ThreadPoolExecutor(2) as pool:
+            for out in pool.map(lambda _: harmonic_energy(x, stencils), range(20)):
+                assert torch.equal(out, alone)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_layouts(backend: str) -> None:
+    x, stencils = torch.randn(2, 4, 6, 7), harmonic_stencils(2, 2)
+    expected = harmonic_energy(x, stencils)
+    for same in (x.contiguous(memory_format=torch.channels_last), x.transpose(2, 3).contiguous().transpose(2, 3)):
+        torch.testing.assert_close(harmonic_energy(same, stencils), expected)
+    assert harmonic_energy(x[:0], stencils).shape == (0, 4, 6, 7)
+
+
+def test_derivatives(backend: str) -> None:
+    x = torch.randn(2, 2, 4, 5, dtype=torch.float64, requires_grad=True)
+    stencils = harmonic_stencils(1, 2, taps=3)
+    assert torch.autograd.gradcheck(lambda x: harmonic_energy(x, stencils), x)
+    assert torch.autograd.gradgradcheck(lambda x: harmonic_energy(x, stencils), x)
+
+
+def test_finite_where_nothing_varies(backend: str) -> None:
+    x = torch.zeros(1, 1, 5, 5, requires_grad=True)
+    out = harmonic_energy(x, harmonic_stencils(1, 2), eps=1e-3)
+    torch.testing.assert_close(out, torch.full_like(out, 1e-3**0.5))
+    (grad,) = torch.autograd.grad(out.sum(), x)
+    assert torch.equal(grad, torch.zeros_like(grad))
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("shape", [(2, 4, 7), (2, 4, 6, 5), (1, 4, 3, 4, 5)], ids=str)
+def test_mixed(backend: str, shape: tuple[int, ...], groups: int) -> None:
+    """Against energies one by one and a convolution; first and second derivatives."""
+    ndim = len(shape) - 2
+    stencils = [harmonic_stencils(order, ndim, taps=3) for order in ((1,) if ndim == 1 else (1, 2))]
+    x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(6, len(stencils) * 4 // groups, *(1,) * ndim, dtype=torch.float64, requires_grad=True)
+    bias = torch.randn(6, dtype=torch.float64, requires_grad=True)
+    outputs = []
+    for block, (w, b) in enumerate(zip(weight.chunk(groups), bias.chunk(groups), strict=True)):
+        part = x.chunk(groups, dim=1)[block]
+        energies = torch.cat([reference(part, stencil, 1e-3) for stencil in stencils], dim=1)
+        outputs.append(torch.einsum("oi,ni...->no...", w.flatten(1), energies) + b.reshape(-1, *(1,) * ndim))
+    wanted = torch.cat(outputs, dim=1)
+    out = mixed_energies(x, stencils, weight, bias, groups)
+    torch.testing.assert_close(out, wanted)
+    grad = torch.randn_like(out)
+    found = torch.autograd.grad(out, (x, weight, bias), grad)
+    torch.testing.assert_close(found, torch.autograd.grad(wanted, (x, weight, bias), grad))
+    assert torch.autograd.gradgradcheck(
+        lambda *operands: mixed_energies(operands[0], stencils, *operands[1:], groups),
+        (x, weight, bias),
+        fast_mode=True,
+    )
+
+
+def test_mixed_with_parts_frozen(backend: str) -> None:
+    stencils = [harmonic_stencils(1, 2)]
+    x, weight = torch.randn(1, 2, 5, 5), torch.randn(3, 2, 1, 1)
+    for frozen in (0, 1):
+        operands = [tensor.clone().requires_grad_(index != frozen) for index, tensor in enumerate((x, weight))]
+        (grad,) = torch.autograd.grad(mixed_energies(operands[0], stencils, operands[1]).sum(), operands[1 - frozen])
+        assert bool(grad.any())
+
+
+def test_bad_arguments() -> None:
+    with pytest.raises(ValueError, match="stencils must have shape"):
+        harmonic_energy(torch.zeros(1, 1, 5, 5), harmonic_stencils(1, 3))
+    with pytest.raises(ValueError, match="odd sizes"):
+        harmonic_energy(torch.zeros(1, 1, 5, 5), torch.zeros(2, 4, 4))
