@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from ignite.engine import Engine
 from monai.data import MetaTensor, decollate_batch
-from monai.transforms import Invertd
+from monai.transforms import Invertd, InvertibleTransform
 from monai.utils import convert_to_tensor
 from PIL import Image
 
@@ -40,7 +40,7 @@ class SegmentationWriter(FileTable):
     def __init__(
         self,
         output_dir: str | Path,
-        preprocessing: Callable[..., Any],
+        preprocessing: InvertibleTransform,
         class_names: Sequence[str] = ("background", "foreground"),
     ) -> None:
         super().__init__(Path(output_dir) / "segmentations.csv")

@@ -75,15 +75,15 @@ class CentredWindowInferer(Inferer):
         window = [min(size, length) for size, length in zip(roi, spatial, strict=True)]
         starts = [window_starts(size, w, self.overlap) for size, w in zip(spatial, window, strict=True)]
         weights = [_bell(w, self.sigma) for w in window]
-        places = [
-            (sample, *(slice(start, start + w) for start, w in zip(corner, window, strict=True)))
+        places: list[tuple[int | slice, ...]] = [
+            (sample, slice(None), *(slice(start, start + w) for start, w in zip(corner, window, strict=True)))
             for sample in range(len(inputs))
             for corner in itertools.product(*starts)
         ]
         output: Tensor | None = None
         for index in range(0, len(places), self.batch_size):
             chosen = places[index : index + self.batch_size]
-            batch = torch.stack([inputs[(sample, slice(None), *box)] for sample, *box in chosen])
+            batch = torch.stack([inputs[place] for place in chosen])
             found = self.inferer(batch.to(self.sw_device or inputs.device), network, *args, **kwargs)
             if found.shape[2:] != batch.shape[2:]:
                 raise ValueError(
@@ -94,8 +94,8 @@ class CentredWindowInferer(Inferer):
                 target = self.device or inputs.device
                 output = torch.zeros((len(inputs), found.shape[1], *spatial), dtype=found.dtype, device=target)
             found = _scale(found.to(output.device), weights)
-            for (sample, *box), part in zip(chosen, found, strict=True):
-                output[(sample, slice(None), *box)] += part
+            for place, part in zip(chosen, found, strict=True):
+                output[place] += part
         assert output is not None
         totals = [torch.zeros(size, dtype=torch.float64) for size in spatial]
         for total, weight, begins in zip(totals, weights, starts, strict=True):

@@ -10,7 +10,13 @@ from monai_sre.layers.conv import (
     SREConvTranspose2d,
     SREConvTranspose3d,
 )
-from monai_sre.layers.harmonic import HarmonicEnergy, SREHarmonicConv1d, SREHarmonicConv2d, SREHarmonicConv3d
+from monai_sre.layers.harmonic import (
+    HarmonicConv,
+    HarmonicEnergy,
+    SREHarmonicConv1d,
+    SREHarmonicConv2d,
+    SREHarmonicConv3d,
+)
 from monai_sre.layers.resample import (
     CentredAvgPool1d,
     CentredAvgPool2d,
@@ -31,6 +37,7 @@ __all__ = [
     "CentredMaxPool2d",
     "CentredMaxPool3d",
     "CentredUpsample",
+    "HarmonicConv",
     "HarmonicEnergy",
     "SREConv1d",
     "SREConv2d",

@@ -87,18 +87,136 @@ class HarmonicEnergy(nn.Module):
         return f"order={self.order}, stencils={tuple(self.stencils.shape)}"
 
 
-class _SREHarmonicConv(nn.Module):
-    r"""Radial convolution plus energies of harmonics.
+class HarmonicConv(nn.Module):
+    r"""Energies of harmonics added to a radial convolution; :class:`SREHarmonicConv2d` is the layer to take.
 
-    A radial kernel has no orientation, so it sees no edge and no streak. This layer computes, from the same ring sums,
-    ``hidden_channels`` further radial maps, takes their :class:`HarmonicEnergy` of each order, and mixes the normalised
-    energies into the output,
+    A radial kernel has no orientation, so it sees no edge and no streak. Here some of the maps of a radial convolution are
+    hidden: their :class:`HarmonicEnergy` of each order is taken, normalised if so asked for, and mixed into the other maps,
 
     .. math:: y = K * x + M\, \mathrm{norm}(e), \qquad e_{m,h} = \Bigl\|\,Y_m(\nabla)\, (K_h * x)\Bigr\|,
 
     with radial kernels :math:`K`, :math:`K_h` and a matrix :math:`M`. By Hobson's theorem (see
     :mod:`monai_sre.ops.harmonics`) :math:`Y_m(\nabla) K_h` is a filter of order :math:`m` with a learned radial profile.
     Energies turn as scalars do, so the layer takes a convolution's place and keeps its symmetry exact.
+
+    Args:
+        radial: a radial convolution without bias. Its output holds, in each group of channels, those of the layer and then
+            the hidden ones.
+        spatial_dims: 1 to 3.
+        out_channels: number of channels of the output.
+        hidden_channels: number of the hidden ones.
+        groups: those of ``radial``.
+        bias: whether to add a learned bias.
+        padding_mode: what lies outside of the image, as in ``torch.nn.Conv2d``.
+        orders: with the arguments up to ``eps`` as in :class:`SREHarmonicConv2d`.
+        spacing: voxel size on the grid of the output.
+        axes: as in :class:`monai_sre.layers.SREConv2d`.
+
+    Raises:
+        TypeError: an argument is of the wrong type.
+        ValueError: an argument cannot work; the message names it, its value and what is allowed.
+    """
+
+    def __init__(
+        self,
+        radial: nn.Module,
+        spatial_dims: int,
+        out_channels: int,
+        hidden_channels: int,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        orders: Sequence[int] | None = None,
+        taps: int | None = None,
+        norm: str | tuple[str, Mapping[str, Any]] | None = None,
+        eps: float = 1e-3,
+        spacing: Sequence[float] | None = None,
+        axes: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__()
+        if orders is None:
+            orders = (1,) if spatial_dims == 1 or (axes is not None and len(axes) == 1) else (1, 2)
+        if isinstance(orders, (int, str)) or not isinstance(orders, Sequence) or not orders:
+            raise TypeError(f"orders must be a sequence of integers >= 1, got {orders!r}")
+        self.orders = int_tuple("orders", orders, len(orders), minimum=1)
+        if len(set(self.orders)) != len(self.orders):
+            raise ValueError(f"orders must differ from each other, got {orders!r}")
+        if taps is None:
+            taps = max(3 if spatial_dims == 3 else 5, max(self.orders) + 1 + max(self.orders) % 2)
+        self.out_channels, self.hidden_channels, self.groups, self.eps = (
+            out_channels,
+            hidden_channels,
+            groups,
+            float(eps),
+        )
+        options: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.radial = radial
+        self.energies = nn.ModuleList(
+            HarmonicEnergy(
+                spatial_dims, order, taps, spacing=spacing, axes=axes, eps=eps, padding_mode=padding_mode, **options
+            )
+            for order in self.orders
+        )
+        total = hidden_channels * len(self.orders)
+        self.norm = nn.Identity() if norm is None else get_norm_layer(norm, spatial_dims, total).to(**options)
+        self.mix = _POINTWISE[spatial_dims - 1](total, out_channels, 1, groups=groups, bias=bias, **options)
+        self._lean = norm is None and padding_mode == "zeros"
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Refill all parts; the mixed energies start with the power of one energy, the bias with zero."""
+        self.radial.reset_parameters()  # type: ignore[operator]
+        reset = getattr(self.norm, "reset_parameters", None)
+        if reset is not None:
+            reset()
+        nn.init.normal_(self.mix.weight, std=self.mix.weight.shape[1] ** -0.5)
+        if self.mix.bias is not None:
+            nn.init.zeros_(self.mix.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        unbatched = x.dim() == self.mix.weight.dim() - 1
+        y = self.radial(x.unsqueeze(0) if unbatched else x).unflatten(1, [self.groups, -1])
+        hidden = self.hidden_channels // self.groups
+        radial, maps = [part.flatten(1, 2) for part in y.split([y.size(2) - hidden, hidden], dim=2)]
+        stencils: list[Tensor] = []
+        parts: list[Tensor] = []
+        for energy in self.energies:
+            if self._lean:
+                stencils.append(energy.stencils)  # type: ignore[arg-type]
+            else:
+                parts.append(energy(maps).unflatten(1, [self.groups, hidden]))
+        if self._lean:
+            mixed = mixed_energies_nd(maps, stencils, self.mix.weight, self.mix.bias, self.groups, self.eps)
+        else:
+            mixed = self.mix(self.norm(torch.cat(parts, dim=2).flatten(1, 2)))
+        out = radial + mixed
+        return out.squeeze(0) if unbatched else out
+
+    def extra_repr(self) -> str:
+        """Orders and widths; the parts say the rest."""
+        return f"orders={self.orders}, hidden_channels={self.hidden_channels}"
+
+
+def hidden_maps(out_channels: int, groups: int, hidden_channels: int | None = None) -> int:
+    """``hidden_channels`` if it fits, or a quarter of ``out_channels``, at least one a group.
+
+    Example:
+        >>> hidden_maps(64, 1), hidden_maps(6, 2)
+        (16, 2)
+    """
+    if hidden_channels is None:
+        return groups * max(1, out_channels // (4 * groups))
+    (hidden_channels,) = int_tuple("hidden_channels", hidden_channels, 1, minimum=1)
+    if hidden_channels % groups:
+        raise ValueError(f"hidden_channels must be a multiple of groups={groups}, got {hidden_channels}")
+    return hidden_channels
+
+
+class _SREHarmonicConv(HarmonicConv):
+    """The radial convolution of ``radial_type`` with energies.
 
     Args:
         in_channels: number of channels of the input.
@@ -110,11 +228,8 @@ class _SREHarmonicConv(nn.Module):
         taps: size of the stencils along each axis; ``None`` is 5, in 3-D 3, or what the highest order needs.
         norm: normalisation of the energies in MONAI's notation, ``None`` for none.
         eps: see :class:`HarmonicEnergy`.
-        num_rings: with the arguments after it as in :class:`monai_sre.layers.SREConv2d`.
-
-    Raises:
-        TypeError: an argument is of the wrong type.
-        ValueError: an argument cannot work; the message names it, its value and what is allowed.
+        radial: the keyword arguments of :class:`monai_sre.layers.SREConv2d`, such as ``spacing`` and ``axes``. Rings are
+            Gaussian and orthonormal if they do not say otherwise.
     """
 
     spatial_dims: int
@@ -139,107 +254,47 @@ class _SREHarmonicConv(nn.Module):
         taps: int | None = None,
         norm: str | tuple[str, Mapping[str, Any]] | None = None,
         eps: float = 1e-3,
-        num_rings: int | None = None,
-        profile: str | tuple[str, Mapping[str, Any]] = "gaussian",
-        circular: bool = True,
-        orthonormal: bool = True,
-        spacing: Sequence[float] | None = None,
-        axes: Sequence[int] | None = None,
-        algorithm: str = "auto",
+        **radial: Any,
     ) -> None:
-        super().__init__()
         ndim = self.spatial_dims
-        (self.out_channels,) = int_tuple("out_channels", out_channels, 1, minimum=1)
-        (self.groups,) = int_tuple("groups", groups, 1, minimum=1)
-        if orders is None:
-            orders = (1,) if ndim == 1 or (axes is not None and len(axes) == 1) else (1, 2)
-        if isinstance(orders, (int, str)) or not isinstance(orders, Sequence) or not orders:
-            raise TypeError(f"orders must be a sequence of integers >= 1, got {orders!r}")
-        self.orders = int_tuple("orders", orders, len(orders), minimum=1)
-        if len(set(self.orders)) != len(self.orders):
-            raise ValueError(f"orders must differ from each other, got {orders!r}")
-        if hidden_channels is None:
-            hidden_channels = self.groups * max(1, self.out_channels // (4 * self.groups))
-        (self.hidden_channels,) = int_tuple("hidden_channels", hidden_channels, 1, minimum=1)
-        if self.hidden_channels % self.groups:
-            raise ValueError(f"hidden_channels must be a multiple of groups={groups}, got {hidden_channels}")
-        if taps is None:
-            taps = max(3 if ndim == 3 else 5, max(self.orders) + 1 + max(self.orders) % 2)
-        total = self.hidden_channels * len(self.orders)
-        self.radial = self.radial_type(
-            in_channels,
-            self.out_channels + self.hidden_channels,
-            kernel_size,
-            stride,
-            padding,
-            dilation,
+        (out_channels,) = int_tuple("out_channels", out_channels, 1, minimum=1)
+        (groups,) = int_tuple("groups", groups, 1, minimum=1)
+        if out_channels % groups:
+            raise ValueError(f"groups must divide out_channels={out_channels}, got {groups}")
+        hidden = hidden_maps(out_channels, groups, hidden_channels)
+        sizes = (kernel_size, stride, padding, dilation, groups, False, padding_mode, device, dtype)
+        radial = {"profile": "gaussian", "orthonormal": True, **radial}
+        conv: Any = self.radial_type(in_channels, out_channels + hidden, *sizes, **radial)
+        super().__init__(
+            conv,
+            ndim,
+            out_channels,
+            hidden,
             groups,
-            False,
+            bias,
             padding_mode,
             device,
             dtype,
-            num_rings=num_rings,
-            profile=profile,
-            circular=circular,
-            orthonormal=orthonormal,
-            spacing=spacing,
-            axes=axes,
-            algorithm=algorithm,
+            orders=orders,
+            taps=taps,
+            norm=norm,
+            eps=eps,
+            spacing=output_spacing(radial.get("spacing"), conv.stride),
+            axes=radial.get("axes"),
         )
-        self.energies = nn.ModuleList(
-            HarmonicEnergy(
-                ndim,
-                order,
-                taps,
-                spacing=spacing,
-                axes=axes,
-                eps=eps,
-                padding_mode=padding_mode,
-                device=device,
-                dtype=dtype,
-            )
-            for order in self.orders
-        )
-        self.norm = nn.Identity() if norm is None else get_norm_layer(norm, ndim, total).to(device=device, dtype=dtype)
-        self.mix = _POINTWISE[ndim - 1](
-            total, self.out_channels, 1, groups=groups, bias=bias, device=device, dtype=dtype
-        )
-        self.eps = float(eps)
-        self._lean = norm is None and padding_mode == "zeros"
-        self.reset_parameters()
 
-    def reset_parameters(self) -> None:
-        """Refill all parts; the mixed energies start with the power of one normalised energy, the bias with zero."""
-        self.radial.reset_parameters()  # type: ignore[operator]
-        reset = getattr(self.norm, "reset_parameters", None)
-        if reset is not None:
-            reset()
-        nn.init.normal_(self.mix.weight, std=self.mix.weight.shape[1] ** -0.5)
-        if self.mix.bias is not None:
-            nn.init.zeros_(self.mix.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        unbatched = x.dim() == self.mix.weight.dim() - 1
-        y = self.radial(x.unsqueeze(0) if unbatched else x).unflatten(1, [self.groups, -1])
-        hidden = self.hidden_channels // self.groups
-        radial, maps = [part.flatten(1, 2) for part in y.split([y.size(2) - hidden, hidden], dim=2)]
-        stencils: list[Tensor] = []
-        parts: list[Tensor] = []
-        for energy in self.energies:
-            if self._lean:
-                stencils.append(energy.stencils)
-            else:
-                parts.append(energy(maps).unflatten(1, [self.groups, hidden]))
-        if self._lean:
-            mixed = mixed_energies_nd(maps, stencils, self.mix.weight, self.mix.bias, self.groups, self.eps)
-        else:
-            mixed = self.mix(self.norm(torch.cat(parts, dim=2).flatten(1, 2)))
-        out = radial + mixed
-        return out.squeeze(0) if unbatched else out
+def output_spacing(spacing: Sequence[float] | None, stride: Sequence[int]) -> tuple[float, ...] | None:
+    """Voxel size behind a stride; ``None`` where all axes are alike.
 
-    def extra_repr(self) -> str:
-        """Orders and widths; the parts say the rest."""
-        return f"orders={self.orders}, hidden_channels={self.hidden_channels}"
+    Example:
+        >>> output_spacing((4.0, 1.0, 1.0), (1, 2, 2)), output_spacing(None, (2, 2))
+        ((4.0, 2.0, 2.0), None)
+    """
+    if spacing is None and len(set(stride)) == 1:
+        return None
+    steps = [1.0] * len(stride) if spacing is None else spacing
+    return tuple(float(step) * factor for step, factor in zip(steps, stride, strict=True))
 
 
 class SREHarmonicConv1d(_SREHarmonicConv):

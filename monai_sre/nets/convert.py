@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from monai_sre.layers.interpolate import CentredPadPool
-from monai_sre.nets import blocks, probe, rules
+from monai_sre.nets import blocks, making, probe, rules
 from monai_sre.nets.report import ATTRIBUTE, ConversionReport, Entry, RefusedError, conversion_report, describe, refusal
 from monai_sre.ops.arguments import int_tuple
 from monai_sre.ops.symmetry import lattice_generators
@@ -52,6 +52,7 @@ def convert_to_sre(
     axes: Sequence[int] | None = None,
     algorithm: str = "auto",
     antialias: bool | float = False,
+    conv: str | tuple[str, Mapping[str, Any]] = "radial",
     strict: bool = True,
     verify: bool | Tensor | Sequence[Any] = True,
 ) -> nn.Module:
@@ -79,6 +80,9 @@ def convert_to_sre(
         antialias: blur before strides leave out pixels, in convolutions, max and average pools
             (:mod:`monai_sre.ops.blur`): less error under rotations by other angles than 90 degrees. ``True``, or the
             filter's standard deviation in steps of the coarser grid (``True`` is 0.6; wider ones err less and blur more).
+        conv: ``"harmonic"`` adds energies of harmonics to each radial convolution of more than one tap, so that it sees
+            edges too (:class:`monai_sre.layers.HarmonicConv`); its options are ``orders``, ``taps``, ``norm`` and ``eps``.
+            Parameters of these layers get new names. With ``init="project"`` the energies start with weights of zero.
         strict: raise where a module cannot be made equivariant; otherwise it stays, and the report lists it.
         verify: ``True`` looks for an input size that the network accepts; else the shape ``(N, C, *spatial)`` or the input to
             check, or a tuple of all arguments. ``False`` checks nothing.
@@ -105,7 +109,7 @@ def convert_to_sre(
     ndim = probe.spatial_dims_of(network)
     if kernel_size is not None:
         int_tuple("kernel_size", kernel_size, ndim, minimum=1)
-    options = rules.Rules(
+    options = making.Rules(
         kernel_size=kernel_size,
         num_rings=num_rings,
         profile=profile,
@@ -116,6 +120,7 @@ def convert_to_sre(
         axes=None if axes is None else tuple(axes),
         algorithm=algorithm,
         antialias=antialias,
+        conv=conv,
     )
     options.check(ndim)
     arguments: probe.Arguments | None = None
@@ -181,7 +186,7 @@ def spacing_from(image: Any) -> tuple[float, ...]:
 class _Plan:
     """What is to be replaced; nothing is changed before :meth:`apply`."""
 
-    def __init__(self, options: rules.Rules, spacings: dict[int, tuple[float, ...]]) -> None:
+    def __init__(self, options: making.Rules, spacings: dict[int, tuple[float, ...]]) -> None:
         self.rules, self.spacings = options, spacings
         self.report = ConversionReport()
         self.new: dict[int, nn.Module] = {}
@@ -328,7 +333,7 @@ def _pairs(pads: Sequence[int]) -> rules.Pads:
 
 
 def _spacings(
-    network: nn.Module, options: rules.Rules, arguments: probe.Arguments | None, ndim: int
+    network: nn.Module, options: making.Rules, arguments: probe.Arguments | None, ndim: int
 ) -> dict[int, tuple[float, ...]]:
     """Voxel size at each layer's input, where strides that differ between axes change its proportions."""
     strides = [getattr(module, "stride", 1) for module in network.modules()]
@@ -356,7 +361,7 @@ def _spacings(
 def _verify(
     network: nn.Module,
     report: ConversionReport,
-    options: rules.Rules,
+    options: making.Rules,
     arguments: probe.Arguments | None,
     expected: list[tuple[int, ...]] | None,
     ndim: int,

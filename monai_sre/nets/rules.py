@@ -2,120 +2,26 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import combinations
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd, _AvgPoolNd, _MaxPoolNd
 
 from monai_sre import layers
 from monai_sre.layers import centred
 from monai_sre.layers.interpolate import CentredNearest
+from monai_sre.nets.making import SRE_CONVS, Rules, build, embed, fill, with_energies
 from monai_sre.nets.report import RefusedError
-from monai_sre.ops.arguments import int_tuple
-from monai_sre.ops.blur import blur_width
-from monai_sre.ops.conv import check_algorithm
-from monai_sre.ops.radial import centred_basis
 
 _CONVS = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
 _TRANSPOSED = {nn.ConvTranspose1d: 1, nn.ConvTranspose2d: 2, nn.ConvTranspose3d: 3}
-_SRE = (layers.SREConv1d, layers.SREConv2d, layers.SREConv3d)
 _CENTRED = (centred.CentredConv1d, centred.CentredConv2d, centred.CentredConv3d)
 _CENTRED_TRANSPOSED = (centred.CentredConvTranspose1d, centred.CentredConvTranspose2d, centred.CentredConvTranspose3d)
 _MAX_POOLS = (layers.CentredMaxPool1d, layers.CentredMaxPool2d, layers.CentredMaxPool3d)
 _AVG_POOLS = (layers.CentredAvgPool1d, layers.CentredAvgPool2d, layers.CentredAvgPool3d)
 Pads = list[tuple[int, int]]
-
-
-@dataclass(frozen=True)
-class Rules:
-    """What the caller of :func:`monai_sre.nets.convert_to_sre` asked for; the fields are its arguments."""
-
-    kernel_size: int | Sequence[int] | None = None
-    num_rings: int | None = None
-    profile: str | tuple[str, Mapping[str, Any]] = "band"
-    init: str = "project"
-    circular: bool = True
-    orthonormal: bool = False
-    spacing: tuple[float, ...] | None = None
-    axes: tuple[int, ...] | None = None
-    algorithm: str = "auto"
-    antialias: bool | float = False
-
-    def geometry(self, spacing: tuple[float, ...] | None) -> dict[str, Any]:
-        """Keyword arguments of the radial layers."""
-        return {
-            "profile": self.profile,
-            "circular": self.circular,
-            "orthonormal": self.orthonormal,
-            "spacing": spacing,
-            "axes": self.axes,
-        }
-
-    def check(self, spatial_dims: int) -> None:
-        """Raise where the geometry cannot work in so many spatial axes."""
-        centred_basis((3,) * spatial_dims, **self.geometry(self.spacing))
-        if self.num_rings is not None:
-            int_tuple("num_rings", self.num_rings, 1, minimum=1)
-        check_algorithm(self.algorithm)
-        blur_width(self.antialias)
-
-    def check_alike(self, what: str, values: Sequence[Any]) -> None:
-        """Refuse values that differ between spatial axes that a symmetry exchanges."""
-        moving = range(len(values)) if self.axes is None else self.axes
-        for first, second in combinations(moving, 2):
-            alike = self.spacing is None or self.spacing[first] == self.spacing[second]
-            if alike and values[first] != values[second]:
-                raise RefusedError(
-                    f"{what}={tuple(values)} differs between the spatial axes {first} and {second}, which a rotation "
-                    "exchanges; give their spacing, or the axes to be symmetric in"
-                )
-
-    def grown(self, taps: Sequence[int]) -> list[int]:
-        """Kernel sizes after ``kernel_size``: larger where it is, of the same parity, 1 where they were 1."""
-        if self.kernel_size is None:
-            return list(taps)
-        wanted = [self.kernel_size] * len(taps) if isinstance(self.kernel_size, int) else list(self.kernel_size)
-        if len(wanted) != len(taps):
-            raise RefusedError(f"kernel_size={self.kernel_size!r} does not have {len(taps)} entries")
-        return [k if k == 1 else max(k, w + (w - k) % 2) for k, w in zip(taps, wanted, strict=True)]
-
-
-def project(kernel: Tensor, basis: Tensor) -> tuple[Tensor, float]:
-    """Coefficients of the radial kernels nearest to given ones, and the share of energy that they keep.
-
-    Args:
-        kernel: shape ``(A, B, *kernel_size)``.
-        basis: shape ``(b, *kernel_size)``.
-
-    Returns:
-        Least-squares coefficients ``(A, B, b)`` in float64, and ``sum(projected**2) / sum(kernel**2)`` (1 for a zero kernel).
-
-    Example:
-        >>> from monai_sre.ops import radial_basis
-        >>> weight, share = project(torch.ones(1, 1, 3, 3), radial_basis((3, 3)))
-        >>> [round(value, 6) for value in weight.flatten().tolist()], round(share, 6)
-        ([1.0, 1.0], 1.0)
-    """
-    flat, rings = kernel.detach().double().flatten(2), basis.double().flatten(1).to(kernel.device)
-    weight = flat @ torch.linalg.pinv(rings)
-    total = float(flat.square().sum())
-    return weight, float((weight @ rings).square().sum()) / total if total > 0 else 1.0
-
-
-def embed(kernel: Tensor, size: Sequence[int], front: Sequence[int]) -> Tensor:
-    """``kernel`` in the middle of zeros of ``size``; where that is half a tap, ``front`` says whether the zeros lead."""
-    pads: list[int] = []
-    for axis, length in reversed(list(enumerate(size))):
-        extra = length - kernel.shape[axis + 2]
-        before = (extra + (1 if front[axis] else 0)) // 2
-        pads += [before, extra - before]
-    return nn.functional.pad(kernel, pads)
 
 
 def convert_conv(conv: _ConvNd, rules: Rules, spacing: tuple[float, ...] | None, merged: Pads | None) -> Any:
@@ -165,8 +71,11 @@ def convert_conv(conv: _ConvNd, rules: Rules, spacing: tuple[float, ...] | None,
         options["far_padding"] = tuple(amount % 2 for amount in total)
         options["antialias"] = rules.antialias if any(s > 1 for s in stride) else False
     kernel = embed(conv.weight, size, [low < high for low, high in pads])
-    new = _build((_SRE if plain else _CENTRED)[ndim - 1], options, rules, spacing)
-    return new, _fill(new, kernel, conv.bias, conv, rules)
+    new = build((SRE_CONVS if plain else _CENTRED)[ndim - 1], options, rules, spacing)
+    energy = fill(new, kernel, conv.bias, conv, rules)
+    if rules.energies is not None and max(size) > 1:
+        new = with_energies(new, options, rules, spacing)
+    return new, energy
 
 
 def convert_transposed(conv: _ConvTransposeNd, rules: Rules, spacing: tuple[float, ...] | None) -> Any:
@@ -194,9 +103,9 @@ def convert_transposed(conv: _ConvTransposeNd, rules: Rules, spacing: tuple[floa
         "groups": conv.groups,
         "bias": conv.bias is not None,
     }
-    new = _build(_CENTRED_TRANSPOSED[ndim - 1], options, rules, spacing)
+    new = build(_CENTRED_TRANSPOSED[ndim - 1], options, rules, spacing)
     kernel = embed(conv.weight, new.kernel_size, [False] * ndim)  # type: ignore[arg-type]
-    return new, _fill(new, kernel, conv.bias, conv, rules)
+    return new, fill(new, kernel, conv.bias, conv, rules)
 
 
 def convert_subpixel(conv: _ConvNd, factor: int, rules: Rules, spacing: tuple[float, ...] | None) -> Any:
@@ -228,9 +137,9 @@ def convert_subpixel(conv: _ConvNd, factor: int, rules: Rules, spacing: tuple[fl
         "padding": tuple(factor * (low + grown) for (low, _), grown in zip(pads, more, strict=True)),
         "bias": conv.bias is not None,
     }
-    new = _build(_CENTRED_TRANSPOSED[ndim - 1], options, rules, spacing)
+    new = build(_CENTRED_TRANSPOSED[ndim - 1], options, rules, spacing)
     bias = None if conv.bias is None else conv.bias.detach().reshape(out_channels, -1).mean(dim=1)
-    return new, _fill(new, kernel, bias, conv, rules)
+    return new, fill(new, kernel, bias, conv, rules)
 
 
 def convert_pool(pool: nn.Module, rules: Rules) -> nn.Module | str:
@@ -332,37 +241,3 @@ def _per_axis(value: Any, ndim: int) -> tuple[int, ...]:
     if isinstance(value, int):
         return (value,) * ndim
     return tuple(value) if len(value) == ndim else tuple(value) * ndim
-
-
-def _build(
-    kind: type[nn.Module], options: dict[str, Any], rules: Rules, spacing: tuple[float, ...] | None
-) -> nn.Module:
-    options = {**options, **rules.geometry(spacing)}
-    if rules.num_rings is not None:
-        tiny = kind(**{**options, "in_channels": 1, "out_channels": 1, "groups": 1})
-        most: Any = tiny.num_rings
-        size = tiny.kernel_size
-        if rules.axes is not None:
-            most //= math.prod(k for axis, k in enumerate(size) if axis not in rules.axes)  # type: ignore[arg-type]
-        options["num_rings"] = min(rules.num_rings, most)
-    return kind(**options)
-
-
-def _fill(new: nn.Module, kernel: Tensor, bias: Tensor | None, old: nn.Module, rules: Rules) -> float | None:
-    """Give ``new`` the weights, the device, the dtype and the flags of ``old``; returns the energy kept."""
-    weight: Any = old.weight
-    new.to(device=weight.device, dtype=weight.dtype)
-    new.reset_parameters()  # type: ignore[operator]
-    energy = None
-    with torch.no_grad():
-        if rules.init == "project":
-            basis: Any = new.basis
-            coefficients, energy = project(kernel, basis)
-            new.weight.copy_(coefficients)  # type: ignore[operator, union-attr]
-            if bias is not None:
-                new.bias.copy_(bias)  # type: ignore[operator, union-attr]
-    for name in ("weight", "bias"):
-        source = getattr(old, name)
-        if source is not None:
-            getattr(new, name).requires_grad_(source.requires_grad)
-    return energy

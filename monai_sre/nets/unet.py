@@ -44,7 +44,7 @@ class _Up(nn.Module):
         self.convs = convs
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        x = _refine(self.reduce(x), self.factors, skip.shape[2:])
+        x = _refine(self.reduce(x), self.factors, list(skip.shape[2:]))
         return self.convs(torch.cat([skip, x], dim=1))
 
 
@@ -223,7 +223,7 @@ class SREUNet(nn.Module):
             return logits
         outputs = [logits]
         for index, head in enumerate(self.deep_heads):
-            outputs.append(head(levels[len(levels) - 2 - index], x.shape[2:]))
+            outputs.append(head(levels[len(levels) - 2 - index], list(x.shape[2:])))
         return outputs
 
 

@@ -22,6 +22,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from torch.utils._pytree import tree_leaves, tree_map
 
 from monai_sre import SREConv2d, conversion_report, convert_to_sre, equivariance_error, fold_sre, spacing_from
+from monai_sre.layers import HarmonicConv
 from monai_sre.layers.centred import CentredConv2d, CentredConvTranspose2d
 from monai_sre.nets.rules import convert_subpixel
 from monai_sre.ops import lattice_generators
@@ -244,6 +245,65 @@ class TestAntialias:
             for smooth in (False, True)
         ]
         assert errors[1]["30 deg"] < (0.7 if isinstance(layer, nn.MaxPool2d) else 0.5) * errors[0]["30 deg"]
+
+
+class TestHarmonic:
+    """Energies beside the radial convolutions."""
+
+    @pytest.mark.parametrize(
+        ("architecture", "ndim"),
+        [
+            case
+            for case in CASES
+            if case.values[0].name.split(" ")[0] in ("ResNet18", "EfficientNet-b0", "UNet", "SegResNet")
+        ],
+    )
+    def test_every_size(self, architecture: Architecture, ndim: int) -> None:
+        original = architecture.build(ndim).double().eval()
+        options = {"init": "reset", "conv": "harmonic", "verify": False}
+        network = convert_to_sre(stirred(copy.deepcopy(original)), **options)
+        converted = [entry for entry in conversion_report(network).replaced if entry.after.startswith("HarmonicConv")]
+        assert len(converted) == sum(isinstance(module, HarmonicConv) for module in network.modules()) > 0
+        for size in architecture.sizes[ndim][:2]:
+            x = torch.randn(1, 1, *size, dtype=torch.float64)
+            with torch.no_grad():
+                shapes = [leaf.shape for leaf in tree_leaves(network(x))]
+                assert shapes == [leaf.shape for leaf in tree_leaves(original(x))]
+            assert worst_error(network, x, all_or_some(ndim, False)) <= 1e-12
+
+    def test_projected_weights_come_first(self) -> None:
+        """At the start the energies have no effect; one step of training, and they have."""
+        build = next(item for item in ARCHITECTURES if item.name == "ResNet18").build
+        torch.manual_seed(0)
+        plain = build(2).eval()
+        radial, harmonic = (convert_to_sre(copy.deepcopy(plain), conv=conv) for conv in ("radial", "harmonic"))
+        x = torch.randn(2, 1, 33, 40)
+        torch.testing.assert_close(harmonic(x), radial(x), rtol=1e-5, atol=1e-5)
+        harmonic(x).square().sum().backward()
+        mixing = [module.mix.weight for module in harmonic.modules() if isinstance(module, HarmonicConv)]
+        assert all(weight.grad is not None and bool(weight.grad.any()) for weight in mixing)
+
+    def test_folds(self) -> None:
+        network = convert_to_sre(
+            nn.Sequential(nn.Conv2d(1, 4, 3, 2, 1), nn.Conv2d(4, 4, 5)), init="reset", conv="harmonic"
+        )
+        x = torch.randn(1, 1, 20, 23)
+        expected = network(x)
+        folded = fold_sre(copy.deepcopy(network))
+        torch.testing.assert_close(folded(x), expected, rtol=1e-5, atol=1e-5)
+        assert not any(isinstance(module, SREConv2d) for module in folded.modules())
+
+    @pytest.mark.parametrize(
+        ("conv", "match"),
+        [
+            ("spherical", "conv must be 'radial', 'harmonic'"),
+            (("harmonic", {"depth": 1}), "takes the options"),
+            (("harmonic", {"orders": (0,)}), "orders must"),
+        ],
+    )
+    def test_arguments(self, conv: Any, match: str) -> None:
+        with pytest.raises(ValueError, match=match):
+            convert_to_sre(nn.Conv2d(1, 4, 3), conv=conv)
 
 
 class TestFaithful:
