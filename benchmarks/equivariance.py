@@ -1,8 +1,9 @@
 """Error under rotation by any angle: profiles against SRE-Conv and GMR-Conv, one layer at a time and whole networks.
 
-    python benchmarks/equivariance.py                     # about 15 minutes on one core
-    python benchmarks/equivariance.py --parts converted   # only these cells anew, the others as they are stored
-    python benchmarks/equivariance.py --quick             # about 2 minutes, coarser; writes beside the full results
+    python -m benchmarks.equivariance                     # about 15 minutes on one core
+    python -m benchmarks.equivariance --parts converted   # only these cells anew, the others as they are stored
+    python -m benchmarks.equivariance --missing           # only cells that are not stored yet
+    python -m benchmarks.equivariance --quick             # about 2 minutes, coarser; writes beside the full results
 
 Images are white noise filtered with a Gaussian; weights are random, as each package initialises them. A layer's error is
 ``|f(gx) - g f(x)| / |g f(x)|`` in the central disc, ``g`` a rotation with splines of order 5. A network's error is that of
@@ -13,17 +14,13 @@ JSON, a Markdown table and a picture. Peers that are not installed are left out.
 from __future__ import annotations
 
 import argparse
-import importlib
-import importlib.util
 import json
 import math
 import platform
 import statistics
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import matplotlib as mpl
@@ -31,9 +28,10 @@ import torch
 from monai.networks import nets
 from torch import Tensor, nn
 
+from benchmarks.peers import peer
 from monai_sre import convert_to_sre
 from monai_sre.evaluation.rotation import disc, rotate
-from monai_sre.layers import SREConv2d, SREConv3d
+from monai_sre.layers import SREConv2d, SREConv3d, SREHarmonicConv2d, SREHarmonicConv3d
 from monai_sre.nets import SREResNet
 from monai_sre.ops.isotropy import kernel_error
 
@@ -64,17 +62,6 @@ COLOURS = {
 }
 
 
-def peer(package: str, module: str) -> ModuleType | None:
-    """One file of a peer package, without its ``__init__``, which needs torchvision and torchio."""
-    if package not in sys.modules:
-        spec = importlib.util.find_spec(package)
-        if spec is None or not spec.submodule_search_locations:
-            return None
-        sys.modules[package] = ModuleType(package)
-        sys.modules[package].__path__ = list(spec.submodule_search_locations)
-    return importlib.import_module(f"{package}.{module}")
-
-
 def noise(shape: tuple[int, ...], sigma: float, seed: int) -> Tensor:
     """White noise filtered with a Gaussian of the given width in pixels, of variance 1, periodic."""
     x = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
@@ -100,6 +87,9 @@ def layer_makers(spatial_dims: int, size: int) -> dict[str, Callable[[], nn.Modu
     for profile in PROFILES:
         makers[profile] = partial(ours, CHANNELS, CHANNELS, size, padding=size // 2, bias=False, profile=profile)
     makers["isotropic, orthonormal"] = partial(makers["isotropic"], orthonormal=True)
+    harmonic = SREHarmonicConv2d if spatial_dims == 2 else SREHarmonicConv3d
+    makers["gaussian, ReLU"] = lambda: nn.Sequential(makers["gaussian"](), nn.ReLU())
+    makers["harmonic (gaussian)"] = partial(harmonic, CHANNELS, CHANNELS, size, padding=size // 2, bias=False)
     return makers
 
 
@@ -114,9 +104,10 @@ def layer_errors(
         torch.manual_seed(seed)
         layer = make().double()
         with torch.no_grad():
-            impulse = torch.zeros((CHANNELS, CHANNELS) + (13,) * spatial_dims, dtype=torch.float64)
-            impulse[(range(CHANNELS), range(CHANNELS)) + (6,) * spatial_dims] = 1
-            closed.append(float(kernel_error(layer(impulse), WIDTHS, spacing=(1.0,) * spatial_dims).mean()))
+            if not isinstance(layer, (nn.Sequential, SREHarmonicConv2d, SREHarmonicConv3d)):  # linear: it has a kernel
+                impulse = torch.zeros((CHANNELS, CHANNELS) + (13,) * spatial_dims, dtype=torch.float64)
+                impulse[(range(CHANNELS), range(CHANNELS)) + (6,) * spatial_dims] = 1
+                closed.append(float(kernel_error(layer(impulse), WIDTHS, spacing=(1.0,) * spatial_dims).mean()))
             for sigma in WIDTHS:
                 x = noise((1, CHANNELS) + (side,) * spatial_dims, sigma, seed)
                 y = layer(x)
@@ -130,7 +121,7 @@ def layer_errors(
         "by_angle": {f"{angle:g}": mean([mean(errors[angle, sigma]) for sigma in WIDTHS]) for angle in angles},
         "by_width": {f"{sigma:g}": mean([mean(errors[angle, sigma]) for angle in TABLE_ANGLES]) for sigma in WIDTHS},
         "mean": mean([mean(errors[angle, sigma]) for angle in TABLE_ANGLES for sigma in WIDTHS]),
-        "closed_form_all_angles": mean(closed),
+        "closed_form_all_angles": mean(closed) if closed else None,
     }
 
 
@@ -144,8 +135,10 @@ def as_official(network: nn.Module) -> nn.Module:
 
 
 def network_makers(width: int) -> dict[str, Callable[[], nn.Module]]:
-    def ours(profile: str, antialias: bool, official: bool = False, act: Any = "relu") -> nn.Module:
-        network = SREResNet(2, 3, 9, width=width, profile=profile, antialias=antialias, act=act)
+    def ours(
+        profile: str, antialias: bool, official: bool = False, act: Any = "relu", conv: str = "radial"
+    ) -> nn.Module:
+        network = SREResNet(2, 3, 9, width=width, profile=profile, antialias=antialias, act=act, conv=conv)
         return as_official(network) if official else network
 
     makers: dict[str, Callable[[], nn.Module]] = {}
@@ -166,6 +159,8 @@ def network_makers(width: int) -> dict[str, Callable[[], nn.Module]]:
                 makers[label] = partial(ours, profile, antialias, official)
             label = profile + (", antialiased" if antialias else "") + ", swish"
             makers[label] = partial(ours, profile, antialias, act="memswish")
+    makers["harmonic (gaussian)"] = partial(ours, "gaussian", False, conv="harmonic")
+    makers["harmonic (gaussian), antialiased, swish"] = partial(ours, "gaussian", True, act="memswish", conv="harmonic")
     return makers
 
 
@@ -206,36 +201,39 @@ def network_error(make: Callable[[], nn.Module], side: int, radius: int, seeds: 
     return {"by_angle": by_angle, "mean": statistics.fmean(by_angle.values())}
 
 
-def measure_layers(quick: bool) -> dict[str, Any]:
+def measure_layers(quick: bool, result: dict[str, Any]) -> dict[str, Any]:
     angles = TABLE_ANGLES if quick else tuple(float(angle) for angle in range(0, 91, 5))
-    result: dict[str, Any] = {}
     for spatial_dims, size in CASES:
         case = result.setdefault(f"{spatial_dims}-D, k = {size}", {})
         few = angles if spatial_dims == 2 else TABLE_ANGLES
         side, seeds = (96, 3) if spatial_dims == 2 else (36, 1)
         for label, make in layer_makers(spatial_dims, size).items():
+            if label in case:
+                continue
             case[label] = layer_errors(make, spatial_dims, few, side, 1 if quick else seeds)
             case[label]["parameters"] = sum(p.numel() for p in make().parameters())
             print(f"{spatial_dims}-D k={size} {label}: {case[label]['mean']:.5f}", flush=True)
     return result
 
 
-def measure_networks(quick: bool) -> dict[str, Any]:
-    result: dict[str, Any] = {}
+def measure_networks(quick: bool, result: dict[str, Any]) -> dict[str, Any]:
     for side, radius, seeds in ((96, 24, 1),) if quick else ((96, 24, 3), (160, 24, 2)):
         case = result.setdefault(f"{side} pixels, objects of radius {radius}", {})
         for label, make in network_makers(8).items():
+            if label in case:
+                continue
             case[label] = network_error(make, side, radius, seeds)
             print(f"network {side} {label}: {case[label]['mean']:.4f}", flush=True)
     return result
 
 
-def measure_converted(quick: bool) -> dict[str, Any]:
-    result: dict[str, Any] = {}
+def measure_converted(quick: bool, result: dict[str, Any]) -> dict[str, Any]:
     for name, original in ORIGINALS.items():
+        case = result.setdefault(name, {})
         for label, make in converted_makers(original).items():
-            row = network_error(make, 96, 24, 1 if quick else 3)
-            result.setdefault(name, {})[label] = row
+            if label in case:
+                continue
+            case[label] = row = network_error(make, 96, 24, 1 if quick else 3)
             print(f"{name} {label}: {row['mean']:.4f}", flush=True)
     return result
 
@@ -243,7 +241,7 @@ def measure_converted(quick: bool) -> dict[str, Any]:
 def table(result: dict[str, Any]) -> str:
     lines = ["# Error under rotation", ""]
     lines += [
-        f"Made by `python benchmarks/equivariance.py{' --quick' if result['quick'] else ''}`: see its first lines for what is"
+        f"Made by `python -m benchmarks.equivariance{' --quick' if result['quick'] else ''}`: see its first lines for what is"
         " measured.",
         "",
         "## One layer",
@@ -265,7 +263,8 @@ def table(result: dict[str, Any]) -> str:
                 for other in ("SRE-Conv", "GMR-Conv")
             ]
             cells = [f"{row['by_angle'][f'{angle:g}']:.5f}" for angle in TABLE_ANGLES]
-            cells += [f"{row['mean']:.5f}", *ratios, f"{row['closed_form_all_angles']:.5f}"]
+            closed = row["closed_form_all_angles"]
+            cells += [f"{row['mean']:.5f}", *ratios, "" if closed is None else f"{closed:.5f}"]
             cells += [str(row["parameters"])]
             lines.append(f"| {label} | {' | '.join(cells)} |")
         lines.append("")
@@ -307,6 +306,8 @@ def draw(result: dict[str, Any], path: Path) -> None:
     figure, panels = pyplot.subplots(1, len(cases), figsize=(4.2 * len(cases), 4.2), sharey=True, squeeze=False)
     for panel, (name, rows) in zip(panels[0], cases.items(), strict=True):
         for label, row in rows.items():
+            if label not in COLOURS:  # not linear
+                continue
             points = [(float(angle), max(error, 1e-6)) for angle, error in row["by_angle"].items()]
             points = [point for point in points if point[0] % 90]
             peer_line = label.endswith("-Conv")
@@ -335,15 +336,17 @@ def main() -> None:
     parser.add_argument(
         "--parts", nargs="*", choices=PARTS, default=PARTS, help="what to measure anew; none only draws"
     )
+    parser.add_argument("--missing", action="store_true", help="measure only what is not stored yet")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     stem = RESULTS / ("equivariance_quick" if arguments.quick else "equivariance")
     RESULTS.mkdir(parents=True, exist_ok=True)
     stored = stem.with_suffix(".json")
-    result = json.loads(stored.read_text()) if set(arguments.parts) != set(PARTS) else {"quick": arguments.quick}
+    anew = set(arguments.parts) == set(PARTS) and not arguments.missing
+    result = {"quick": arguments.quick} if anew else json.loads(stored.read_text())
     for part, measure in zip(PARTS, (measure_layers, measure_networks, measure_converted), strict=True):
         if part in arguments.parts:
-            result[part] = measure(arguments.quick)
+            result[part] = measure(arguments.quick, result.get(part, {}) if arguments.missing else {})
             result["machine"] = {
                 "platform": platform.platform(),
                 "torch": torch.__version__,

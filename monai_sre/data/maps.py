@@ -11,6 +11,7 @@ import torch
 from monai.config import KeysCollection
 from monai.data import ImageReader, MetaTensor, NibabelReader, NumpyReader, PILReader
 from monai.transforms import EnsureChannelFirst, MapTransform
+from monai.utils import convert_to_tensor
 from scipy import ndimage
 from torch import Tensor
 
@@ -179,7 +180,7 @@ class FieldOfViewd(MapTransform):
         12
     """
 
-    def __init__(self, keys: KeysCollection, output_key: str = "fov", threshold: float = 0.1) -> None:
+    def __init__(self, keys: KeysCollection, output_key: str = "fov", threshold: float = 0.05) -> None:
         super().__init__(keys)
         self.output_key, self.threshold = output_key, threshold
 
@@ -206,6 +207,8 @@ class NormalizeFieldd(MapTransform):
     Args:
         keys: of the images, shape ``(C, *spatial)``.
         field_key: of the field's mask, see :class:`FieldOfViewd`.
+        sigma: standard deviation, in pixels, of the Gaussian neighbourhood over which mean and variance are taken, which
+            evens out the illumination; ``None`` is the whole field.
 
     Example:
         >>> data = {"image": torch.tensor([[[2.0, 4.0, 9.0]]]), "fov": torch.tensor([[[1.0, 1.0, 0.0]]])}
@@ -213,20 +216,30 @@ class NormalizeFieldd(MapTransform):
         [[[-1.0, 1.0, 0.0]]]
     """
 
-    def __init__(self, keys: KeysCollection, field_key: str = "fov") -> None:
+    def __init__(self, keys: KeysCollection, field_key: str = "fov", sigma: float | None = None) -> None:
         super().__init__(keys)
-        self.field_key = field_key
+        self.field_key, self.sigma = field_key, sigma
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
         for key in self.key_iterator(d):
-            inside = torch.as_tensor(d[self.field_key])[0] > 0
-            values = torch.as_tensor(d[key])[:, inside].float()
-            shape = (-1, *[1] * inside.dim())
-            mean = values.mean(dim=1).reshape(shape)
-            std = values.std(dim=1, unbiased=False).clamp(min=1e-6).reshape(shape)
-            d[key] = (d[key] - mean) / std * inside
+            field = convert_to_tensor(d[self.field_key])[0].cpu().double().numpy() > 0
+            image = convert_to_tensor(d[key]).cpu().double().numpy()
+            weight = np.maximum(self._sum(field.astype(float)), 1e-12)
+            planes = []
+            for channel in image:
+                rest = (channel - self._sum(channel * field) / weight) * field
+                variance = self._sum(rest * rest) / weight
+                planes.append(rest / np.sqrt(np.maximum(variance, 1e-12)))
+            d[key] = d[key] * 0 + torch.from_numpy(np.stack(planes)).to(d[key])
         return d
+
+    def _sum(self, values: np.ndarray) -> np.ndarray:
+        """Sum over each pixel's neighbourhood, up to a factor."""
+        if self.sigma is None:
+            return values.sum(keepdims=True)
+        summed: np.ndarray = ndimage.gaussian_filter(values, self.sigma, mode="constant", truncate=3.0)
+        return summed
 
 
 class IgnoreOutsided(MapTransform):

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from monai_sre.layers.conv import _RadialNd, _RadialTransposeNd
@@ -14,7 +12,6 @@ from monai_sre.ops.arguments import int_tuple
 from monai_sre.ops.blur import blur_width
 from monai_sre.ops.centred import centred_conv_transpose, centred_convnd
 from monai_sre.ops.conv import expand_kernel
-from monai_sre.ops.radial import initial_std
 
 
 class _CentredConv(_RadialNd):
@@ -84,14 +81,6 @@ class _CentredConvTranspose(_RadialTransposeNd):
             **options,
         )
         self.margin = tuple(amount + extra for amount, extra in zip(self.margin, growth, strict=True))
-
-    def _initial_std(self, basis: Tensor) -> Tensor:
-        """An output sees every ``stride``-th tap, from a start that its place decides: the mean power over these counts."""
-        powers = []
-        for start in itertools.product(*[range(step) for step in self.stride]):
-            seen = (slice(None), *[slice(first, None, step) for first, step in zip(start, self.stride, strict=True)])
-            powers.append(initial_std(basis[seen], self.in_channels // self.groups) ** -2)
-        return torch.stack(powers).mean(dim=0).rsqrt()
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
         margin = list(self.margin)

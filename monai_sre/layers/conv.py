@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -286,6 +287,14 @@ class _RadialTransposeNd(_RadialNd):
                 f"output_size must be {ndim} sizes from {smallest} up to a stride larger, got {output_size}"
             )
         return extra
+
+    def _initial_std(self, basis: Tensor) -> Tensor:
+        """An output sees every ``stride``-th tap, from a start that its place decides: the mean power over these counts."""
+        powers = []
+        for start in itertools.product(*[range(step) for step in self.stride]):
+            seen = (slice(None), *[slice(first, None, step) for first, step in zip(start, self.stride, strict=True)])
+            powers.append(initial_std(basis[seen], self.in_channels // self.groups) ** -2)
+        return torch.stack(powers).mean(dim=0).rsqrt()
 
 
 class _SREConvTranspose(_RadialTransposeNd, _SREConvNd):

@@ -227,6 +227,20 @@ def test_initialisation_keeps_the_scale(ndim: int, kernel_size: int, size: int, 
     assert 1 / 3 < ratio.min() <= ratio.max() < 3
 
 
+@pytest.mark.parametrize("stride", [1, 2, 3])
+def test_transposed_initialisation_keeps_the_scale(stride: int) -> None:
+    """An output of a transposed convolution sees only some of the taps, and fewer with a larger stride."""
+    powers = []
+    for seed in range(10):
+        torch.manual_seed(seed)
+        layer = SREConvTranspose2d(32, 32, 5, stride=stride, padding=2, bias=False)
+        x = torch.randn(4, 32, 16, 16).relu()
+        with torch.no_grad():
+            y = layer(x)[..., 4:-4, 4:-4]
+        powers.append(float(y.square().mean() / x.square().mean()))
+    assert 0.5 < sum(powers) / len(powers) < 4.0  # a gain of 2 for the ReLU behind it, as initial_std weighs them
+
+
 # Against the official package -----------------------------------------------------------------------------------------
 
 
