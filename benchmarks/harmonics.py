@@ -50,6 +50,7 @@ class Form:
         where: ``"all"`` layers, the ``"first"`` of each block, or the ``"early"`` ones (stem and two stages).
         taps: size of the stencils.
         profile: of the radial kernels; ``"band"`` is not orthonormalised.
+        eps: added to the sum of squares: energies are linear where the signal is larger than its root, square where smaller.
         learning_rate: of SGD.
     """
 
@@ -62,6 +63,7 @@ class Form:
     where: str = "all"
     taps: int = 5
     profile: str = "gaussian"
+    eps: float = 1e-3
     learning_rate: float = LEARNING_RATE
 
 
@@ -83,6 +85,8 @@ FORMS = {
     "early": Form("default, in the stem and two stages", where="early"),
     "taps-3": Form("default, stencils of 3 taps", taps=3),
     "bands": Form("default, band profile", profile="band"),
+    "eps-0.1": Form("default, eps 0.1", eps=0.1),
+    "eps-1": Form("default, eps 1", eps=1.0),
     "slow": Form("default, half the learning rate", learning_rate=LEARNING_RATE / 2),
     "fast": Form("default, twice the learning rate", learning_rate=LEARNING_RATE * 2),
 }
@@ -136,7 +140,7 @@ class FormConv(nn.Module):
             parts = functional.conv2d(maps.flatten(0, 1)[:, None], stencils[:, None], padding=stencils.shape[-1] // 2)
             first, second = parts.unflatten(0, maps.shape[:2]).chunk(2, dim=1)
             return (first * second).sum(dim=2)
-        energy = harmonic_energy(maps, stencils)
+        energy = harmonic_energy(maps, stencils, self.form.eps)
         shapes = {"power": torch.square, "log": torch.log1p, "root": torch.sqrt}
         return shapes[self.form.feature](energy) if self.form.feature in shapes else energy
 
