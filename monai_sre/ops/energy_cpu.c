@@ -25,9 +25,9 @@ typedef int64_t i64;
 
 /* The field order is that of energy_cpu.py. Triples are z, y, x. */
 typedef struct {
-    i64 images, channels, image_step, grad_step; /* steps: values between two images of x and grad; outputs are contiguous */
-    i64 size[3], reach[3];            /* reach: half the stencil */
-    i64 components, taps, together;   /* together: maps in scratch memory */
+    i64 images, channels, image_step, grad_step; /* steps: values between two images of x and grad; outputs have no gaps */
+    i64 size[3], reach[3];                       /* reach: half the stencil */
+    i64 components, taps, together;              /* together: maps in scratch memory */
     i64 threads, scratch_step;
 } Call;
 
@@ -46,7 +46,8 @@ static Layout layout(const Call *c)
     return l;
 }
 
-i64 energy_scratch(const Call *c) { return (2 + c->components) * layout(c).all; }
+/* Values of scratch memory for one thread. */
+i64 energy_scratch(const Call *c, int with_grad) { return (with_grad ? 2 + c->components : 2) * layout(c).all; }
 
 /* Copy maps first .. first + count from (or, with `back`, to) arrays whose images are `step` apart. */
 static void copy(const Call *c, const Layout *l, REAL *maps, i64 step, i64 first, i64 count, REAL *scratch, int back)
@@ -138,7 +139,7 @@ void energy_run(const Call *c, REAL *x, REAL *grad, REAL *out, REAL *slope, cons
         REAL *padded = scratch;
 #endif
         REAL *energy = padded + l.all, *parts = energy + l.all;
-        memset(padded, 0, (2 + c->components) * l.all * sizeof(REAL));
+        memset(padded, 0, c->scratch_step * sizeof(REAL));
 #pragma omp for schedule(static)
         for (i64 first = 0; first < maps; first += c->together) {
             const i64 count = maps - first < c->together ? maps - first : c->together;

@@ -28,6 +28,7 @@ class _Call(ctypes.Structure):
 
 
 def _declare(library: ctypes.CDLL) -> None:
+    library.energy_scratch.argtypes = [ctypes.c_void_p, ctypes.c_int]
     library.energy_scratch.restype = ctypes.c_int64
     library.energy_run.argtypes = [ctypes.c_void_p] * 9
     library.energy_run.restype = None
@@ -74,7 +75,7 @@ def energies(
     threads = torch.get_num_threads()
     call.together = max(1, min(ARRAY_BYTES // (values_each * x.element_size()), -(-maps // threads)))
     call.threads = max(1, min(threads, -(-maps // call.together)))
-    call.scratch_step = library.energy_scratch(ctypes.byref(call))
+    call.scratch_step = library.energy_scratch(ctypes.byref(call), int(grad is not None))
     scratch = workspace("energies", call.scratch_step * call.threads, x.dtype)
     constant = (ctypes.c_float if x.dtype == torch.float32 else ctypes.c_double)(eps)
     pointers = [None if tensor is None else tensor.data_ptr() for tensor in (x, grad, out, slope, offsets, values)]
