@@ -159,7 +159,7 @@ def report(_: argparse.Namespace) -> None:
             MODELS[model].title: _mean_curve(groups[dataset, model]) for model in MODELS if (dataset, model) in groups
         }
         seeds = max(len(groups[dataset, model]) for model in MODELS if (dataset, model) in groups)
-        title = f"{dataset}, test set, mean of {seeds} seeds, no rotation in training"
+        title = f"{dataset}, test set, mean of {seeds} seeds"
         draw_sweep(curves, RESULTS / f"rotation_{dataset}.png", title=title)
     print("\n".join(lines))
 

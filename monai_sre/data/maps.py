@@ -207,8 +207,6 @@ class NormalizeFieldd(MapTransform):
     Args:
         keys: of the images, shape ``(C, *spatial)``.
         field_key: of the field's mask, see :class:`FieldOfViewd`.
-        sigma: standard deviation, in pixels, of the Gaussian neighbourhood over which mean and variance are taken, which
-            evens out the illumination; ``None`` is the whole field.
 
     Example:
         >>> data = {"image": torch.tensor([[[2.0, 4.0, 9.0]]]), "fov": torch.tensor([[[1.0, 1.0, 0.0]]])}
@@ -216,30 +214,19 @@ class NormalizeFieldd(MapTransform):
         [[[-1.0, 1.0, 0.0]]]
     """
 
-    def __init__(self, keys: KeysCollection, field_key: str = "fov", sigma: float | None = None) -> None:
+    def __init__(self, keys: KeysCollection, field_key: str = "fov") -> None:
         super().__init__(keys)
-        self.field_key, self.sigma = field_key, sigma
+        self.field_key = field_key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
         for key in self.key_iterator(d):
-            field = convert_to_tensor(d[self.field_key])[0].cpu().double().numpy() > 0
-            image = convert_to_tensor(d[key]).cpu().double().numpy()
-            weight = np.maximum(self._sum(field.astype(float)), 1e-12)
-            planes = []
-            for channel in image:
-                rest = (channel - self._sum(channel * field) / weight) * field
-                variance = self._sum(rest * rest) / weight
-                planes.append(rest / np.sqrt(np.maximum(variance, 1e-12)))
-            d[key] = d[key] * 0 + torch.from_numpy(np.stack(planes)).to(d[key])
+            inside = convert_to_tensor(d[self.field_key])[0] > 0
+            values = convert_to_tensor(d[key])[:, inside].double()
+            shape = (-1, *[1] * inside.dim())
+            mean, std = values.mean(dim=1).reshape(shape), values.std(dim=1, unbiased=False).reshape(shape)
+            d[key] = (d[key] - mean.to(d[key])) / std.clamp(min=1e-6).to(d[key]) * inside
         return d
-
-    def _sum(self, values: np.ndarray) -> np.ndarray:
-        """Sum over each pixel's neighbourhood, up to a factor."""
-        if self.sigma is None:
-            return values.sum(keepdims=True)
-        summed: np.ndarray = ndimage.gaussian_filter(values, self.sigma, mode="constant", truncate=3.0)
-        return summed
 
 
 class IgnoreOutsided(MapTransform):

@@ -163,25 +163,6 @@ def test_normalisation_inside_of_the_field() -> None:
     assert not bool(flat.any())
 
 
-def test_a_neighbourhood_evens_out_the_illumination() -> None:
-    """The same texture under a light that falls to a quarter; and the result turns with the image."""
-    rows, columns = torch.meshgrid(torch.arange(64.0), torch.arange(60.0), indexing="ij")
-    field = ((rows - 31.5).square() + (columns - 29.5).square() < 28**2).float()[None]
-    texture = 1 + 0.2 * torch.rand(1, 64, 60)
-    light = 25 + 75 * columns / 59
-    inside = field > 0
-    likeness = []
-    for sigma in (None, 4):
-        normalize = NormalizeFieldd("image", "field", sigma)
-        even, uneven = (normalize({"image": texture * x, "field": field})["image"] for x in (torch.ones(()), light))
-        likeness.append(float(torch.corrcoef(torch.stack([even[inside], uneven[inside]]))[0, 1]))
-    assert likeness[0] < 0.5
-    assert likeness[1] > 0.9
-    assert not bool(uneven[~inside].any())
-    turned = normalize({"image": (texture * light).rot90(1, (1, 2)), "field": field.rot90(1, (1, 2))})["image"]
-    torch.testing.assert_close(turned, uneven.rot90(1, (1, 2)), rtol=1e-4, atol=1e-4)
-
-
 def test_ignored_outside_of_the_field() -> None:
     field = torch.tensor([[[1.0, 0.0]]])
     data = IgnoreOutsided("label", "field")({"label": torch.ones(1, 1, 2), "field": field})
