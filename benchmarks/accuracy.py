@@ -59,7 +59,7 @@ MODELS = {
     "plain-turned": Model("plain, random rotations in training", ("plain.json",), {}, _TURNED),
     "bands": Model("SRE, bands (the published kernel)", (), {**_RADIAL, **_BANDS}),
     "sre": Model("SRE, Gaussian rings", (), _RADIAL),
-    "harmonic": Model("SRE, Gaussian rings and harmonic energies", (), {"network_def#conv": "harmonic"}),
+    "harmonic": Model("SRE, Gaussian rings and harmonic energies (the bundles)"),
     "plain-wide": Model("plain, width 64", ("plain.json",), {"network_def#block_inplanes": [64, 128, 256, 512]}),
     "sre-wide": Model("SRE, Gaussian rings, width 64, kernels 9, 9, 5, 5", (), {**_RADIAL, **_OFFICIAL_SIZE}),
 }
