@@ -21,6 +21,7 @@ from monai_sre.layers import (
 from monai_sre.layers.factories import register
 from monai_sre.nets import (
     SREResNet,
+    SREUNet,
     conversion_report,
     convert_to_sre,
     fold_sre,
@@ -43,6 +44,7 @@ __all__ = [
     "SREHarmonicConv2d",
     "SREHarmonicConv3d",
     "SREResNet",
+    "SREUNet",
     "conversion_report",
     "convert_to_sre",
     "equivariance_error",

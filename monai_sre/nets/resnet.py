@@ -7,44 +7,17 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
-from monai.networks.layers.factories import Conv, Pool, split_args
-from monai.networks.layers.utils import get_act_layer, get_dropout_layer, get_norm_layer
+from monai.networks.layers.factories import Pool
+from monai.networks.layers.utils import get_dropout_layer
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from monai_sre.layers.factories import register
-from monai_sre.layers.resample import CentredBlurPool
+from monai_sre.nets.parts import LayerMaker, ResidualBlock
 from monai_sre.ops.arguments import int_tuple
 
-register()
-
-#: Kinds of convolutions and their names in MONAI's factory.
-_CONVS = {"radial": "SRECONV", "harmonic": "SREHARMONICCONV"}
 #: Blocks a stage, and whether they are bottlenecks.
 _DEPTHS = {18: ((2, 2, 2, 2), False), 34: ((3, 4, 6, 3), False), 50: ((3, 4, 6, 3), True)}
-
-
-class _Block(nn.Module):
-    """Two radial convolutions around a shortcut; a stride is an average pooling before them."""
-
-    expansion = 1
-
-    def __init__(self, config: _Config, in_channels: int, width: int, kernel_size: Any, stride: int) -> None:
-        super().__init__()
-        self.pool = config.pool(stride)
-        self.conv1 = config.radial(in_channels, width, kernel_size)
-        self.norm1 = config.norm_layer(width)
-        self.act = config.act_layer()
-        self.conv2 = config.radial(width, width, kernel_size)
-        self.norm2 = config.norm_layer(width)
-        self.shortcut = config.shortcut(in_channels, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.pool(x)
-        out = self.act(self.norm1(self.conv1(x)))
-        out = self.norm2(self.conv2(out))
-        return self.act(out + self.shortcut(x))
 
 
 class _Bottleneck(nn.Module):
@@ -52,7 +25,7 @@ class _Bottleneck(nn.Module):
 
     expansion = 4
 
-    def __init__(self, config: _Config, in_channels: int, width: int, kernel_size: Any, stride: int) -> None:
+    def __init__(self, config: LayerMaker, in_channels: int, width: int, kernel_size: Any, stride: int) -> None:
         super().__init__()
         out_channels = width * self.expansion
         self.conv1 = config.pointwise(in_channels, width)
@@ -71,58 +44,6 @@ class _Bottleneck(nn.Module):
         out = self.act(self.norm2(self.conv2(self.pool(out))))
         out = self.norm3(self.conv3(out))
         return self.act(out + self.shortcut(self.shortcut_pool(x)))
-
-
-class _Config:
-    """How the blocks of one network make their layers."""
-
-    def __init__(
-        self, spatial_dims: int, norm: Any, act: Any, antialias: bool, conv: Any, radial: Mapping[str, Any]
-    ) -> None:
-        self.spatial_dims, self.antialias = spatial_dims, antialias
-        self._norm, self._act, self._radial = norm, act, dict(radial)
-        kind, options = split_args(conv)
-        if kind not in _CONVS:
-            raise ValueError(f"conv must be one of {tuple(_CONVS)} or (name, options), got {conv!r}")
-        self._conv = _CONVS[kind]
-        self._radial |= options
-
-    def radial(self, in_channels: int, out_channels: int, kernel_size: Any) -> nn.Module:
-        """The convolution of all blocks; it keeps the size of its input."""
-        conv: nn.Module = Conv[self._conv, self.spatial_dims](
-            in_channels, out_channels, kernel_size, padding="same", bias=False, **self._radial
-        )
-        return conv
-
-    def pointwise(self, in_channels: int, out_channels: int) -> nn.Module:
-        conv: nn.Module = Conv["CONV", self.spatial_dims](in_channels, out_channels, 1, bias=False)
-        nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")  # type: ignore[arg-type]
-        return conv
-
-    def pool(self, stride: int) -> nn.Module:
-        """Down-sampling onto a centred grid of ``ceil(size / stride)`` positions: the mean of blocks, or antialiased."""
-        if stride == 1:
-            return nn.Identity()
-        if self.antialias:
-            return CentredBlurPool(stride)
-        return Pool["CENTREDAVG", self.spatial_dims](stride, ceil_mode=True, count_include_pad=False)
-
-    def shortcut(self, in_channels: int, out_channels: int) -> nn.Module:
-        if in_channels == out_channels:
-            return nn.Identity()
-        return nn.Sequential(self.pointwise(in_channels, out_channels), self.norm_layer(out_channels))
-
-    def norm_layer(self, channels: int) -> nn.Module:
-        try:
-            return get_norm_layer(self._norm, spatial_dims=self.spatial_dims, channels=channels)
-        except (TypeError, ValueError) as error:
-            raise type(error)(f"norm={self._norm!r} gives no layer for {channels} channels: {error}") from error
-
-    def act_layer(self) -> nn.Module:
-        try:
-            return get_act_layer(self._act)
-        except (TypeError, ValueError) as error:
-            raise type(error)(f"act={self._act!r} gives no layer: {error}") from error
 
 
 class SREResNet(nn.Module):
@@ -221,18 +142,18 @@ class SREResNet(nn.Module):
             "algorithm": algorithm,
         }
         self.spatial_dims, self.in_channels, self.checkpointing = spatial_dims, in_channels, checkpointing
-        config = _Config(spatial_dims, norm, act, antialias, conv, radial)
+        config = LayerMaker(spatial_dims, norm, act, antialias, conv, radial)
         self.conv1 = config.radial(in_channels, width, stem_kernel_size)
         self.norm1 = config.norm_layer(width)
         self.act = config.act_layer()
         self.pool = _max_pool(spatial_dims) if max_pool else nn.Identity()
 
         blocks, bottleneck = _DEPTHS[depth]
-        block: type[_Block] | type[_Bottleneck] = _Bottleneck if bottleneck else _Block
+        block: type[ResidualBlock] | type[_Bottleneck] = _Bottleneck if bottleneck else ResidualBlock
         stages: list[nn.Module] = []
         channels = width
         for level in range(4):
-            config = _Config(spatial_dims, norm, act, antialias, conv, {**radial, "num_rings": rings[level]})
+            config = LayerMaker(spatial_dims, norm, act, antialias, conv, {**radial, "num_rings": rings[level]})
             stage: list[nn.Module] = []
             for index in range(blocks[level]):
                 stride = strides[level] if index == 0 else 1

@@ -11,7 +11,7 @@ from monai.networks.layers.factories import Conv
 from monai.networks.layers.utils import get_dropout_layer
 from torch import Tensor, nn
 
-from monai_sre.nets.resnet import _Block, _Config
+from monai_sre.nets.parts import LayerMaker, ResidualBlock
 from monai_sre.ops.arguments import int_tuple
 from monai_sre.ops.resample import centred_upsample
 
@@ -19,7 +19,7 @@ from monai_sre.ops.resample import centred_upsample
 class _TwoConv(nn.Module):
     """Two radial convolutions, each with its norm and activation: the block of MONAI's ``BasicUNet``."""
 
-    def __init__(self, config: _Config, in_channels: int, out_channels: int, kernel_size: Any) -> None:
+    def __init__(self, config: LayerMaker, in_channels: int, out_channels: int, kernel_size: Any) -> None:
         super().__init__()
         self.conv1 = config.radial(in_channels, out_channels, kernel_size)
         self.norm1 = config.norm_layer(out_channels)
@@ -36,7 +36,7 @@ class _Up(nn.Module):
     """Fewer channels, the grid of the level above, and that level's maps beside them."""
 
     def __init__(
-        self, config: _Config, in_channels: int, out_channels: int, factors: list[int], convs: nn.Module
+        self, config: LayerMaker, in_channels: int, out_channels: int, factors: list[int], convs: nn.Module
     ) -> None:
         super().__init__()
         self.factors = factors
@@ -167,7 +167,7 @@ class SREUNet(nn.Module):
         for level, count in enumerate(rings):
             voxel = _level_spacing(spacing, _product(factors[:level], spatial_dims))
             geometry = {**radial, "spacing": voxel, "num_rings": count}
-            configs.append(_Config(spatial_dims, norm, act, antialias, conv, geometry))
+            configs.append(LayerMaker(spatial_dims, norm, act, antialias, conv, geometry))
 
         def convs(level: int, inputs: int) -> nn.Module:
             config, width, kernel = configs[level], channels[level], kernels[level]
@@ -175,7 +175,7 @@ class SREUNet(nn.Module):
                 parts: list[nn.Module] = [_TwoConv(config, inputs, width, kernel)]
             else:
                 widths = [inputs] + [width] * num_res_units
-                parts = [_Block(config, before, width, kernel, 1) for before in widths[:-1]]
+                parts = [ResidualBlock(config, before, width, kernel, 1) for before in widths[:-1]]
             if dropout_prob:
                 parts.append(get_dropout_layer(("dropout", {"p": dropout_prob})))
             return nn.Sequential(*parts)

@@ -88,7 +88,9 @@ def test_parameters_harmonic() -> None:
         count = parameters(sre_resnet18(dims, 1, 2, conv="harmonic", **options))
         assert count <= 1.7 * parameters(sre_resnet18(dims, 1, 2, **options))
         widths = [options["width"] * 2**level for level in range(4)]
-        plain = ResNet("basic", [2, 2, 2, 2], widths, spatial_dims=dims, n_input_channels=1, conv1_t_size=3, num_classes=2)
+        plain = ResNet(
+            "basic", [2, 2, 2, 2], widths, spatial_dims=dims, n_input_channels=1, conv1_t_size=3, num_classes=2
+        )
         assert count < 0.5 * parameters(plain)
 
 

@@ -1,0 +1,92 @@
+"""What the networks share: how their blocks make layers, and the residual block."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from monai.networks.layers.factories import Conv, Pool, split_args
+from monai.networks.layers.utils import get_act_layer, get_norm_layer
+from torch import Tensor, nn
+
+from monai_sre.layers.factories import register
+from monai_sre.layers.resample import CentredBlurPool
+
+register()
+
+#: Kinds of convolutions and their names in MONAI's factory.
+_CONVS = {"radial": "SRECONV", "harmonic": "SREHARMONICCONV"}
+
+
+class LayerMaker:
+    """How the blocks of one network make their layers."""
+
+    def __init__(
+        self, spatial_dims: int, norm: Any, act: Any, antialias: bool, conv: Any, radial: Mapping[str, Any]
+    ) -> None:
+        self.spatial_dims, self.antialias = spatial_dims, antialias
+        self._norm, self._act, self._radial = norm, act, dict(radial)
+        kind, options = split_args(conv)
+        if kind not in _CONVS:
+            raise ValueError(f"conv must be one of {tuple(_CONVS)} or (name, options), got {conv!r}")
+        self._conv = _CONVS[kind]
+        self._radial |= options
+
+    def radial(self, in_channels: int, out_channels: int, kernel_size: Any) -> nn.Module:
+        """The convolution of all blocks; it keeps the size of its input."""
+        conv: nn.Module = Conv[self._conv, self.spatial_dims](
+            in_channels, out_channels, kernel_size, padding="same", bias=False, **self._radial
+        )
+        return conv
+
+    def pointwise(self, in_channels: int, out_channels: int) -> nn.Module:
+        conv: nn.Module = Conv["CONV", self.spatial_dims](in_channels, out_channels, 1, bias=False)
+        nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")  # type: ignore[arg-type]
+        return conv
+
+    def pool(self, stride: int) -> nn.Module:
+        """Down-sampling onto a centred grid of ``ceil(size / stride)`` positions: the mean of blocks, or antialiased."""
+        if stride == 1:
+            return nn.Identity()
+        if self.antialias:
+            return CentredBlurPool(stride)
+        return Pool["CENTREDAVG", self.spatial_dims](stride, ceil_mode=True, count_include_pad=False)
+
+    def shortcut(self, in_channels: int, out_channels: int) -> nn.Module:
+        if in_channels == out_channels:
+            return nn.Identity()
+        return nn.Sequential(self.pointwise(in_channels, out_channels), self.norm_layer(out_channels))
+
+    def norm_layer(self, channels: int) -> nn.Module:
+        try:
+            return get_norm_layer(self._norm, spatial_dims=self.spatial_dims, channels=channels)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"norm={self._norm!r} gives no layer for {channels} channels: {error}") from error
+
+    def act_layer(self) -> nn.Module:
+        try:
+            return get_act_layer(self._act)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"act={self._act!r} gives no layer: {error}") from error
+
+
+class ResidualBlock(nn.Module):
+    """Two radial convolutions around a shortcut; a stride is an average pooling before them."""
+
+    expansion = 1
+
+    def __init__(self, config: LayerMaker, in_channels: int, width: int, kernel_size: Any, stride: int) -> None:
+        super().__init__()
+        self.pool = config.pool(stride)
+        self.conv1 = config.radial(in_channels, width, kernel_size)
+        self.norm1 = config.norm_layer(width)
+        self.act = config.act_layer()
+        self.conv2 = config.radial(width, width, kernel_size)
+        self.norm2 = config.norm_layer(width)
+        self.shortcut = config.shortcut(in_channels, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.pool(x)
+        out = self.act(self.norm1(self.conv1(x)))
+        out = self.norm2(self.conv2(out))
+        return self.act(out + self.shortcut(x))
