@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 #: Environment variable with the folder of data sets that tests on real data read.
 DATA_VARIABLE = "MONAI_SRE_DATA"
 
-settings.register_profile("suite", deadline=None, derandomize=True, max_examples=60)
+settings.register_profile(
+    "suite", deadline=None, derandomize=True, max_examples=60, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("suite")
 
 

@@ -380,7 +380,7 @@ class TestFaithful:
         conv = (nn.Conv2d, nn.Conv3d)[ndim - 2](2, 3 * 2**ndim, 3, padding=1, bias=False)
         seen: list[Tensor] = []
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(rules, "_fill", lambda new, kernel, *rest: seen.append(kernel))
+            patch.setattr(rules, "fill", lambda new, kernel, *rest: seen.append(kernel))
             convert_subpixel(conv, 2, rules.Rules(), None)
         x = torch.randn(1, 2, *(4, 5, 3)[:ndim])
         transposed = (functional.conv_transpose2d, functional.conv_transpose3d)[ndim - 2]
