@@ -113,6 +113,7 @@ class CentredConv2d(_CentredConv):
         ``(N, in_channels, H, W)`` or ``(in_channels, H, W)`` to the shape that ``torch.nn.Conv2d`` gives.
 
     Example:
+        >>> import torch
         >>> layer = CentredConv2d(2, 4, 3, stride=2, padding=1)
         >>> x = torch.randn(1, 2, 8, 11)
         >>> layer(x).shape, torch.allclose(layer(x.rot90(1, (2, 3))), layer(x).rot90(1, (2, 3)), atol=1e-5)
@@ -144,6 +145,7 @@ class CentredConvTranspose2d(_CentredConvTranspose):
         ``(N, in_channels, H, W)`` to the shape that ``torch.nn.ConvTranspose2d`` gives, also for ``output_size``.
 
     Example:
+        >>> import torch
         >>> layer = CentredConvTranspose2d(2, 4, 3, stride=2, padding=1, output_padding=1)
         >>> x = torch.randn(1, 2, 4, 5)
         >>> layer.kernel_size, layer(x).shape, torch.allclose(layer(x.flip(2)), layer(x).flip(2), atol=1e-5)

@@ -374,10 +374,9 @@ def _fault(rings: Tensor) -> str | None:
 
 
 def _orthonormalise(rings: Tensor) -> Tensor:
-    flat = rings.flatten(1)
-    values, vectors = torch.linalg.eigh(flat @ flat.T)
-    inverse_root = vectors @ torch.diag(values.rsqrt()) @ vectors.T
-    return (inverse_root @ flat).reshape(rings.shape)
+    """``G^{-1/2} B`` as the orthogonal factor of ``B``, which stays finite where rings are nearly dependent."""
+    left, _, right = torch.linalg.svd(rings.flatten(1), full_matrices=False)
+    return (left @ right).reshape(rings.shape)
 
 
 def _free_axes(rings: Tensor, size: tuple[int, ...], round_axes: tuple[int, ...]) -> Tensor:
