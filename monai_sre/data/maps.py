@@ -201,7 +201,15 @@ class FieldOfViewd(MapTransform):
         return ndimage.binary_fill_holes(regions == largest).astype(brightest.dtype)
 
 
-class NormalizeFieldd(MapTransform):
+class _FieldTransform(MapTransform):
+    """A transform that reads a field of view."""
+
+    def __init__(self, keys: KeysCollection, field_key: str = "fov") -> None:
+        super().__init__(keys)
+        self.field_key = field_key
+
+
+class NormalizeFieldd(_FieldTransform):
     """Zero mean and unit variance of each channel inside a field of view; 0, the mean, outside.
 
     Args:
@@ -214,10 +222,6 @@ class NormalizeFieldd(MapTransform):
         [[[-1.0, 1.0, 0.0]]]
     """
 
-    def __init__(self, keys: KeysCollection, field_key: str = "fov") -> None:
-        super().__init__(keys)
-        self.field_key = field_key
-
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
         for key in self.key_iterator(d):
@@ -229,7 +233,7 @@ class NormalizeFieldd(MapTransform):
         return d
 
 
-class IgnoreOutsided(MapTransform):
+class IgnoreOutsided(_FieldTransform):
     """Set a class map to -1, which scores leave out, outside of a field of view.
 
     Args:
@@ -241,10 +245,6 @@ class IgnoreOutsided(MapTransform):
         >>> IgnoreOutsided("label", "fov")(data)["label"].tolist()
         [[[1.0, 0.0, -1.0]]]
     """
-
-    def __init__(self, keys: KeysCollection, field_key: str = "fov") -> None:
-        super().__init__(keys)
-        self.field_key = field_key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)

@@ -16,6 +16,8 @@ __all__ = ["SPLITS", "inspect_npz", "read_member", "to_images", "to_labels"]
 
 SPLITS = ("train", "val", "test")
 _KEYS = tuple(f"{split}_{kind}" for split in SPLITS for kind in ("images", "labels"))
+#: What a file that is no good npz raises; NotImplementedError is zipfile's word for a compression that it does not know.
+_UNREADABLE = (BadZipFile, zlib.error, OSError, EOFError, ValueError, NotImplementedError)
 
 
 def _damaged(path: Path, what: object) -> ValueError:
@@ -38,7 +40,7 @@ def _headers(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
                     found[key] = _header(member)[:2]
     except FileNotFoundError:
         raise FileNotFoundError(f"{path} is missing; expected an npz file in MedMNIST's layout") from None
-    except (BadZipFile, zlib.error, OSError, EOFError, ValueError, NotImplementedError) as error:
+    except _UNREADABLE as error:
         raise _damaged(path, error) from error
     return found
 
@@ -72,7 +74,7 @@ def read_member(path: Path, key: str) -> np.ndarray:
         if zlib.crc32(array.reshape(-1).data, crc) != entry.CRC:
             raise BadZipFile(f"bad checksum of {key}")
         return array
-    except (BadZipFile, zlib.error, OSError, EOFError, KeyError, ValueError, NotImplementedError) as error:
+    except (*_UNREADABLE, KeyError) as error:
         raise _damaged(path, error) from error
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from monai_sre.evaluation.report import write_csv
 _LOGGER = logging.getLogger(__name__)
 
 
-class FileTable:
+class FileTable(ABC):
     """Evaluator handler: a CSV with one row a file, and at the end a summary of those that could not be used.
 
     Args:
@@ -55,8 +56,9 @@ class FileTable:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_csv(self.path, self.rows)
 
+    @abstractmethod
     def _collect(self, engine: Engine) -> None:
-        raise NotImplementedError
+        """Add the rows of one batch to ``rows``."""
 
 
 class PredictionWriter(FileTable):

@@ -30,6 +30,7 @@ from monai_sre.data import (
     scale_to_unit,
 )
 from monai_sre.data import medmnist as module
+from monai_sre.data.npz import read_member
 
 REAL = Path(os.environ.get("MONAI_SRE_DATA", "")) / "medmnist"
 needs_data = pytest.mark.skipif(
@@ -167,6 +168,21 @@ def test_missing_files_and_downloads(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_md5_is_that_of_hashlib(tmp_path: Path) -> None:
     (tmp_path / "f").write_bytes(b"x" * 3_000_000)
     assert module._md5(str(tmp_path / "f"), 0, 0) == hashlib.md5(b"x" * 3_000_000).hexdigest()
+
+
+def test_a_compression_that_zipfile_does_not_know(tmp_path: Path) -> None:
+    path = tmp_path / "mine.npz"
+    np.savez(path, **arrays_like(dataset_info("breastmnist")))
+    content = bytearray(path.read_bytes())
+    for mark, method in ((b"PK\x03\x04", 8), (b"PK\x01\x02", 10)):  # headers of the members, and their directory
+        at = content.find(mark)
+        while at >= 0:
+            content[at + method] = 99
+            at = content.find(mark, at + 4)
+    path.write_bytes(content)
+    for read in (lambda: load_dataset("mine.npz", tmp_path), lambda: read_member(path, "val_images")):
+        with pytest.raises(ValueError, match=r"mine\.npz cannot be read as an npz file \(That compression method"):
+            read()
 
 
 def _spoil(key: str, change: Callable) -> Callable:
