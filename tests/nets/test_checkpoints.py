@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-import importlib.util
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -11,75 +9,24 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from benchmarks import peers
 from monai_sre.layers import SREConv2d
 from monai_sre.nets import SREResNet
 from monai_sre.nets.checkpoints import load_sre_checkpoint
 
-PACKAGES = {"SRE": ("SRE_Conv", "sre"), "SRI": ("SRI_Conv", "sri"), "GMR": ("GMR_Conv", "gmr")}
+PREFIXES = {"SRE": "sre", "SRI": "sri", "GMR": "gmr"}
 STAGES = [9, 9, 5, 5]
 
 
 @pytest.fixture
-def peer() -> Iterator[Callable[[str, str], ModuleType]]:
-    """Loads one file of a peer package: importing the package itself needs torchvision and torchio."""
-    added: list[str] = []
-
-    def stub(name: str, **attributes: Any) -> ModuleType:
-        module = ModuleType(name)
-        module.__dict__.update(attributes)
-        sys.modules[name] = module
-        added.append(name)
-        return module
+def peer() -> Callable[[str, str], ModuleType]:
+    """One file of a peer package, such as ``sre_resnet`` for ``("SRE", "resnet")``."""
 
     def load(short: str, name: str) -> ModuleType:
-        package, prefix = PACKAGES[short]
-        spec = importlib.util.find_spec(package)
-        if spec is None or not spec.submodule_search_locations:
-            pytest.skip(f"the peer package {package} is not installed")
-        folder = Path(spec.submodule_search_locations[0])
-        stub(package).__path__ = [str(folder)]
-        if name.endswith("3d"):
-            stand_in_for_torchvision(stub)
-        for file in (f"{prefix}_conv", f"{prefix}_resnet", f"{prefix}_resnet_3d"):
-            full = f"{package}.{file}"
-            if full not in sys.modules:
-                part = importlib.util.spec_from_file_location(full, folder / f"{file}.py")
-                assert part is not None
-                assert part.loader is not None
-                sys.modules[full] = importlib.util.module_from_spec(part)
-                added.append(full)
-                part.loader.exec_module(sys.modules[full])
-            if file == f"{prefix}_{name}":
-                break
-        return sys.modules[f"{package}.{prefix}_{name}"]
+        module = peers.peer(f"{short}_Conv", f"{PREFIXES[short]}_{name}")
+        return module or pytest.skip(f"the peer package {short}_Conv is not installed")
 
-    yield load
-    for name in added:
-        sys.modules.pop(name, None)
-
-
-def stand_in_for_torchvision(stub: Callable[..., ModuleType]) -> None:
-    """What the 3-D files import of torchvision for pretrained video models, which nobody uses here."""
-
-    class Anything:
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            self.url = ""
-
-        @classmethod
-        def verify(cls, weights: Any) -> Any:
-            return weights
-
-    def passed(*args: Any, **kwargs: Any) -> Any:
-        return lambda function: function
-
-    stub("torchvision")
-    stub("torchvision.transforms")
-    stub("torchvision.transforms._presets", VideoClassification=Anything)
-    stub("torchvision.utils", _log_api_usage_once=lambda *args: None)
-    stub("torchvision.models")
-    stub("torchvision.models._api", Weights=Anything, WeightsEnum=Anything)
-    stub("torchvision.models._meta", _KINETICS400_CATEGORIES=[])
-    stub("torchvision.models._utils", _ovewrite_named_param=None, handle_legacy_interface=passed, _ModelURLs=dict)
+    return load
 
 
 def trained(network: nn.Module) -> nn.Module:
@@ -118,6 +65,31 @@ def test_sre_conv_at_full_width_and_the_sizes_of_the_paper(peer: Any) -> None:
     theirs = peer("SRE", "resnet").sre_resnet18(num_classes=9, sre_conv_size=STAGES, skip_first_maxpool=True)
     assert sum(parameter.numel() for parameter in theirs.parameters()) == 3996105
     compare(theirs, SREResNet(2, 3, 9), "SRE-Conv", ((3, 32, 32), (3, 64, 64)))
+
+
+def test_training_steps_are_those_of_sre_conv(peer: Any) -> None:
+    """What the published package learns, this engine learns: the same weights after steps of SGD."""
+    torch.manual_seed(0)
+    package = peer("SRE", "resnet")
+    theirs = package.sre_resnet18(num_classes=3, inplanes=8, sre_conv_size=STAGES, skip_first_maxpool=True).double()
+    ours = SREResNet(2, 3, 3, width=8).double()
+    load_sre_checkpoint(ours, theirs.state_dict())
+    images, labels = torch.randn(3, 6, 3, 32, 32, dtype=torch.float64), torch.randint(3, (3, 6))
+    losses = []
+    for network in (theirs, ours):
+        optimizer = torch.optim.SGD(network.parameters(), 0.02, momentum=0.9, weight_decay=1e-3)
+        for x, label in zip(images, labels, strict=True):
+            optimizer.zero_grad()
+            loss = torch.nn.functional.cross_entropy(network(x), label)
+            loss.backward()
+            optimizer.step()
+        losses.append(loss)
+    assert torch.allclose(losses[0], losses[1], rtol=1e-6)
+    reloaded = SREResNet(2, 3, 3, width=8).double()
+    load_sre_checkpoint(reloaded, theirs.state_dict())
+    for name, value in ours.state_dict().items():
+        if value.is_floating_point():
+            assert torch.allclose(value, reloaded.state_dict()[name], rtol=1e-5, atol=1e-7), name
 
 
 def test_sre_conv_with_chosen_rings_and_max_pool(peer: Any) -> None:
