@@ -39,12 +39,14 @@ class Model:
         overlays: further config files of the bundle.
         settings: entries of the config.
         by_dims: more of them, for 2-D and for 3-D data.
+        averaged: the model that is averaged over rotations at test time, in place of a training of its own.
     """
 
     title: str
     overlays: tuple[str, ...] = ()
     settings: dict[str, Any] = field(default_factory=dict)
     by_dims: dict[int, dict[str, Any]] = field(default_factory=dict)
+    averaged: str = ""
 
 
 _TURNED = {
@@ -54,20 +56,24 @@ _TURNED = {
 _RADIAL = {"network_def#conv": "radial"}
 _BANDS = {"network_def#profile": "band", "network_def#orthonormal": False}
 _OFFICIAL_SIZE = {"network_def#width": 64, "network_def#kernel_size": [9, 9, 5, 5]}
-_OFFICIAL = {
-    "_target_": "benchmarks.peers.OfficialResNet18",
+_PEER = {
+    "_target_": "benchmarks.peer_networks.PeerResNet18",
+    "spatial_dims": "$@info.spatial_dims",
     "in_channels": "$@info.num_channels",
     "num_classes": "$@info.num_classes",
 }
+_AVERAGED = {"network": "$@network_def.to(@device)", "spatial_dims": "$@info.spatial_dims"}
 MODELS = {
     "plain": Model("plain, 3 x 3", ("plain.json",)),
     "plain-turned": Model("plain, random rotations in training", ("plain.json",), {}, _TURNED),
+    "plain-averaged": Model("plain, averaged over rotations at test time", averaged="plain"),
     "bands": Model("SRE, bands (the published kernel)", (), {**_RADIAL, **_BANDS}),
     "sre": Model("SRE, Gaussian rings", (), _RADIAL),
     "harmonic": Model("SRE, Gaussian rings and harmonic energies (the bundles)"),
     "plain-wide": Model("plain, width 64", ("plain.json",), {"network_def#block_inplanes": [64, 128, 256, 512]}),
     "sre-wide": Model("SRE, Gaussian rings, width 64, kernels 9, 9, 5, 5", (), {**_RADIAL, **_OFFICIAL_SIZE}),
-    "official": Model("SRE-Conv's own SRE-ResNet18, width 64", (), {"network_def": _OFFICIAL}),
+    "official": Model("SRE-Conv's own network, width 64", (), {"network_def": {**_PEER, "package": "SRE_Conv"}}),
+    "gmr": Model("GMR-Conv's own network, width 64", (), {"network_def": {**_PEER, "package": "GMR_Conv"}}),
 }
 #: Entries of a state dict that are no parameters.
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
@@ -78,14 +84,16 @@ def fill(arguments: argparse.Namespace) -> None:
     rate = arguments.learning_rate
     trial = "" if rate is None else f"_lr{rate:g}"
     cell = CELLS / f"{arguments.dataset}_{arguments.model}{trial}_{arguments.seed}.json"
+    averaged = MODELS[arguments.model].averaged
+    trained = averaged or arguments.model
     if cell.is_file():
         print(f"{cell.name} exists")
         return
     info = dataset_info(arguments.dataset, arguments.dataset_dir)
     bundle = ROOT / "bundles" / f"medmnist_{info.spatial_dims}d_classification"
-    model = MODELS[arguments.model]
+    model = MODELS[trained]
     configs = [str(bundle / "configs" / name) for name in ("train.json", *model.overlays)]
-    work = Path(arguments.work) / cell.stem
+    work = Path(arguments.work) / f"{arguments.dataset}_{trained}{trial}_{arguments.seed}"
     common = {
         "meta_file": str(bundle / "configs/metadata.json"),
         "logging_file": str(bundle / "configs/logging.conf"),
@@ -103,10 +111,12 @@ def fill(arguments: argparse.Namespace) -> None:
     if not (work / "learning_curves.png").is_file():
         resume = {"resume": True} if done else {}
         run(config_file=configs, **common, **epochs, **resume, seed=arguments.seed, output_dir=str(work))
-    scores = work / "evaluation"
+    scores = work / f"evaluation_{arguments.model}"
     overlay = {"ckpt_dir": str(work / "models"), "output_dir": str(scores), "sweep": True}
-    handler = {"validate#handlers#3#step": STEP}
-    run(config_file=[*configs, str(bundle / "configs/evaluate.json")], **common, **overlay, **handler)
+    overlay |= {"validate#handlers#3#step": STEP, "validate#handlers#3#network": "@network"}
+    if averaged:
+        overlay |= {"network": {"_target_": "benchmarks.peer_networks.RotationAverage", **_AVERAGED}}
+    run(config_file=[*configs, str(bundle / "configs/evaluate.json")], **common, **overlay)
     history = (work / "metrics.csv").read_text().splitlines()
     columns = history[0].split(",")
     rows = [dict(zip(columns, line.split(","), strict=True)) for line in history[1:]]

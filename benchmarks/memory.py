@@ -80,7 +80,9 @@ def suite_memory(effort: Effort) -> list[dict[str, Any]]:
         peaks: dict[str, dict[str, float]] = {}
         names = NETWORK_NAMES if suite == "networks" else LAYER_NAMES
         for name in (names[0], names[-1]) if effort.quick else names:
-            values = [_in_a_fresh_process(suite, index, name) for _ in range(1 if effort.quick else 3)]
+            values = [
+                in_a_fresh_process("benchmarks.memory", suite, index, name) for _ in range(1 if effort.quick else 3)
+            ]
             measured = [value for value in values if value is not None]
             if measured:
                 peaks[name] = {"mib": statistics.median(measured) / 2**20, "most_mib": max(measured) / 2**20}
@@ -90,8 +92,9 @@ def suite_memory(effort: Effort) -> list[dict[str, Any]]:
     return rows
 
 
-def _in_a_fresh_process(suite: str, index: int, name: str) -> int | None:
-    command = [sys.executable, "-m", "benchmarks.memory", suite, str(index), name, str(torch.get_num_threads())]
+def in_a_fresh_process(module: str, *arguments: Any) -> int | None:
+    """The bytes that a module prints last, given the arguments and the number of threads; ``None`` for "missing"."""
+    command = [sys.executable, "-m", module, *map(str, arguments), str(torch.get_num_threads())]
     done = subprocess.run(
         command, cwd=_ROOT, env={**os.environ, **MALLOC}, stdout=subprocess.PIPE, text=True, check=True
     )

@@ -13,8 +13,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from monai_sre.nets import SREResNet, load_sre_checkpoint
-
 _TORCHVISION = (
     "torchvision",
     "torchvision.utils",
@@ -51,30 +49,6 @@ def peer_layer(package: str, ndim: int, channels: int, kernel: int) -> nn.Module
         return None
     layer: nn.Module = getattr(module, f"{package}{ndim}d")(channels, channels, kernel, padding=kernel // 2, bias=False)
     return layer
-
-
-class OfficialResNet18(nn.Module):
-    """SRE-Conv's ``sre_resnet18`` of the paper (width 64, kernels 9, 9, 5, 5), as initialised by the package.
-
-    It runs on this project's engine: the outputs, and so the gradients with respect to the same weights, are those of the
-    package, at a fraction of its time (``tests/nets/test_checkpoints.py`` compares steps of training). The package's
-    network takes three channels; a single one is repeated.
-    """
-
-    def __init__(self, in_channels: int, num_classes: int) -> None:
-        super().__init__()
-        theirs = peer("SRE_Conv", "sre_resnet")
-        if theirs is None:
-            raise ImportError("the package SRE-Conv is not installed")
-        sizes = [9, 9, 5, 5]
-        network = theirs.sre_resnet18(num_classes=num_classes, sre_conv_size=sizes, skip_first_maxpool=True)
-        self.network = SREResNet(2, 3, num_classes, kernel_size=sizes)
-        load_sre_checkpoint(self.network, network.state_dict())
-        self.in_channels = in_channels
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.network(x.expand(-1, 3, -1, -1) if self.in_channels == 1 else x)
-        return out
 
 
 def escnn_layer(channels: int, kernel: int, rotations: int = 8) -> nn.Module | None:

@@ -27,15 +27,17 @@ class Effort:
         seconds: time for a row.
         quick: whether only a few rows are run, to see that they do.
         clock: ``"wall"``, or (on one thread) ``"cpu"``, the processor time that a step used.
+        rounds: fewest rounds, 2 if ``quick``.
     """
 
     seconds: float
     quick: bool = False
     clock: str = "wall"
+    rounds: int = 8
 
 
 def interleaved(steps: dict[str, Callable[[], Any]], effort: Effort) -> dict[str, dict[str, float]]:
-    """Median and interquartile range of each step in ms, over 8 to 60 rounds that run every step once in random order.
+    """Median and interquartile range of each step in ms, over rounds that run every step once in random order, 60 at most.
 
     Example:
         >>> times = interleaved({"sum": lambda: sum(range(1000))}, Effort(seconds=0.0))
@@ -46,7 +48,7 @@ def interleaved(steps: dict[str, Callable[[], Any]], effort: Effort) -> dict[str
         step()
     clock = CLOCKS[effort.clock]
     times: dict[str, list[float]] = {name: [] for name in steps}
-    begun, order, rounds, least = time.perf_counter(), list(steps), 0, 2 if effort.quick else 8
+    begun, order, rounds, least = time.perf_counter(), list(steps), 0, 2 if effort.quick else effort.rounds
     while rounds < least or (time.perf_counter() - begun < effort.seconds and rounds < 60):
         random.shuffle(order)
         for name in order:

@@ -1,0 +1,232 @@
+"""Sliding-window inference on whole slides and large volumes: time and peak memory, beside plain U-Nets.
+
+    python -m benchmarks.scale fill [--only 2d-2048]    # measure all rows or one
+    python -m benchmarks.scale report                   # scale.md from scale.json
+
+A row is one pass of every network over an input of noise, 3 channels in 2-D and 1 in 3-D, to maps of 2 classes. Networks and
+inferer (windows, overlap, blending) come from the configs of the bundle for retinal vessels, in 3-D with its
+``volumes.json``; weights are random. Reading a file, preprocessing and writing the result are not part of it. One thread.
+
+* time: processor time of whole passes, all windows, by all networks in turn; median and interquartile range of 5 rounds
+  or more;
+* memory: as in :mod:`benchmarks.memory`, the growth of the resident memory at its peak during a whole pass, over what is
+  resident once network and input are there and a pass over a tiny input is done, each in a fresh process.
+  The output is part of it, the input is not. Repetitions agree to 0.1 %.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.bundle import ConfigParser
+from torch import Tensor, nn
+
+from benchmarks.memory import in_a_fresh_process, peak_growth
+from benchmarks.timing import Effort, interleaved, machine, markdown
+from monai_sre.evaluation.windows import CentredWindowInferer, window_starts
+
+CONFIGS = Path(__file__).parents[1] / "bundles" / "retinal_vessel_segmentation" / "configs"
+RESULTS = Path(__file__).with_name("results")
+WIDTHS = [16, 32, 64]
+SAME_MAPS = {
+    "_target_": "monai.networks.nets.DynUNet",
+    "spatial_dims": "@spatial_dims",
+    "in_channels": "@num_channels",
+    "out_channels": "$len(@class_names)",
+    "kernel_size": [3, 3, 3],
+    "strides": [1, 2, 2],
+    "upsample_kernel_size": [2, 2],
+    "filters": WIDTHS,
+    "norm_name": "batch",
+    "act_name": ["relu", {"inplace": True}],
+}
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A network: what it is, the overlay of the bundle's configs that names it, and entries that differ from it."""
+
+    about: str
+    overlay: str | None
+    entries: dict[str, Any]
+
+
+CANDIDATES = {
+    "harmonic": Candidate("SREUNet of the bundle, energies of harmonics", None, {}),
+    "radial": Candidate("the same, radial kernels alone", None, {"network_def#conv": "radial"}),
+    "band": Candidate(
+        "the same, published bands",
+        None,
+        {"network_def#conv": "radial", "network_def#profile": "band", "network_def#orthonormal": False},
+    ),
+    "DynUNet": Candidate("plain kernels of 3, the same maps at every level", None, {"network_def": SAME_MAPS}),
+    "UNet": Candidate(
+        "MONAI's UNet of the same channels, its first at half the size", "plain", {"network_def#channels": WIDTHS}
+    ),
+    "UNet, double": Candidate("MONAI's UNet of `plain.json`, twice the channels", "plain", {}),
+}
+PLAIN = "DynUNet"
+
+
+@dataclass(frozen=True)
+class Row:
+    """An input: a square or a cube."""
+
+    ndim: int
+    size: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.ndim}d-{self.size}"
+
+    def input(self) -> Tensor:
+        return torch.randn(1, 3 if self.ndim == 2 else 1, *[self.size] * self.ndim)
+
+
+ROWS = (Row(2, 1024), Row(2, 2048), Row(3, 128), Row(3, 256))
+
+
+def build(ndim: int, name: str) -> tuple[nn.Module, CentredWindowInferer]:
+    """A candidate's network and the bundle's inferer."""
+    candidate = CANDIDATES[name]
+    files = ["inference", *(["volumes"] if ndim == 3 else []), *([candidate.overlay] if candidate.overlay else [])]
+    parser = ConfigParser()
+    parser.read_config([CONFIGS / f"{file}.json" for file in files])
+    parser.update(candidate.entries)
+    return parser.get_parsed_content("network_def").eval(), parser.get_parsed_content("inferer")
+
+
+def whole_pass(x: Tensor, network: nn.Module, inferer: CentredWindowInferer) -> Callable[[], None]:
+    """Inference on an input, window by window."""
+
+    @torch.no_grad()
+    def run() -> None:
+        output = inferer(x, network)
+        assert output.shape == (1, 2, *x.shape[2:]), output.shape
+
+    return run
+
+
+def peak(row: Row, name: str) -> int:
+    """Peak growth of one pass in this process."""
+    built = build(row.ndim, name)
+    return peak_growth(*(whole_pass(each.input(), *built) for each in (Row(row.ndim, 32), row)))
+
+
+def measure(row: Row) -> dict[str, Any]:
+    """Times and peaks of all networks."""
+    about = machine("cpu")
+    peaks = {}
+    for name in CANDIDATES:
+        value = in_a_fresh_process("benchmarks.scale", "peak", row.ndim, row.size, name)
+        assert value is not None
+        peaks[name] = {"mib": value / 2**20}
+        print(row.name, name, peaks[name], flush=True)
+    x, built = row.input(), {name: build(row.ndim, name) for name in CANDIDATES}
+    steps = {name: whole_pass(x, *pair) for name, pair in built.items()}
+    times = interleaved(steps, Effort(seconds=30.0, clock="cpu", rounds=5))
+    inferer = built["harmonic"][1]
+    window = min(inferer.roi_size[0], row.size)
+    result = {
+        "machine": about,
+        "window": window,
+        "overlap": inferer.overlap,
+        "windows": len(window_starts(row.size, window, inferer.overlap)) ** row.ndim,
+        "parameters": {name: sum(p.numel() for p in network.parameters()) for name, (network, _) in built.items()},
+        "times": times,
+        "peaks": peaks,
+    }
+    print(row.name, {name: round(value["ms"]) for name, value in times.items()}, flush=True)
+    return result
+
+
+def fill(arguments: argparse.Namespace) -> None:
+    """Measure the rows and put them among those of ``scale.json``."""
+    path = RESULTS / "scale.json"
+    for row in ROWS:
+        if arguments.only in (None, row.name):
+            measured = measure(row)
+            rows = json.loads(path.read_text()) if path.is_file() else {}
+            path.write_text(json.dumps(rows | {row.name: measured}, indent=1) + "\n")
+
+
+def report(_: argparse.Namespace) -> None:
+    """Write ``scale.md`` from ``scale.json``."""
+    found = json.loads((RESULTS / "scale.json").read_text())
+    text = [
+        "# Whole slides and large volumes\n",
+        "Made by `benchmarks/scale.py report` from `scale.json`. One pass of sliding-window inference with the inferer of "
+        "the bundle for retinal vessels (in 3-D with its `volumes.json`), noise to 2 classes: processor time of whole "
+        "passes, median (interquartile range); peak growth of the resident memory over network and input, each in a fresh "
+        "process. Window work is the peak less the output.\n",
+    ]
+    for ndim, unit in ((2, "Mpixel"), (3, "Mvoxel")):
+        rows = [row for row in ROWS if row.ndim == ndim and row.name in found]
+        if rows:
+            text.append(_table(rows, [found[row.name] for row in rows], unit))
+    (RESULTS / "scale.md").write_text("\n".join(text))
+    print("\n".join(text))
+
+
+def _table(rows: list[Row], measured: list[dict[str, Any]], unit: str) -> str:
+    """Title, settings and table of the sizes of one number of axes."""
+    sizes = [f"{row.size}^{row.ndim}" for row in rows]
+    outputs = [2 * 4 * row.size**row.ndim / 2**20 for row in rows]
+    about = measured[-1]["machine"]
+    lines = [
+        f"## {rows[0].ndim}-D\n",
+        f"{about['cpu']}, {about['threads']} thread, torch {about['torch']}, {about['dtype']}.",
+    ]
+    lines += [
+        f"{size}: {row['windows']} windows of {row['window']} an axis, overlap {row['overlap']:g} or more; the output is "
+        f"{output:.0f} MiB; load average {row['machine']['load_average'][0]:.1f} at the start."
+        for size, row, output in zip(sizes, measured, outputs, strict=True)
+    ]
+    head = ["network", "parameters", *(f"{size} s" for size in sizes), f"s / {unit}", f"x time of {PLAIN}"]
+    head += [
+        *(f"{size} peak MiB" for size in sizes),
+        *(f"{size} window work MiB" for size in sizes),
+        f"x peak of {PLAIN}",
+    ]
+    table = []
+    for name, candidate in CANDIDATES.items():
+        times, peaks = [row["times"][name] for row in measured], [row["peaks"][name]["mib"] for row in measured]
+        seconds, last = times[-1]["ms"] / 1e3, measured[-1]
+        table.append(
+            [
+                f"{name}: {candidate.about}",
+                str(last["parameters"][name]),
+                *(f"{time['ms'] / 1e3:.2f} ({time['iqr_ms'] / 1e3:.2f})" for time in times),
+                f"{seconds / rows[-1].size ** rows[-1].ndim * 1e6:.2f}",
+                f"{times[-1]['ms'] / last['times'][PLAIN]['ms']:.2f}",
+                *(f"{value:.0f}" for value in peaks),
+                *(f"{value - output:.0f}" for value, output in zip(peaks, outputs, strict=True)),
+                f"{peaks[-1] / last['peaks'][PLAIN]['mib']:.2f}",
+            ]
+        )
+    return "\n".join(lines) + "\n\n" + markdown(head, table)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True)
+    filling = commands.add_parser("fill", help="measure")
+    filling.add_argument("--only", choices=[row.name for row in ROWS], help="one row; all by default")
+    filling.set_defaults(call=fill)
+    commands.add_parser("report", help="the tables").set_defaults(call=report)
+    single = commands.add_parser("peak", help="print the peak of one pass in bytes; used by fill")
+    single.add_argument("ndim", type=int)
+    single.add_argument("size", type=int)
+    single.add_argument("name", choices=CANDIDATES)
+    single.add_argument("threads", type=int)
+    single.set_defaults(call=lambda chosen: print(peak(Row(chosen.ndim, chosen.size), chosen.name)))
+    chosen = parser.parse_args()
+    torch.set_num_threads(getattr(chosen, "threads", 1))
+    torch.manual_seed(0)
+    chosen.call(chosen)
