@@ -70,6 +70,7 @@ MODELS = {
     "bands": Model("SRE, bands (the published kernel)", (), {**_RADIAL, **_BANDS}),
     "sre": Model("SRE, Gaussian rings", (), _RADIAL),
     "harmonic": Model("SRE, Gaussian rings and harmonic energies (the bundles)"),
+    "harmonic-1": Model("the same, energies of order 1 only", (), {"network_def#conv": ["harmonic", {"orders": [1]}]}),
     "plain-wide": Model("plain, width 64", ("plain.json",), {"network_def#block_inplanes": [64, 128, 256, 512]}),
     "sre-wide": Model("SRE, Gaussian rings, width 64, kernels 9, 9, 5, 5", (), {**_RADIAL, **_OFFICIAL_SIZE}),
     "official": Model("SRE-Conv's own network, width 64", (), {"network_def": {**_PEER, "package": "SRE_Conv"}}),

@@ -11,7 +11,7 @@ inferer (windows, overlap, blending) come from the configs of the bundle for ret
   or more;
 * memory: as in :mod:`benchmarks.memory`, the growth of the resident memory at its peak during a whole pass, over what is
   resident once network and input are there and a pass over a tiny input is done, each in a fresh process.
-  The output is part of it, the input is not. Repetitions agree to 0.1 %.
+  The output is part of it, the input is not. Repetitions differ by 0.3 % at most.
 """
 
 from __future__ import annotations
@@ -184,8 +184,8 @@ def _table(rows: list[Row], measured: list[dict[str, Any]], unit: str) -> str:
         f"{about['cpu']}, {about['threads']} thread, torch {about['torch']}, {about['dtype']}.",
     ]
     lines += [
-        f"{size}: {row['windows']} windows of {row['window']} an axis, overlap {row['overlap']:g} or more; the output is "
-        f"{output:.0f} MiB; load average {row['machine']['load_average'][0]:.1f} at the start."
+        f"{size}: {row['windows']} windows of {row['window']}^{rows[0].ndim}, overlap {row['overlap']:g} or more; the output "
+        f"is {output:.0f} MiB; load average {row['machine']['load_average'][0]:.1f} at the start."
         for size, row, output in zip(sizes, measured, outputs, strict=True)
     ]
     head = ["network", "parameters", *(f"{size} s" for size in sizes), f"s / {unit}", f"x time of {PLAIN}"]
