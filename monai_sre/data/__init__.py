@@ -4,8 +4,9 @@ from .augment import BatchAugment2d, BatchAugment3d, BatchPreprocess
 from .datalist import datalist_info, load_datalist, read_image, scale_to_unit
 from .dataset import BatchLoader, DatasetInfo, LabelledImages
 from .demo import demo_arrays, demo_info
-from .files import FileImages, find_images
+from .files import FileImages, file_grids, find_images
 from .geometry import background_value, flip_batch, random_rotations, resize_batch, rotate_batch
+from .grids import Grid
 from .inputs import TransformedFiles
 from .loader import EpochLoader
 from .maps import CheckImaged, ClassMapd, FieldOfViewd, IgnoreOutsided, NormalizeFieldd, ReadImaged
@@ -23,6 +24,7 @@ __all__ = [
     "EpochLoader",
     "FieldOfViewd",
     "FileImages",
+    "Grid",
     "IgnoreOutsided",
     "LabelledImages",
     "NormalizeFieldd",
@@ -33,6 +35,7 @@ __all__ = [
     "dataset_info",
     "demo_arrays",
     "demo_info",
+    "file_grids",
     "find_images",
     "find_pairs",
     "flip_batch",

@@ -14,6 +14,7 @@ from monai.data import NibabelReader, PILReader
 
 from .dataset import DatasetInfo, LabelledImages
 from .geometry import background_value, resize_batch
+from .grids import Grid
 
 __all__ = ["datalist_info", "load_datalist", "read_image", "scale_to_unit"]
 
@@ -76,7 +77,7 @@ def read_image(
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; expected a PNG, JPEG, NIfTI, npy or npz image")
     try:
-        array, spacing = _read(path)
+        array, affine = read_array(path)
     except Exception as error:  # each reader has its own exceptions for a damaged file
         raise ValueError(f"{path} cannot be read as an image: {type(error).__name__}: {error}") from error
     if array.dtype.kind not in "buif" or array.ndim not in (3, 4) or 0 in array.shape:
@@ -84,24 +85,35 @@ def read_image(
     if not np.all(np.isfinite(array)):
         raise ValueError(f"{path} holds NaN or infinite values; every pixel must be finite")
     eight_bit = array.dtype == np.uint8
-    image = torch.from_numpy(np.ascontiguousarray(array if eight_bit else array.astype(np.float32)))
+    image = torch.from_numpy(np.array(array, dtype=np.uint8 if eight_bit else np.float32, order="C"))
     if not eight_bit:
         image = scale_to_unit(image[None], intensity_range)[0]
     if size is None:
         return image
-    fitted = _fit(image.float()[None], size, spacing)[0]
-    return fitted.round().clamp(0, 255).to(torch.uint8) if eight_bit else fitted
+    fitted = _fit(image.float()[None], size, Grid(tuple(image.shape[1:]), affine))[0]
+    if not eight_bit:
+        return fitted
+    # The halves that interpolation makes must not be rounded by the last bit of a float, or a turned image differs.
+    return (fitted + 1e-3).round().clamp(0, 255).to(torch.uint8)
 
 
-def _read(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """``(C, *spatial)`` and the spacing of the spatial axes."""
-    if path.name.lower().endswith(_NIFTI):
+def is_nifti(path: Path) -> bool:
+    """Whether a file is NIfTI, by its name."""
+    return path.name.lower().endswith(_NIFTI)
+
+
+def read_array(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """The array ``(C, *spatial)`` of an image file, and the affine ``(4, 4)`` of its spatial axes.
+
+    Pictures have the columns as their first axis in space, arrays an identity affine.
+    """
+    if is_nifti(path):
         reader = NibabelReader(as_closest_canonical=True)
         array, meta = reader.get_data(reader.read(path))
-        spacing = np.linalg.norm(np.asarray(meta["affine"])[:3, :3], axis=0)
         while array.ndim > 2 and array.shape[-1] == 1:
             array = array[..., 0]
-        return array[None], spacing[: array.ndim]
+        return array[None], np.asarray(meta["affine"])
+    affine = np.eye(4)
     if path.suffix.lower() == ".npy":
         array = np.load(path, allow_pickle=False)
     elif path.suffix.lower() == ".npz":
@@ -113,20 +125,19 @@ def _read(path: Path) -> tuple[np.ndarray, np.ndarray]:
         picture = PILReader(converter=lambda im: im.convert(_MODES[im.mode]) if im.mode in _MODES else im,
                             reverse_indexing=False)  # fmt: skip
         array = picture.get_data(picture.read(path))[0]
+        affine = affine[:, [1, 0, 2, 3]]
     if array.ndim in (3, 4) and array.shape[-1] in (1, 3, 4):
-        return np.moveaxis(array, -1, 0), np.ones(array.ndim - 1)
-    return array[None], np.ones(array.ndim)
+        return np.moveaxis(array, -1, 0), affine
+    return array[None], affine
 
 
-def _fit(x: torch.Tensor, size: int, spacing: np.ndarray) -> torch.Tensor:
-    extent = np.asarray(x.shape[2:]) * spacing
-    inner = [max(1, round(size * float(side) / float(extent.max()))) for side in extent]
+def _fit(x: torch.Tensor, size: int, grid: Grid) -> torch.Tensor:
+    inner = grid.inscribed(size)
     x = resize_batch(x, inner)
     if all(side == size for side in inner):
         return x
-    fill, margins = background_value(x), [size - side for side in inner]
-    pads = [n for margin in reversed(margins) for n in (margin // 2, margin - margin // 2)]
-    return F.pad(x - fill, pads) + fill
+    fill = background_value(x)
+    return F.pad(x - fill, [(size - side) // 2 for side in reversed(inner) for _ in range(2)]) + fill
 
 
 def _open(path: Path) -> dict[str, Any]:

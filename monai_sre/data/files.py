@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import nibabel
+import numpy as np
 import torch
 from monai.data import Dataset
 from torch import Tensor
 
-from monai_sre.data.datalist import read_image
+from monai_sre.data.datalist import is_nifti, read_array, read_image
 from monai_sre.data.dataset import DatasetInfo
+from monai_sre.data.grids import Grid
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".nii", ".nii.gz", ".npy", ".npz")
 
@@ -40,8 +44,51 @@ def find_images(source: str | Path | Sequence[str | Path]) -> list[Path]:
     return found
 
 
+def relative_names(paths: Sequence[Path]) -> list[str]:
+    """The path of each file from the deepest folder that holds them all.
+
+    Example:
+        >>> relative_names([Path("/data/one/a.png"), Path("/data/two/a.png")])
+        ['one/a.png', 'two/a.png']
+    """
+    resolved = [path.resolve() for path in paths]
+    root = os.path.commonpath([path.parent for path in resolved])
+    return [os.path.relpath(path, root) for path in resolved]
+
+
+def file_grids(path: Path) -> tuple[Grid, Grid]:
+    """The grid of an image file, and that of the square image which :class:`FileImages` makes of it.
+
+    The file's own grid is that of NIfTI. Files that say nothing about space have an identity affine; of pictures, the first
+    axis is that of the columns, as MONAI reads them.
+
+    Raises:
+        OSError: the file is missing.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "a.npy"
+        >>> np.save(path, np.zeros((4, 2), dtype=np.uint8))
+        >>> own, square = file_grids(path)
+        >>> own.shape, square.shape, square.affine[:2, 3].tolist()  # the square begins one pixel beside the image
+        ((4, 2), (4, 4), [0.0, -1.0])
+    """
+    array, affine = read_array(path)
+    seen = Grid(array.shape[1:], affine)
+    side = max(seen.shape)
+    steps = [old / new for old, new in zip(seen.shape, seen.inscribed(side), strict=True)]
+    square = seen.around([side] * len(steps), steps)
+    if is_nifti(path):
+        source: Any = nibabel.load(path)
+        return Grid(source.shape[:3], source.affine), square
+    axes = slice(len(steps))
+    return Grid(tuple(int(size) for size in affine[axes, axes] @ seen.shape), np.eye(4)), square
+
+
 class FileImages(Dataset):
-    """Image files as a ``monai.data.Dataset`` of ``{"image", "path", "error"}`` items, all of one shape.
+    """Image files as a ``monai.data.Dataset`` of ``{"image", "path", "name", "error"}`` items, all of one shape.
+
+    ``"name"`` is the path from the deepest folder that holds all files.
 
     A file that cannot be used has a zero image, and in ``"error"`` one sentence that says why; it is an empty string for
     the others. Images that are not square are padded to a square with their background; volumes likewise. A grey image
@@ -72,7 +119,7 @@ class FileImages(Dataset):
         transform: Callable[[Tensor], Tensor],
     ) -> None:
         super().__init__(data=find_images(data), transform=transform)
-        self.info = info
+        self.info, self.names = info, relative_names(self.data)
 
     def _transform(self, index: int) -> Any:
         path = self.data[index]
@@ -81,12 +128,13 @@ class FileImages(Dataset):
         except (OSError, ValueError) as problem:
             image = torch.zeros(self.info.num_channels, *[self.info.size] * self.info.spatial_dims)
             error = " ".join(str(problem).split())
-        return {"image": self.transform(image.unsqueeze(0)).squeeze(0), "path": str(path), "error": error}
+        image = self.transform(image.unsqueeze(0)).squeeze(0)
+        return {"image": image, "path": str(path), "name": self.names[index], "error": error}
 
     def _open(self, path: Path) -> Tensor:
         image = read_image(path)
         longest = max(image.shape[1:])
-        if path.name.lower().endswith((".nii", ".nii.gz")) or any(side != longest for side in image.shape[1:]):
+        if is_nifti(path) or any(side != longest for side in image.shape[1:]):
             image = read_image(path, longest)
         if image.dim() - 1 != self.info.spatial_dims:
             raise ValueError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import torch
 from monai.data import Dataset
 
-from .files import find_images
+from .files import find_images, relative_names
 
 __all__ = ["TransformedFiles"]
 
@@ -50,16 +49,16 @@ class TransformedFiles(Dataset):
         spatial_dims: int,
     ) -> None:
         super().__init__(data=find_images(data), transform=transform)
-        self.root = os.path.commonpath([path.resolve().parent for path in self.data])
+        self.names = relative_names(self.data)
         self.empty = torch.zeros(num_channels, *[8] * spatial_dims)
 
     def _transform(self, index: int) -> Any:
-        path, name = str(self.data[index]), os.path.relpath(self.data[index].resolve(), self.root)
+        path = str(self.data[index])
         try:
             image, error = self.transform({"image": path})["image"], ""
         except Exception as problem:  # each reader has its own exceptions for a damaged file
             image, error = self.empty, _sentence(path, problem)
-        return {"image": image, "path": path, "name": name, "error": error}
+        return {"image": image, "path": path, "name": self.names[index], "error": error}
 
 
 def _sentence(path: str, problem: BaseException) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from monai_sre.evaluation.activation import ClassActivation
+from monai_sre.evaluation.activation_views import draw_activations
 from monai_sre.evaluation.classification import (
     AddScores,
     ClassificationScore,
@@ -10,11 +12,12 @@ from monai_sre.evaluation.classification import (
     probabilities,
 )
 from monai_sre.evaluation.equivariance import culprits, equivariance_error, format_table, layer_errors
+from monai_sre.evaluation.nifti import save_like
 from monai_sre.evaluation.predictions import PredictionWriter
 from monai_sre.evaluation.report import ClassificationReport, LearningCurves
 from monai_sre.evaluation.segmentation import SegmentationScore, map_scores
 from monai_sre.evaluation.segmentation_report import SegmentationReport, draw_maps
-from monai_sre.evaluation.segmentation_writer import SegmentationWriter, save_like
+from monai_sre.evaluation.segmentation_writer import SegmentationWriter
 from monai_sre.evaluation.sweep import (
     RotationSweep,
     SweepResult,
@@ -28,6 +31,7 @@ from monai_sre.evaluation.windows import CentredWindowInferer
 __all__ = [
     "AddScores",
     "CentredWindowInferer",
+    "ClassActivation",
     "ClassificationReport",
     "ClassificationScore",
     "LearningCurves",
@@ -41,6 +45,7 @@ __all__ = [
     "accuracy",
     "area_under_curve",
     "culprits",
+    "draw_activations",
     "draw_maps",
     "draw_sweep",
     "equivariance_error",

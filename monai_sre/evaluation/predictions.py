@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from ignite.engine import Engine, Events
+from torch import Tensor
 
 from monai_sre.data.dataset import DatasetInfo
+from monai_sre.evaluation.activation import ClassActivation
 from monai_sre.evaluation.classification import MULTI_LABEL
 from monai_sre.evaluation.report import write_csv
 
@@ -29,6 +31,7 @@ class FileTable(ABC):
     def __init__(self, path: Path) -> None:
         self.path = path
         self.rows: list[dict[str, Any]] = []
+        self._claimed: set[Path] = set()
 
     def attach(self, engine: Engine) -> None:
         """Register with an evaluator whose batches hold ``"path"`` and ``"error"``, and whose output holds ``"score"``."""
@@ -51,8 +54,26 @@ class FileTable(ABC):
                 f"{len(bad)} of {len(self.rows)} files could not be used, see {self.path}:\n{listed}{more}"
             )
 
+    def claim(self, name: str, ending: str) -> Path:
+        """Where to write what belongs to an input file: ``STEM`` + ``ending``, in the input's folder below that of the table.
+
+        Args:
+            name: of the input file, from the folder that holds all inputs.
+            ending: of the path.
+
+        Raises:
+            OSError: another file has claimed that path, or its folder cannot be created.
+        """
+        stem = name[: -len(".nii.gz")] if name.lower().endswith(".nii.gz") else str(Path(name).with_suffix(""))
+        target = self.path.parent / f"{stem}{ending}"
+        if target in self._claimed:
+            raise OSError(f"{target} is that of another file already")
+        self._claimed.add(target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return target
+
     def _start(self, _: Engine) -> None:
-        self.rows = []
+        self.rows, self._claimed = [], set()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_csv(self.path, self.rows)
 
@@ -64,33 +85,54 @@ class FileTable(ABC):
 class PredictionWriter(FileTable):
     """Evaluator handler: ``predictions.csv`` with a row a file: path, class, its name, probabilities, error.
 
-    For a multi-label task the class is the list of labels above 0.5.
+    For a multi-label task the class is the list of labels above 0.5. On request each file also gets a class-activation map
+    of its class (multi-label: of the most probable label) as ``NAME_activation.nii.gz``, float32, on the file's own grid
+    (:func:`monai_sre.data.file_grids`), NIfTI with its header.
 
     Args:
-        output_dir: folder of the file, created if need be.
+        output_dir: folder of the files, created if need be; for maps, folders below that of the inputs are repeated in it.
         info: the task and the class names.
+        activation: makes the maps; None: no maps.
 
     Raises:
         OSError: the folder cannot be written to; found out before any inference.
     """
 
-    def __init__(self, output_dir: str | Path, info: DatasetInfo) -> None:
+    def __init__(self, output_dir: str | Path, info: DatasetInfo, activation: ClassActivation | None = None) -> None:
         super().__init__(Path(output_dir) / "predictions.csv")
-        self.info = info
+        self.info, self.activation = info, activation
 
     def _collect(self, engine: Engine) -> None:
         batch: Any = engine.state.batch
         output: Any = engine.state.output
         scores = output["score"].cpu().numpy()
         names = self.info.class_names
-        for path, error, score in zip(batch["path"], batch["error"], scores, strict=True):
+        maps = self._maps(output, batch["error"])
+        for index, (path, error, score) in enumerate(zip(batch["path"], batch["error"], scores, strict=True)):
             row: dict[str, Any] = {"file": path, "class": "", "name": ""}
             if self.info.task == MULTI_LABEL:
-                chosen = [index for index, value in enumerate(score) if value > 0.5]
+                chosen = [number for number, value in enumerate(score) if value > 0.5]
             else:
                 chosen = [int(score.argmax())]
             if not error:
-                row["class"] = " ".join(str(index) for index in chosen)
-                row["name"] = "; ".join(names[index] for index in chosen)
+                row["class"] = " ".join(str(number) for number in chosen)
+                row["name"] = "; ".join(names[number] for number in chosen)
             row |= {f"p({name})": "" if error else f"{value:.6f}" for name, value in zip(names, score, strict=True)}
+            if self.activation is not None:
+                row["activation"] = ""
+                if not error:
+                    try:
+                        target = self.claim(batch["name"][index], "_activation.nii.gz")
+                        self.activation.save(maps[index], output["image"].shape[2:], Path(path), target)
+                        row["activation"] = str(target)
+                    except OSError as problem:
+                        error = f"{path}: its activation map cannot be written: {problem}"
             self.rows.append(row | {"error": error})
+
+    def _maps(self, output: dict[str, Tensor], errors: list[str]) -> dict[int, Tensor]:
+        """Of the images that could be read, by their number in the batch."""
+        good = [index for index, error in enumerate(errors) if not error]
+        if self.activation is None or not good:
+            return {}
+        classes = output["score"][good].argmax(dim=1)
+        return dict(zip(good, self.activation(output["image"][good], classes), strict=True))

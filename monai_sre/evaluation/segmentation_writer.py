@@ -15,6 +15,7 @@ from monai.transforms import Invertd, InvertibleTransform
 from monai.utils import convert_to_tensor
 from PIL import Image
 
+from monai_sre.evaluation.nifti import save_like
 from monai_sre.evaluation.predictions import FileTable
 
 #: Endings of the inputs, the longer first where one ends in another, and of their class maps.
@@ -59,7 +60,7 @@ class SegmentationWriter(FileTable):
                 classes = self._on_own_grid(image, score)
                 shares = {key: f"{(classes == value).mean():.6f}" for value, key in enumerate(shares, start=1)}
                 try:
-                    row["output"] = str(self._save(classes, Path(path), Path(name)))
+                    row["output"] = str(self._save(classes, path, name))
                 except OSError as problem:
                     error = f"{path}: its map cannot be written: {problem}"
             self.rows.append({**row, **shares, "error": error})
@@ -70,13 +71,9 @@ class SegmentationWriter(FileTable):
         classes: np.ndarray = convert_to_tensor(score).argmax(dim=0).to(torch.uint8).cpu().numpy()
         return classes
 
-    def _save(self, classes: np.ndarray, source: Path, name: Path) -> Path:
-        ending = next((end for end in _ENDINGS if name.name.lower().endswith(end)), name.suffix)
-        stem = name.name[: len(name.name) - len(ending)]
-        target = self.path.parent / name.parent / f"{stem}_seg{_ENDINGS.get(ending, '.png')}"
-        if any(row["output"] == str(target) for row in self.rows):
-            raise OSError(f"{target} is that of another file already")
-        target.parent.mkdir(parents=True, exist_ok=True)
+    def _save(self, classes: np.ndarray, source: str, name: str) -> Path:
+        ending = next((_ENDINGS[end] for end in _ENDINGS if name.lower().endswith(end)), ".png")
+        target = self.claim(name, f"_seg{ending}")
         if target.suffix == ".npy":
             np.save(target, classes)
         elif target.suffix == ".png":
@@ -85,26 +82,3 @@ class SegmentationWriter(FileTable):
         else:
             save_like(classes, nibabel.load(source), target)
         return target
-
-
-def save_like(classes: np.ndarray, source: Any, target: Path) -> None:
-    """Write a class map as NIfTI with the affine and the header of the image that it belongs to.
-
-    Args:
-        classes: shape ``(*spatial)``, uint8.
-        source: the image, as ``nibabel.load`` gives it; its spatial axes have that shape.
-        target: of the file.
-
-    Example:
-        >>> import tempfile
-        >>> source = nibabel.Nifti1Image(np.zeros((4, 3, 2, 5), dtype=np.float32), np.diag([2.0, 3.0, 4.0, 1.0]))
-        >>> path = Path(tempfile.mkdtemp()) / "a_seg.nii.gz"
-        >>> save_like(np.ones((4, 3, 2), dtype=np.uint8), source, path)
-        >>> written = nibabel.load(path)
-        >>> written.shape, written.affine.diagonal().tolist(), written.get_data_dtype()
-        ((4, 3, 2), [2.0, 3.0, 4.0, 1.0], dtype('uint8'))
-    """
-    header = source.header.copy()
-    header.set_data_dtype(np.uint8)
-    header["cal_min"] = header["cal_max"] = 0
-    nibabel.save(nibabel.Nifti1Image(classes, source.affine, header), target)

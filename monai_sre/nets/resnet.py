@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -78,7 +79,8 @@ class SREResNet(nn.Module):
             blocks: no parameter more, and less error under rotations by other angles than 90 degrees.
 
     Shape:
-        ``(N, in_channels, *spatial)`` to ``(N, num_classes)``, any sizes from 1 up.
+        ``(N, in_channels, *spatial)`` to ``(N, num_classes)``, any sizes from 1 up. The pixels of the last feature maps lie
+        ``reduction`` (an attribute) pixels of the input apart, around its centre.
 
     Raises:
         ValueError: an argument cannot work; the message names it, its value and what is allowed.
@@ -142,6 +144,7 @@ class SREResNet(nn.Module):
             "algorithm": algorithm,
         }
         self.spatial_dims, self.in_channels, self.checkpointing = spatial_dims, in_channels, checkpointing
+        self.reduction = math.prod(strides) * (2 if max_pool else 1)
         config = LayerMaker(spatial_dims, norm, act, antialias, conv, radial)
         self.conv1 = config.radial(in_channels, width, stem_kernel_size)
         self.norm1 = config.norm_layer(width)

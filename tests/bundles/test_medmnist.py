@@ -187,7 +187,7 @@ def test_inference_reports_bad_files_and_does_the_others(
     np.save(folder / "h.npy", np.full((4,) * dims, np.nan))
     options = {**toy(dims, toy_dir), "ckpt_dir": str(trained[dims] / "models"), "output_dir": str(tmp_path / "out")}
     with pytest.raises(SystemExit) as caught:
-        run(dims, "inference", **options, input=str(folder))
+        run(dims, "inference", **options, input=str(folder), activation_maps=True)
     message = str(caught.value)
     assert message.startswith("3 of")
     assert all(name in message for name in ("f.png", "g.npy", "h.npy"))
@@ -195,10 +195,16 @@ def test_inference_reports_bad_files_and_does_the_others(
     assert sorted(table) == sorted([*good, "f.png", "g.npy", "h.npy"])
     for name, row in table.items():
         assert bool(row["error"]) == (name not in good)
+        assert bool(row["activation"]) == (name in good)
         if name in good:
+            shape = slab.shape if name == "c.nii.gz" else (12,) * dims
+            assert nibabel.load(row["activation"]).shape == shape
             probabilities = [float(row["p(0)"]), float(row["p(1)"])]
             assert sum(probabilities) == pytest.approx(1, abs=1e-5)
             assert int(row["class"]) == int(np.argmax(probabilities))
+    assert len(list((tmp_path / "out").iterdir())) == 1 + len(good)
+    run(dims, "inference", **{**options, "output_dir": str(tmp_path / "without")}, input=str(folder / "a.npy"))
+    assert [path.name for path in (tmp_path / "without").iterdir()] == ["predictions.csv"]  # no maps unless asked for
     run(dims, "train", "evaluate", **{**options, "output_dir": str(tmp_path / "evaluation")})
     expected = rows(tmp_path / "evaluation/predictions.csv")
     for name, index in (("a.npy", 0), ("b.npz", 1)):  # the same image gives the same row as in evaluation
