@@ -1,0 +1,70 @@
+"""What a rotation sweep costs beside as many plain evaluations.
+
+    python -m benchmarks.sweep_cost --dataset_dir DIR
+
+The networks of the 2-D bundle (SRE with energies; plain) on 64 test images of BreastMNIST: the full sweep of 36 rotations
+and 2 flips, in both protocols, against 38 evaluations of the upright images. Interleaved rounds, processor time of one
+thread. Writes ``results/sweep_cost.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.bundle import ConfigParser
+from torch import nn
+
+from benchmarks.timing import Effort, interleaved, machine
+from monai_sre.data import BatchLoader, BatchPreprocess, dataset_info, load_dataset
+from monai_sre.evaluation import rotation_sweep, sweep_transformations
+
+RESULTS = Path(__file__).with_name("results")
+CONFIGS = Path(__file__).parents[1] / "bundles" / "medmnist_2d_classification" / "configs"
+DATASET = "breastmnist"
+
+
+def network_of(*configs: str, dataset_dir: str) -> nn.Module:
+    """The network that config files of the bundle define."""
+    parser = ConfigParser()
+    parser.read_config([str(CONFIGS / name) for name in configs])
+    parser.update({"dataset_name": DATASET, "dataset_dir": dataset_dir})
+    network: nn.Module = parser.get_parsed_content("network_def")
+    return network.eval()
+
+
+def _repeated(call: Callable[[], Any], count: int) -> None:
+    for _ in range(count):
+        call()
+
+
+def main(dataset_dir: str) -> None:
+    torch.set_num_threads(1)
+    task = dataset_info(DATASET, dataset_dir).task
+    loader = BatchLoader(load_dataset(DATASET, dataset_dir, "test"), 64, transform=BatchPreprocess(32))
+    batch = next(iter(loader))
+    found: dict[str, Any] = {"machine": machine("cpu"), "images": len(batch["image"]), "networks": {}}
+    for name, configs in {"SRE": ("train.json",), "plain": ("train.json", "plain.json")}.items():
+        sweep = partial(rotation_sweep, network_of(*configs, dataset_dir=dataset_dir), [batch], task=task)
+        sweeps = {protocol: sweep_transformations(2, protocol) for protocol in ("clean", "paper")}
+        count = len(sweeps["clean"])
+        steps: dict[str, Callable[[], Any]] = {
+            "evaluations": partial(_repeated, partial(sweep, {"0": sweeps["clean"]["0"]}), count)
+        }
+        steps |= {protocol: partial(sweep, sweeps[protocol]) for protocol in sweeps}
+        times = interleaved(steps, Effort(seconds=0, clock="cpu", rounds=5))
+        ratios = {protocol: times[protocol]["ms"] / times["evaluations"]["ms"] for protocol in sweeps}
+        found["networks"][name] = {"transformations": count, "times": times, "ratio": ratios}
+        print(name, {protocol: round(value, 3) for protocol, value in ratios.items()})
+    (RESULTS / "sweep_cost.json").write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--dataset_dir", required=True)
+    main(arguments.parse_args().dataset_dir)
