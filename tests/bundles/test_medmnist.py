@@ -256,8 +256,7 @@ def test_shipped_network_fits_the_metadata(dims: int) -> None:
 
 
 @pytest.mark.parametrize("dims", [2, 3])
-@pytest.mark.parametrize("split", ["test"])
-def test_shipped_weights_score_as_the_metadata_say(data_dir: Path, tmp_path: Path, dims: int, split: str) -> None:
+def test_shipped_weights_score_as_the_metadata_say(data_dir: Path, tmp_path: Path, dims: int) -> None:
     options = {"dataset_dir": str(data_dir / "medmnist"), "output_dir": str(tmp_path), "device": "cpu"}
     run(dims, "train", "evaluate", **options)
     metrics = json.loads((tmp_path / "metrics.json").read_text())

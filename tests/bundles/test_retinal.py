@@ -347,3 +347,13 @@ def test_one_epoch_on_real_photographs(data_dir: Path, tmp_path: Path) -> None:
     options = {"input": str(source), "output_dir": str(tmp_path), "ckpt_dir": str(tmp_path / "out/models")}
     run("inference", **options, device="cpu")
     assert Image.open(tmp_path / "Image_14R_seg.png").size == Image.open(source).size
+
+
+@pytest.mark.slow
+def test_shipped_weights_score_as_the_metadata_say(data_dir: Path, tmp_path: Path) -> None:
+    options = {"dataset_dir": str(data_dir / "chase_db1"), "output_dir": str(tmp_path), "device": "cpu"}
+    run("train", "evaluate", **options)
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    stated = json.loads((BUNDLE / "configs/metadata.json").read_text())["eval_metrics"]
+    for name in ("Dice", "AUC", "sensitivity", "specificity", "clDice"):
+        assert metrics[name] == pytest.approx(stated[name], abs=1e-3), name
