@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,8 +42,9 @@ class Form:
     Args:
         title: how the table calls it.
         feature: what is made of the components of an order: ``"energy"``, its ``"power"``, ``"log"`` or ``"root"``, the
-            ``"product"`` of two maps' harmonics (real part, one conjugated), a ``"gate"`` that energies set, ``"full"`` for
-            energies of harmonics of the whole kernel size with radial weights of their own, or ``None`` for radial only.
+            ``"product"`` of two maps' harmonics (real part, one conjugated) or its ``"signed root"``, a ``"gate"`` that
+            energies set, ``"full"`` for energies of harmonics of the whole kernel size with radial weights of their own, or
+            ``None`` for radial only.
         orders: angular orders.
         share: radial maps a channel of the output has for them.
         each: whether each order has maps of its own.
@@ -77,6 +79,7 @@ FORMS = {
     "order-1": Form("default, order 1 only", orders=(1,)),
     "orders-1-to-4": Form("default, orders 1 to 4", orders=(1, 2, 3, 4)),
     "product": Form("products of two maps' harmonics, normalised", "product", norm=True),
+    "product-root": Form("signed roots of products of two maps' harmonics", "signed root"),
     "gate": Form("energies gate the radial part", "gate"),
     "power": Form("squared energies, normalised", "power", norm=True),
     "log": Form("logarithm of energies, normalised", "log", norm=True),
@@ -101,7 +104,7 @@ class FormConv(nn.Module):
         hidden = max(1, int(out_channels * form.share))
         count = hidden * len(form.orders)
         maps = count if form.each else hidden
-        maps = {"full": 0, "product": 2 * maps}.get(form.feature or "", maps)
+        maps = {"full": 0, "product": 2 * maps, "signed root": 2 * maps}.get(form.feature or "", maps)
         self.maps = maps
         radial = {"profile": form.profile, "orthonormal": form.profile != "band"}
         self.radial = SREConv2d(
@@ -136,10 +139,13 @@ class FormConv(nn.Module):
         return y * torch.sigmoid(mixed) if self.form.feature == "gate" else y + mixed
 
     def _feature(self, maps: Tensor, stencils: Tensor) -> Tensor:
-        if self.form.feature == "product":
-            parts = functional.conv2d(maps.flatten(0, 1)[:, None], stencils[:, None], padding=stencils.shape[-1] // 2)
-            first, second = parts.unflatten(0, maps.shape[:2]).chunk(2, dim=1)
-            return (first * second).sum(dim=2)
+        if self.form.feature in ("product", "signed root"):
+            first, second = maps.chunk(2, dim=1)
+            both = [
+                harmonic_energy(pair, stencils, self.form.eps).square() for pair in (first + second, first - second)
+            ]
+            product = (both[0] - both[1]) / 4
+            return product if self.form.feature == "product" else product * (product.square() + self.form.eps) ** -0.25
         energy = harmonic_energy(maps, stencils, self.form.eps)
         shapes = {"power": torch.square, "log": torch.log1p, "root": torch.sqrt}
         return shapes[self.form.feature](energy) if self.form.feature in shapes else energy
@@ -198,15 +204,19 @@ def fill(arguments: argparse.Namespace) -> None:
             optimizer.step()
             losses += [loss.item()] * len(batch["label"])
         schedule.step()
-    batches = BatchLoader(validation, 64, transform=BatchPreprocess(32))
-    sweep = rotation_sweep(network, batches, sweep_transformations(2, "clean", 30, flips=False), info.task)
-    content = {
+        if not math.isfinite(losses[-1]):
+            break
+    content: dict[str, Any] = {
         "form": arguments.form,
         "seed": arguments.seed,
         "parameters": sum(p.numel() for p in network.parameters()),
-        "training_loss": statistics.mean(losses),
-        "validation": sweep.summary(),
     }
+    if math.isfinite(losses[-1]):
+        batches = BatchLoader(validation, 64, transform=BatchPreprocess(32))
+        sweep = rotation_sweep(network, batches, sweep_transformations(2, "clean", 30, flips=False), info.task)
+        content |= {"training_loss": statistics.mean(losses), "validation": sweep.summary()}
+    else:
+        content["diverged_in_epoch"] = epoch
     CELLS.mkdir(parents=True, exist_ok=True)
     cell.write_text(json.dumps(content, indent=1) + "\n")
     print(cell.name, content)
@@ -230,6 +240,11 @@ def report(_: argparse.Namespace) -> None:
         cells = groups.get(name, [])
         if not cells:
             continue
+        head = [form.title, f"{cells[0]['parameters'] / 1e6:.2f} M", str(len(cells))]
+        epochs = [cell["diverged_in_epoch"] for cell in cells if "diverged_in_epoch" in cell]
+        if epochs:
+            lines.append(f"| {' | '.join(head)} | diverged in epoch {min(epochs)} | | | | |")
+            continue
         scores = [[cell["training_loss"] for cell in cells]]
         scores += [
             [cell["validation"][metric] for cell in cells]
@@ -239,7 +254,6 @@ def report(_: argparse.Namespace) -> None:
             f"{statistics.mean(score):.3f}" + (f" ± {statistics.stdev(score):.3f}" if len(score) > 1 else "")
             for score in scores
         ]
-        head = [form.title, f"{cells[0]['parameters'] / 1e6:.2f} M", str(len(cells))]
         lines.append(f"| {' | '.join(head + shown)} |")
     (RESULTS / "harmonics.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
