@@ -319,6 +319,10 @@ def draw_sweep(results: Mapping[str, SweepResult], path: Path, metric: str | Non
     axes.set_ylim(max(0.0, np.floor(lowest * 10 - 0.5) / 10), 1)
     axes.set_theta_zero_location("N")
     axes.set_rlabel_position(45)
+    axes.set_axisbelow(False)
+    axes.tick_params(axis="y", labelsize=9)
+    for label in axes.get_yticklabels():
+        label.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.6})
     axes.set_title(f"{metric} against rotation\n{title}" if title else f"{metric} against rotation", fontsize=11)
     figure.legend(loc="outside lower center", ncols=1, frameon=False)
     figure.savefig(path, dpi=120)
