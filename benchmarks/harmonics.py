@@ -204,15 +204,18 @@ def fill(arguments: argparse.Namespace) -> None:
             optimizer.step()
             losses += [loss.item()] * len(batch["label"])
         schedule.step()
-        if not _is_finite(network, losses):
+        if not math.isfinite(losses[-1]):
             break
     content: dict[str, Any] = {
         "form": arguments.form,
         "seed": arguments.seed,
         "parameters": sum(p.numel() for p in network.parameters()),
     }
-    if _is_finite(network, losses):
-        batches = BatchLoader(validation, 64, transform=BatchPreprocess(32))
+    batches = BatchLoader(validation, 64, transform=BatchPreprocess(32))
+    network.eval()
+    with torch.no_grad():
+        finite = all(bool(network(batch["image"]).isfinite().all()) for batch in batches)
+    if finite:
         sweep = rotation_sweep(network, batches, sweep_transformations(2, "clean", 30, flips=False), info.task)
         content |= {"training_loss": statistics.mean(losses), "validation": sweep.summary()}
     else:
@@ -220,10 +223,6 @@ def fill(arguments: argparse.Namespace) -> None:
     CELLS.mkdir(parents=True, exist_ok=True)
     cell.write_text(json.dumps(content, indent=1) + "\n")
     print(cell.name, content)
-
-
-def _is_finite(network: nn.Module, losses: list[float]) -> bool:
-    return math.isfinite(losses[-1]) and all(bool(value.isfinite().all()) for value in network.state_dict().values())
 
 
 def report(_: argparse.Namespace) -> None:
