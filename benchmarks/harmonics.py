@@ -219,7 +219,7 @@ def fill(arguments: argparse.Namespace) -> None:
         sweep = rotation_sweep(network, batches, sweep_transformations(2, "clean", 30, flips=False), info.task)
         content |= {"training_loss": statistics.mean(losses), "validation": sweep.summary()}
     else:
-        content["diverged_in_epoch"] = epoch
+        content["diverged"] = True
     CELLS.mkdir(parents=True, exist_ok=True)
     cell.write_text(json.dumps(content, indent=1) + "\n")
     print(cell.name, content)
@@ -244,9 +244,8 @@ def report(_: argparse.Namespace) -> None:
         if not cells:
             continue
         head = [form.title, f"{cells[0]['parameters'] / 1e6:.2f} M", str(len(cells))]
-        epochs = [cell["diverged_in_epoch"] for cell in cells if "diverged_in_epoch" in cell]
-        if epochs:
-            lines.append(f"| {' | '.join(head)} | diverged in epoch {min(epochs)} | | | | |")
+        if any(cell.get("diverged") for cell in cells):
+            lines.append(f"| {' | '.join(head)} | diverged | | | | |")
             continue
         scores = [[cell["training_loss"] for cell in cells]]
         scores += [
