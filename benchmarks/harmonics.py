@@ -43,8 +43,8 @@ class Form:
         title: how the table calls it.
         feature: what is made of the components of an order: ``"energy"``, its ``"power"``, ``"log"`` or ``"root"``, the
             ``"product"`` of two maps' harmonics (real part, one conjugated) or its ``"signed root"``, a ``"gate"`` that
-            energies set, ``"full"`` for energies of harmonics of the whole kernel size with radial weights of their own, or
-            ``None`` for radial only.
+            energies set, the ``"steered"`` maximum over 8 directions, ``"full"`` for energies of harmonics of the whole
+            kernel size with radial weights of their own, or ``None`` for radial only.
         orders: angular orders.
         share: radial maps a channel of the output has for them.
         each: whether each order has maps of its own.
@@ -80,6 +80,7 @@ FORMS = {
     "orders-1-to-4": Form("default, orders 1 to 4", orders=(1, 2, 3, 4)),
     "product": Form("products of two maps' harmonics, normalised", "product", norm=True),
     "product-root": Form("signed roots of products of two maps' harmonics", "signed root"),
+    "steered": Form("maximum over 8 steered directions", "steered"),
     "gate": Form("energies gate the radial part", "gate"),
     "power": Form("squared energies, normalised", "power", norm=True),
     "log": Form("logarithm of energies, normalised", "log", norm=True),
@@ -146,6 +147,10 @@ class FormConv(nn.Module):
             ]
             product = (both[0] - both[1]) / 4
             return product if self.form.feature == "product" else product * (product.square() + self.form.eps) ** -0.25
+        if self.form.feature == "steered":
+            parts = functional.conv2d(maps.flatten(0, 1)[:, None], stencils[:, None], padding=stencils.shape[-1] // 2)
+            cos, sin = parts.abs().unflatten(0, maps.shape[:2]).unbind(dim=2)
+            return torch.maximum(torch.maximum(cos, sin), (cos + sin) / 2**0.5)
         energy = harmonic_energy(maps, stencils, self.form.eps)
         shapes = {"power": torch.square, "log": torch.log1p, "root": torch.sqrt}
         return shapes[self.form.feature](energy) if self.form.feature in shapes else energy
