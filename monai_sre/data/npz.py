@@ -16,8 +16,8 @@ __all__ = ["SPLITS", "inspect_npz", "read_member", "to_images", "to_labels"]
 
 SPLITS = ("train", "val", "test")
 _KEYS = tuple(f"{split}_{kind}" for split in SPLITS for kind in ("images", "labels"))
-#: What a file that is no good npz raises; NotImplementedError is zipfile's word for a compression that it does not know.
-_UNREADABLE = (BadZipFile, zlib.error, OSError, EOFError, ValueError, NotImplementedError)
+#: What a file that is no good npz raises; RuntimeError where zipfile cannot decrypt or decompress it.
+_UNREADABLE = (BadZipFile, zlib.error, OSError, EOFError, ValueError, RuntimeError)
 
 
 def _damaged(path: Path, what: object) -> ValueError:
