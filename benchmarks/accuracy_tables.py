@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,8 +79,8 @@ def write(titles: dict[str, str], cells: Path, step: float) -> None:
         f"Rotated: mean over the rotations by multiples of {step} degrees (in 3-D about each axis), the identity once.",
         "`clean`: bilinear, filled with each image's background. `paper`: nearest, filled with 0 after normalisation.",
         "One recipe for all (the bundles' `train.json`); the learning rate is the one whose seed 0 has the best validation",
-        "AUC, where several were tried (below). The networks of SRE-Conv and GMR-Conv are built by their packages and run",
-        "on this project's engine, which takes the same steps of training, faster (`tests/test_peer_networks.py`).",
+        "AUC, where several were tried (below). Another package's own network is built and initialised by that package and",
+        "runs on this project's engine, which takes the same steps of training, faster (`tests/test_peer_networks.py`).",
         "",
         _row("data", "network", "parameters", "learning rate", "epochs", "seeds", *_COLUMNS),
         _row(*["---"] * (6 + len(_COLUMNS))),
@@ -143,7 +144,7 @@ def _targets(chosen: dict[tuple[str, str], Cells]) -> list[str]:
 
 
 def _rates(tried: dict[tuple[str, str, float], Cells], titles: dict[str, str]) -> list[str]:
-    several = {key: [rate for *rest, rate in tried if tuple(rest) == key] for key in {key[:2] for key in tried}}
+    rates = Counter((dataset, model) for dataset, model, _ in tried)
     lines = [
         "## Learning rates",
         "",
@@ -151,7 +152,7 @@ def _rates(tried: dict[tuple[str, str, float], Cells], titles: dict[str, str]) -
         _row(*["---"] * 7),
     ]
     for (dataset, model, rate), members in tried.items():
-        if len(several[dataset, model]) > 1:
+        if rates[dataset, model] > 1:
             scores = [_spread(_values(members, _LOSS)), f"{members[0]['validation']['AUC']:.3f}"]
             scores.append(_spread(_values(members, _VALIDATION)))
             lines.append(_row(dataset, titles[model], f"{rate:g}", str(len(members)), *scores))
