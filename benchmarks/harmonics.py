@@ -46,7 +46,9 @@ normalisation and orders 3 and 4 cost parameters or time and gain nothing here. 
 fewer parameters: `orders=(1,)` is the choice where time counts most. Energies in the stem and two stages alone fit about as
 closely with 28 % fewer parameters, and rank less well (AUC). Bands in place of Gaussian rings, gates, products of harmonics,
 steered maxima, logarithms, energies in the first layers of blocks only and a larger eps fit less closely. Products without
-a root overflow. Not settled: roots of energies, normalised, are the best row of one seed, and want two more. Of the learning rates 0.005, 0.02 and 0.05 the recipe's 0.02 validates best (`accuracy.md`).
+a root overflow. Not settled: roots of energies, normalised, are the best row of one seed, and want two more.
+
+Of the learning rates 0.005, 0.02 and 0.05 the recipe's 0.02 validates best for the default (`accuracy.md`).
 """
 
 
