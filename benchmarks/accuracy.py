@@ -6,7 +6,8 @@
 ``fill`` trains where the work folder holds no complete training (it resumes an interrupted one), evaluates the network of
 the best validation AUC on the test set under the rotation sweep, and stores the cell as JSON at once; a cell that exists is
 skipped. With ``--learning_rate`` it is a cell of its own. ``report`` turns all cells into Markdown tables and one picture a
-data set; a model enters them with the learning rate whose seed 0 has the best validation AUC.
+data set; a model enters them with the learning rate whose seed 0 has the best validation AUC. Variants of the bundles'
+network are evaluated on the validation set instead, and have a table of their own.
 """
 
 from __future__ import annotations
@@ -14,86 +15,39 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-from dataclasses import dataclass, field
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
 from monai.bundle import ConfigParser, run
 
+from benchmarks.accuracy_models import MODELS, VARIANTS, bundle_of
 from benchmarks.accuracy_tables import write
+from benchmarks.improvements import write_improvements
 from monai_sre.data import dataset_info
 
-ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
-CELLS = RESULTS / "accuracy"
+RESULTS = Path(__file__).with_name("results")
+CELLS = {"test": RESULTS / "accuracy", "val": RESULTS / "improvements"}
 STEP = 30
-
-
-@dataclass(frozen=True)
-class Model:
-    """A row of the table: what differs from the bundle's ``train.json``.
-
-    Args:
-        title: how the table and the pictures call it.
-        overlays: further config files of the bundle.
-        settings: entries of the config.
-        by_dims: more of them, for 2-D and for 3-D data.
-        averaged: the model that is averaged over rotations at test time, in place of a training of its own.
-    """
-
-    title: str
-    overlays: tuple[str, ...] = ()
-    settings: dict[str, Any] = field(default_factory=dict)
-    by_dims: dict[int, dict[str, Any]] = field(default_factory=dict)
-    averaged: str = ""
-
-
-_TURNED = {
-    2: {"train#preprocessing#rotation": 180, "train#preprocessing#fill": "background"},
-    3: {"train#preprocessing#rotation": True},
-}
-_RADIAL = {"network_def#conv": "radial"}
-_BANDS = {"network_def#profile": "band", "network_def#orthonormal": False}
-_OFFICIAL_SIZE = {"network_def#width": 64, "network_def#kernel_size": [9, 9, 5, 5]}
-_PEER = {
-    "_target_": "benchmarks.peer_networks.PeerResNet18",
-    "spatial_dims": "$@info.spatial_dims",
-    "in_channels": "$@info.num_channels",
-    "num_classes": "$@info.num_classes",
-}
-_AVERAGED = {"network": "$@network_def.to(@device)", "spatial_dims": "$@info.spatial_dims"}
-MODELS = {
-    "plain": Model("plain, 3 x 3", ("plain.json",)),
-    "plain-turned": Model("plain, random rotations in training", ("plain.json",), {}, _TURNED),
-    "plain-averaged": Model("plain, averaged over rotations at test time", averaged="plain"),
-    "bands": Model("SRE, bands (the published kernel)", (), {**_RADIAL, **_BANDS}),
-    "sre": Model("SRE, Gaussian rings", (), _RADIAL),
-    "harmonic": Model("SRE, Gaussian rings and harmonic energies (the bundles)"),
-    "harmonic-1": Model("the same, energies of order 1 only", (), {"network_def#conv": ["harmonic", {"orders": [1]}]}),
-    "plain-wide": Model("plain, width 64", ("plain.json",), {"network_def#block_inplanes": [64, 128, 256, 512]}),
-    "sre-wide": Model("SRE, Gaussian rings, width 64, kernels 9, 9, 5, 5", (), {**_RADIAL, **_OFFICIAL_SIZE}),
-    "official": Model("SRE-Conv's own network, width 64", (), {"network_def": {**_PEER, "package": "SRE_Conv"}}),
-    "gmr": Model("GMR-Conv's own network, width 64", (), {"network_def": {**_PEER, "package": "GMR_Conv"}}),
-}
-#: Entries of a state dict that are no parameters.
-_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+#: Names of entries of a state dict that are no parameters: statistics, and what :class:`benchmarks.variants.Averaged` keeps.
+_NO_PARAMETER = re.compile(r"running_mean$|running_var$|num_batches_tracked$|^average\.")
 
 
 def fill(arguments: argparse.Namespace) -> None:
     """Train and evaluate one cell, unless its JSON exists."""
-    rate = arguments.learning_rate
+    rate, split = arguments.learning_rate, "val" if arguments.model in VARIANTS else "test"
     trial = "" if rate is None else f"_lr{rate:g}"
-    cell = CELLS / f"{arguments.dataset}_{arguments.model}{trial}_{arguments.seed}.json"
-    averaged = MODELS[arguments.model].averaged
-    trained = averaged or arguments.model
+    cell = CELLS[split] / f"{arguments.dataset}_{arguments.model}{trial}_{arguments.seed}.json"
     if cell.is_file():
         print(f"{cell.name} exists")
         return
-    info = dataset_info(arguments.dataset, arguments.dataset_dir)
-    bundle = ROOT / "bundles" / f"medmnist_{info.spatial_dims}d_classification"
-    model = MODELS[trained]
-    configs = [str(bundle / "configs" / name) for name in ("train.json", *model.overlays)]
+    models = MODELS | VARIANTS
+    averaged = models[arguments.model].averaged
+    trained = averaged or arguments.model
+    model = models[trained]
+    dims = dataset_info(arguments.dataset, arguments.dataset_dir).spatial_dims
+    bundle, configs = bundle_of(dims), model.configs(dims)
     work = Path(arguments.work) / f"{arguments.dataset}_{trained}{trial}_{arguments.seed}"
     common = {
         "meta_file": str(bundle / "configs/metadata.json"),
@@ -102,8 +56,7 @@ def fill(arguments: argparse.Namespace) -> None:
         "dataset_name": arguments.dataset,
         "dataset_dir": arguments.dataset_dir,
         "progress": False,
-        **model.settings,
-        **model.by_dims.get(info.spatial_dims, {}),
+        **model.entries(dims),
     }
     common |= {} if rate is None else {"learning_rate": rate}
     epochs = {} if arguments.epochs is None else {"max_epochs": arguments.epochs}
@@ -113,10 +66,11 @@ def fill(arguments: argparse.Namespace) -> None:
         resume = {"resume": True} if done else {}
         run(config_file=configs, **common, **epochs, **resume, seed=arguments.seed, output_dir=str(work))
     scores = work / f"evaluation_{arguments.model}"
-    overlay = {"ckpt_dir": str(work / "models"), "output_dir": str(scores), "sweep": True}
-    overlay |= {"validate#handlers#3#step": STEP, "validate#handlers#3#network": "@network"}
+    overlay: dict[str, Any] = {"ckpt_dir": str(work / "models"), "output_dir": str(scores), "sweep": True}
+    overlay |= {"validate#split": split, "validate#handlers#3#step": STEP, "validate#handlers#3#network": "@network"}
     if averaged:
-        overlay |= {"network": {"_target_": "benchmarks.peer_networks.RotationAverage", **_AVERAGED}}
+        average = {"network": "$@network_def.to(@device)", "spatial_dims": "$@info.spatial_dims"}
+        overlay |= {"network": {"_target_": "benchmarks.peer_networks.RotationAverage", **average}}
     run(config_file=[*configs, str(bundle / "configs/evaluate.json")], **common, **overlay)
     history = (work / "metrics.csv").read_text().splitlines()
     columns = history[0].split(",")
@@ -132,15 +86,21 @@ def fill(arguments: argparse.Namespace) -> None:
         "final_train_loss": float(rows[-1]["train_loss"]),
         "validation": {"ACC": float(best["val_acc"]), "AUC": float(best["val_auc"])},
         "learning_rate": rate or ConfigParser.load_config_file(configs[0])["learning_rate"],
-        "parameters": sum(value.numel() for name, value in weights.items() if not name.endswith(_STATISTICS)),
+        "parameters": sum(value.numel() for name, value in weights.items() if not _NO_PARAMETER.search(name)),
         "machine": {"processor": platform.processor() or platform.machine(), "torch": torch.__version__},
         "sweep": {name: json.loads((scores / f"sweep_{name}.json").read_text()) for name in ("clean", "paper")},
     }
-    CELLS.mkdir(parents=True, exist_ok=True)
+    cell.parent.mkdir(parents=True, exist_ok=True)
     draft = cell.with_suffix(".tmp")
     draft.write_text(json.dumps(content, indent=1) + "\n")
     draft.replace(cell)
     print(f"{cell.name} written")
+
+
+def report(_: argparse.Namespace) -> None:
+    """Write the tables and pictures."""
+    write(MODELS, CELLS["test"], STEP)
+    write_improvements(VARIANTS, CELLS["val"])
 
 
 if __name__ == "__main__":
@@ -148,7 +108,7 @@ if __name__ == "__main__":
     commands = parser.add_subparsers(required=True)
     filling = commands.add_parser("fill", help="train and evaluate one cell")
     filling.add_argument("--dataset", required=True)
-    filling.add_argument("--model", required=True, choices=MODELS)
+    filling.add_argument("--model", required=True, choices=MODELS | VARIANTS)
     filling.add_argument("--seed", type=int, required=True)
     filling.add_argument("--dataset_dir", required=True)
     filling.add_argument("--work", required=True, help="folder of trainings, for example /tmp/accuracy")
@@ -156,6 +116,6 @@ if __name__ == "__main__":
     filling.add_argument("--learning_rate", type=float, help="another than the recipe's")
     filling.set_defaults(call=fill)
     reporting = commands.add_parser("report", help="tables and pictures from all cells")
-    reporting.set_defaults(call=lambda _: write({name: model.title for name, model in MODELS.items()}, CELLS, STEP))
+    reporting.set_defaults(call=report)
     chosen = parser.parse_args()
     chosen.call(chosen)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.accuracy_models import Model
 from monai_sre.evaluation import SweepResult, draw_sweep
 
 RESULTS = Path(__file__).with_name("results")
@@ -60,14 +61,15 @@ TARGETS = (
 )
 
 
-def write(titles: dict[str, str], cells: Path, step: float) -> None:
-    """``accuracy.md`` and one picture a data set; ``titles`` names the models in their order."""
+def write(models: dict[str, Model], cells: Path, step: float) -> None:
+    """``accuracy.md`` and one picture a data set."""
     tried: dict[tuple[str, str, float], Cells] = {}
     for path in sorted(cells.glob("*.json")):
         cell = json.loads(path.read_text())
         tried.setdefault((cell["dataset"], cell["model"], cell["learning_rate"]), []).append(cell)
     if not tried:
         raise SystemExit("no cell is filled yet: see python -m benchmarks.accuracy --help")
+    titles = {name: model.title for name, model in models.items()}
     order = list(titles)
     tried = dict(sorted(tried.items(), key=lambda item: (item[0][0], order.index(item[0][1]), item[0][2])))
     chosen = _chosen(tried)
@@ -82,21 +84,26 @@ def write(titles: dict[str, str], cells: Path, step: float) -> None:
         "AUC, where several were tried (below). Another package's own network is built and initialised by that package and",
         "runs on this project's engine, which takes the same steps of training, faster (`tests/test_peer_networks.py`).",
         "",
-        _row("data", "network", "parameters", "learning rate", "epochs", "seeds", *_COLUMNS),
-        _row(*["---"] * (6 + len(_COLUMNS))),
+        row("data", "network", "parameters", "learning rate", "epochs", "seeds", *_COLUMNS),
+        row(*["---"] * (6 + len(_COLUMNS))),
     ]
     for (dataset, model), members in chosen.items():
         epochs = "/".join(sorted({str(member["epochs"]) for member in members}))
         head = [dataset, titles[model], f"{members[0]['parameters'] / 1e6:.2f} M", f"{members[0]['learning_rate']:g}"]
-        scores = [_spread(_values(members, name)) for name in _COLUMNS]
-        lines.append(_row(*head, epochs, str(len(members)), *scores))
+        scores = [spread(_values(members, name)) for name in _COLUMNS]
+        lines.append(row(*head, epochs, str(len(members)), *scores))
     lines += ["", *_targets(chosen), "", *_rates(tried, titles)]
     (RESULTS / "accuracy.md").write_text("\n".join(lines) + "\n")
     for dataset in sorted({name for name, _ in chosen}):
-        curves = {titles[model]: members for (name, model), members in chosen.items() if name == dataset}
+        curves = {
+            model: members for (name, model), members in chosen.items() if name == dataset and models[model].colour
+        }
+        if not curves:
+            continue
         seeds = max(len(members) for members in curves.values())
-        means = {title: _mean_curve(members) for title, members in curves.items()}
-        draw_sweep(means, RESULTS / f"rotation_{dataset}.png", title=f"{dataset}, test set, mean of {seeds} seeds")
+        means = {titles[model]: _mean_curve(members) for model, members in curves.items()}
+        picture, title = RESULTS / f"rotation_{dataset}.png", f"{dataset}, test set, mean of {seeds} seeds"
+        draw_sweep(means, picture, title=title, colours=[models[model].colour for model in curves])
     print("\n".join(lines))
 
 
@@ -116,8 +123,8 @@ def _targets(chosen: dict[tuple[str, str], Cells]) -> list[str]:
         "",
         "Means of the table above; `published`: SRE-Conv's own network where it was trained, else its kernel in our network.",
         "",
-        _row("data", "target", "ours", "the other", "difference", "reached"),
-        _row(*["---"] * 6),
+        row("data", "target", "ours", "the other", "difference", "reached"),
+        row(*["---"] * 6),
     ]
     for dataset, model in chosen:
         if model != _OURS:
@@ -134,12 +141,12 @@ def _targets(chosen: dict[tuple[str, str], Cells]) -> list[str]:
             gain = figure - other
             reached = gain <= target.gain if target.column == _LOSS else gain >= target.gain - 1e-9
             against = [f"{other:.3f}", f"{gain:+.3f}"] if peer is not None else ["", ""]
-            lines.append(_row(dataset, target.what, f"{figure:.3f}", *against, "yes" if reached else "**no**"))
+            lines.append(row(dataset, target.what, f"{figure:.3f}", *against, "yes" if reached else "**no**"))
         turned = chosen.get((dataset, "plain-turned"))
         if turned is not None:
             share = ours[0]["parameters"] / turned[0]["parameters"]
             what = "less than half of plain's parameters"
-            lines.append(_row(dataset, what, f"{share:.3f}", "", "", "yes" if share < 0.5 else "**no**"))
+            lines.append(row(dataset, what, f"{share:.3f}", "", "", "yes" if share < 0.5 else "**no**"))
     return lines
 
 
@@ -148,14 +155,14 @@ def _rates(tried: dict[tuple[str, str, float], Cells], titles: dict[str, str]) -
     lines = [
         "## Learning rates",
         "",
-        _row("data", "network", "learning rate", "seeds", _LOSS, "validation AUC of seed 0", _VALIDATION),
-        _row(*["---"] * 7),
+        row("data", "network", "learning rate", "seeds", _LOSS, "validation AUC of seed 0", _VALIDATION),
+        row(*["---"] * 7),
     ]
     for (dataset, model, rate), members in tried.items():
         if rates[dataset, model] > 1:
-            scores = [_spread(_values(members, _LOSS)), f"{members[0]['validation']['AUC']:.3f}"]
-            scores.append(_spread(_values(members, _VALIDATION)))
-            lines.append(_row(dataset, titles[model], f"{rate:g}", str(len(members)), *scores))
+            scores = [spread(_values(members, _LOSS)), f"{members[0]['validation']['AUC']:.3f}"]
+            scores.append(spread(_values(members, _VALIDATION)))
+            lines.append(row(dataset, titles[model], f"{rate:g}", str(len(members)), *scores))
     return lines if len(lines) > 4 else []
 
 
@@ -169,11 +176,13 @@ def _values(members: Cells, column: str) -> list[float]:
     return values
 
 
-def _row(*parts: str) -> str:
+def row(*parts: str) -> str:
+    """A row of a Markdown table."""
     return f"| {' | '.join(parts)} |"
 
 
-def _spread(values: list[float]) -> str:
+def spread(values: list[float]) -> str:
+    """Mean ± standard deviation of the seeds."""
     if len(values) == 1:
         return f"{values[0]:.3f}"
     return f"{statistics.mean(values):.3f} ± {statistics.stdev(values):.3f}"

@@ -17,25 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from monai.bundle import ConfigParser
-from torch import nn
 
+from benchmarks.accuracy_models import MODELS, network_of
 from benchmarks.timing import Effort, interleaved, machine
 from monai_sre.data import BatchLoader, BatchPreprocess, dataset_info, load_dataset
 from monai_sre.evaluation import rotation_sweep, sweep_transformations
 
 RESULTS = Path(__file__).with_name("results")
-CONFIGS = Path(__file__).parents[1] / "bundles" / "medmnist_2d_classification" / "configs"
 DATASET = "breastmnist"
-
-
-def network_of(*configs: str, dataset_dir: str) -> nn.Module:
-    """The network that config files of the bundle define."""
-    parser = ConfigParser()
-    parser.read_config([str(CONFIGS / name) for name in configs])
-    parser.update({"dataset_name": DATASET, "dataset_dir": dataset_dir})
-    network: nn.Module = parser.get_parsed_content("network_def")
-    return network.eval()
 
 
 def _repeated(call: Callable[[], Any], count: int) -> None:
@@ -49,8 +38,8 @@ def main(dataset_dir: str) -> None:
     loader = BatchLoader(load_dataset(DATASET, dataset_dir, "test"), 64, transform=BatchPreprocess(32))
     batch = next(iter(loader))
     found: dict[str, Any] = {"machine": machine("cpu"), "images": len(batch["image"]), "networks": {}}
-    for name, configs in {"SRE": ("train.json",), "plain": ("train.json", "plain.json")}.items():
-        sweep = partial(rotation_sweep, network_of(*configs, dataset_dir=dataset_dir), [batch], task=task)
+    for name, model in {"SRE": "harmonic", "plain": "plain"}.items():
+        sweep = partial(rotation_sweep, network_of(MODELS[model], DATASET, dataset_dir).eval(), [batch], task=task)
         sweeps = {protocol: sweep_transformations(2, protocol) for protocol in ("clean", "paper")}
         count = len(sweeps["clean"])
         steps: dict[str, Callable[[], Any]] = {

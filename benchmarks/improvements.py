@@ -1,0 +1,63 @@
+"""The table of changes to the bundles' network that were tried, from cells of :mod:`benchmarks.accuracy`."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+from benchmarks.accuracy_models import Model
+from benchmarks.accuracy_tables import row, spread
+
+RESULTS = Path(__file__).with_name("results")
+_BASE = "unchanged"
+_SCORES = {
+    "AUC rotated": ("clean", "AUC mean"),
+    "ACC upright": ("clean", "ACC upright"),
+    "ACC rotated, `clean`": ("clean", "ACC mean"),
+    "ACC rotated, `paper`": ("paper", "ACC mean"),
+    "consistency, `clean`": ("clean", "consistency"),
+}
+
+
+def write_improvements(variants: dict[str, Model], cells: Path) -> None:
+    """``improvements.md``; without any cell, nothing."""
+    groups: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
+    for path in sorted(cells.glob("*.json")):
+        cell = json.loads(path.read_text())
+        groups.setdefault((cell["dataset"], cell["model"]), {})[cell["seed"]] = cell
+    if not groups:
+        return
+    lines = [
+        "# Changes to the bundles' network",
+        "",
+        "Made by `benchmarks/accuracy.py report`. Each row changes one thing of a bundle's network and recipe. The scores",
+        "are those of the validation set (the test set is not read), the epoch is that of the best validation AUC.",
+        "Mean ± standard deviation over seeds. *Gain*: of the AUC over rotations, seed by seed against the first row.",
+        "",
+    ]
+    for dataset in sorted({name for name, _ in groups}):
+        lines += [f"## {dataset}", "", row("change", "parameters", "seeds", "final training loss", *_SCORES, "gain")]
+        lines += [row(*["---"] * (5 + len(_SCORES)))]
+        base = groups.get((dataset, _BASE), {})
+        for name, model in variants.items():
+            found = groups.get((dataset, name), {})
+            if not found:
+                continue
+            members = list(found.values())
+            head = [model.title, f"{members[0]['parameters'] / 1e6:.2f} M", str(len(members))]
+            head.append(spread([member["final_train_loss"] for member in members]))
+            scores = [spread([member["sweep"][part][key] for member in members]) for part, key in _SCORES.values()]
+            both = [seed for seed in found if seed in base]
+            gains = [_rotated(found[seed]) - _rotated(base[seed]) for seed in both]
+            gain = f"{statistics.mean(gains):+.3f}" if gains and name != _BASE else ""
+            lines.append(row(*head, *scores, gain))
+        lines.append("")
+    (RESULTS / "improvements.md").write_text("\n".join(lines))
+    print("\n".join(lines))
+
+
+def _rotated(cell: dict[str, Any]) -> float:
+    value: float = cell["sweep"]["clean"]["AUC mean"]
+    return value
