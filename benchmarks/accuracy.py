@@ -38,7 +38,8 @@ def fill(arguments: argparse.Namespace) -> None:
     """Train and evaluate one cell, unless its JSON exists."""
     rate, split = arguments.learning_rate, "val" if arguments.model in VARIANTS else "test"
     trial = "" if rate is None else f"_lr{rate:g}"
-    cell = CELLS[split] / f"{arguments.dataset}_{arguments.model}{trial}_{arguments.seed}.json"
+    dataset = arguments.dataset + ("" if arguments.size == 28 else f"_{arguments.size}")
+    cell = CELLS[split] / f"{dataset}_{arguments.model}{trial}_{arguments.seed}.json"
     if cell.is_file():
         print(f"{cell.name} exists")
         return
@@ -48,12 +49,13 @@ def fill(arguments: argparse.Namespace) -> None:
     model = models[trained]
     dims = dataset_info(arguments.dataset, arguments.dataset_dir).spatial_dims
     bundle, configs = bundle_of(dims), model.configs(dims)
-    work = Path(arguments.work) / f"{arguments.dataset}_{trained}{trial}_{arguments.seed}"
+    work = Path(arguments.work) / f"{dataset}_{trained}{trial}_{arguments.seed}"
     common = {
         "meta_file": str(bundle / "configs/metadata.json"),
         "logging_file": str(bundle / "configs/logging.conf"),
         "bundle_root": str(bundle),
         "dataset_name": arguments.dataset,
+        "size": arguments.size,
         "dataset_dir": arguments.dataset_dir,
         "progress": False,
         **model.entries(dims),
@@ -78,7 +80,7 @@ def fill(arguments: argparse.Namespace) -> None:
     best = max(rows, key=lambda row: float(row["val_auc"]))
     weights = torch.load(work / "models/model.pt", weights_only=True)
     content: dict[str, Any] = {
-        "dataset": arguments.dataset,
+        "dataset": dataset,
         "model": arguments.model,
         "seed": arguments.seed,
         "epochs": len(rows),
@@ -108,6 +110,7 @@ if __name__ == "__main__":
     commands = parser.add_subparsers(required=True)
     filling = commands.add_parser("fill", help="train and evaluate one cell")
     filling.add_argument("--dataset", required=True)
+    filling.add_argument("--size", type=int, default=28, help="of MedMNIST's files: 28 (resized to 32) or 64")
     filling.add_argument("--model", required=True, choices=MODELS | VARIANTS)
     filling.add_argument("--seed", type=int, required=True)
     filling.add_argument("--dataset_dir", required=True)

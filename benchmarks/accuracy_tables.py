@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.accuracy_models import Model
+from benchmarks.accuracy_models import Model, bundle_of
+from monai_sre.data import dataset_info
 from monai_sre.evaluation import SweepResult, draw_sweep
 
 RESULTS = Path(__file__).with_name("results")
@@ -27,6 +28,8 @@ _COLUMNS: dict[str, tuple[str, ...]] = {
 }
 _LOSS, _VALIDATION, _, _UPRIGHT, _CLEAN, _PAPER, _CONSISTENCY = _COLUMNS
 _OURS = "harmonic"
+#: Models that train as another does.
+_TRAINED_LIKE = {"plain-turned": "plain", "plain-averaged": "plain"}
 
 
 @dataclass(frozen=True)
@@ -62,14 +65,14 @@ TARGETS = (
 
 
 def write(models: dict[str, Model], cells: Path, step: float) -> None:
-    """``accuracy.md`` and one picture a data set."""
+    """``accuracy.md``, the tables of the bundles' model cards, and one picture a data set in the folder of its card."""
+    titles = {name: model.title for name, model in models.items()}
     tried: dict[tuple[str, str, float], Cells] = {}
     for path in sorted(cells.glob("*.json")):
         cell = json.loads(path.read_text())
         tried.setdefault((cell["dataset"], cell["model"], cell["learning_rate"]), []).append(cell)
     if not tried:
         raise SystemExit("no cell is filled yet: see python -m benchmarks.accuracy --help")
-    titles = {name: model.title for name, model in models.items()}
     order = list(titles)
     tried = dict(sorted(tried.items(), key=lambda item: (item[0][0], order.index(item[0][1]), item[0][2])))
     chosen = _chosen(tried)
@@ -83,28 +86,60 @@ def write(models: dict[str, Model], cells: Path, step: float) -> None:
         "One recipe for all (the bundles' `train.json`); the learning rate is the one whose seed 0 has the best validation",
         "AUC, where several were tried (below). Another package's own network is built and initialised by that package and",
         "runs on this project's engine, which takes the same steps of training, faster (`tests/test_peer_networks.py`).",
-        "",
-        row("data", "network", "parameters", "learning rate", "epochs", "seeds", *_COLUMNS),
-        row(*["---"] * (6 + len(_COLUMNS))),
+        "Time and memory: of a step of training, as shares of the plain network's (`accuracy_costs.json`; one thread of a",
+        "CPU). Those of the packages' networks are theirs on our engine; `speed.md` has those of their own code.",
     ]
-    for (dataset, model), members in chosen.items():
-        epochs = "/".join(sorted({str(member["epochs"]) for member in members}))
-        head = [dataset, titles[model], f"{members[0]['parameters'] / 1e6:.2f} M", f"{members[0]['learning_rate']:g}"]
-        scores = [spread(_values(members, name)) for name in _COLUMNS]
-        lines.append(row(*head, epochs, str(len(members)), *scores))
+    datasets = list(dict.fromkeys(dataset for dataset, _ in chosen))
+    for dataset in datasets:
+        found = {model: members for (name, model), members in chosen.items() if name == dataset}
+        info = dataset_info(dataset.split("_")[0])
+        table = _table(found, titles, _costs(info.spatial_dims) if "_" not in dataset else {})
+        lines += ["", f"## {dataset}", "", *table]
+        docs = bundle_of(info.spatial_dims) / "docs"
+        _into_card(docs / "README.md", dataset, table)
+        curves = {titles[model]: _mean_curve(members) for model, members in found.items() if models[model].colour}
+        colours = [models[model].colour for model in found if models[model].colour]
+        seeds = max(len(members) for members in found.values())
+        picture, title = docs / f"rotation_{dataset}.png", f"{dataset}, test set, mean of {seeds} seeds"
+        if curves:
+            draw_sweep(curves, picture, title=title, colours=colours)
     lines += ["", *_targets(chosen), "", *_rates(tried, titles)]
     (RESULTS / "accuracy.md").write_text("\n".join(lines) + "\n")
-    for dataset in sorted({name for name, _ in chosen}):
-        curves = {
-            model: members for (name, model), members in chosen.items() if name == dataset and models[model].colour
-        }
-        if not curves:
-            continue
-        seeds = max(len(members) for members in curves.values())
-        means = {titles[model]: _mean_curve(members) for model, members in curves.items()}
-        picture, title = RESULTS / f"rotation_{dataset}.png", f"{dataset}, test set, mean of {seeds} seeds"
-        draw_sweep(means, picture, title=title, colours=[models[model].colour for model in curves])
     print("\n".join(lines))
+
+
+def _table(found: dict[str, Cells], titles: dict[str, str], costs: dict[str, tuple[float, float]]) -> list[str]:
+    """Table of a data set's models."""
+    lines = [
+        row("network", "parameters", "time", "memory", "learning rate", "epochs", "seeds", *_COLUMNS),
+        row(*["---"] * (7 + len(_COLUMNS))),
+    ]
+    for model, members in found.items():
+        epochs = "/".join(sorted({str(member["epochs"]) for member in members}))
+        cost = [f"{share:.2f}" for share in costs.get(_TRAINED_LIKE.get(model, model), ())] or ["", ""]
+        head = [titles[model], f"{members[0]['parameters'] / 1e6:.2f} M", *cost, f"{members[0]['learning_rate']:g}"]
+        lines.append(row(*head, epochs, str(len(members)), *(spread(_values(members, name)) for name in _COLUMNS)))
+    return lines
+
+
+def _costs(spatial_dims: int) -> dict[str, tuple[float, float]]:
+    """Of each model measured, time and memory of a step of training over those of the plain network."""
+    path = RESULTS / "accuracy_costs.json"
+    if not path.is_file():
+        return {}
+    task = json.loads(path.read_text())["tasks"][{2: "breastmnist", 3: "adrenalmnist3d"}[spatial_dims]]
+    times, peaks = task["times"], task["peaks"]
+    return {
+        name: (times[name]["ms"] / times["plain"]["ms"], peaks[name]["mib"] / peaks["plain"]["mib"]) for name in times
+    }
+
+
+def _into_card(card: Path, dataset: str, table: list[str]) -> None:
+    """Put a table between its marks in a model card that has them."""
+    text, begin, end = card.read_text(), f"<!-- accuracy of {dataset} -->\n", f"<!-- end of {dataset} -->"
+    if begin in text:
+        before, rest = text.split(begin)
+        card.write_text(before + begin + "\n" + "\n".join(table) + "\n\n" + end + rest.split(end)[1])
 
 
 def _chosen(tried: dict[tuple[str, str, float], Cells]) -> dict[tuple[str, str], Cells]:

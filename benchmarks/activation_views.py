@@ -22,7 +22,7 @@ from monai_sre.data import BatchPreprocess, load_dataset
 from monai_sre.evaluation import draw_activations
 
 BUNDLE = Path(__file__).parents[1] / "bundles" / "medmnist_2d_classification"
-OUT = Path(__file__).with_name("results") / "activation_views.png"
+OUT = BUNDLE / "docs" / "activation_views.png"
 MALIGNANT = 0
 
 
