@@ -19,7 +19,7 @@ Cells = list[dict[str, Any]]
 #: How a column is read from a cell.
 _COLUMNS: dict[str, tuple[str, ...]] = {
     "final training loss": ("final_train_loss",),
-    "validation AUC": ("validation", "AUC"),
+    "validation AUC": ("validation", "auc"),
     "AUC upright": ("sweep", "clean", "AUC upright"),
     "ACC upright": ("sweep", "clean", "ACC upright"),
     "ACC rotated, `clean`": ("sweep", "clean", "ACC mean"),
@@ -96,7 +96,7 @@ def write(models: dict[str, Model], cells: Path, step: float) -> None:
         table = _table(found, titles, _costs(info.spatial_dims) if "_" not in dataset else {})
         lines += ["", f"## {dataset}", "", *table]
         docs = bundle_of(info.spatial_dims) / "docs"
-        _into_card(docs / "README.md", dataset, table)
+        into_card(docs / "README.md", dataset, table)
         curves = {titles[model]: _mean_curve(members) for model, members in found.items() if models[model].colour}
         colours = [models[model].colour for model in found if models[model].colour]
         seeds = max(len(members) for members in found.values())
@@ -134,7 +134,7 @@ def _costs(spatial_dims: int) -> dict[str, tuple[float, float]]:
     }
 
 
-def _into_card(card: Path, dataset: str, table: list[str]) -> None:
+def into_card(card: Path, dataset: str, table: list[str]) -> None:
     """Put a table between its marks in a model card that has them."""
     text, begin, end = card.read_text(), f"<!-- accuracy of {dataset} -->\n", f"<!-- end of {dataset} -->"
     if begin in text:
@@ -147,7 +147,7 @@ def _chosen(tried: dict[tuple[str, str, float], Cells]) -> dict[tuple[str, str],
     best: dict[tuple[str, str], Cells] = {}
     for (dataset, model, _), members in tried.items():
         rival = best.get((dataset, model))
-        if rival is None or members[0]["validation"]["AUC"] > rival[0]["validation"]["AUC"]:
+        if rival is None or members[0]["validation"]["auc"] > rival[0]["validation"]["auc"]:
             best[dataset, model] = members
     return best
 
