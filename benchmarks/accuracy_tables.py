@@ -195,7 +195,7 @@ def _rates(tried: dict[tuple[str, str, float], Cells], titles: dict[str, str]) -
     ]
     for (dataset, model, rate), members in tried.items():
         if rates[dataset, model] > 1:
-            scores = [spread(_values(members, _LOSS)), f"{members[0]['validation']['AUC']:.3f}"]
+            scores = [spread(_values(members, _LOSS)), f"{members[0]['validation']['auc']:.3f}"]
             scores.append(spread(_values(members, _VALIDATION)))
             lines.append(row(dataset, titles[model], f"{rate:g}", str(len(members)), *scores))
     return lines if len(lines) > 4 else []

@@ -55,7 +55,7 @@ of blocks only and a larger eps fit less closely. Squares of energies and produc
 
 Roots of energies, normalised, are ahead on BreastMNIST (in AUC with each of the three seeds, in loss by a fifth of its
 spread), and behind on PneumoniaMNIST, whose validation set is seven times as large: so they are not worth statistics in
-every layer.
+every layer; without normalisation they fit less closely.
 
 Half the learning rate suits the default on BreastMNIST as well as the recipe's 0.02; 0.005 and 0.05, with the epoch selected,
 validate less well (`accuracy.md`).
