@@ -1,0 +1,77 @@
+"""The parts of the accuracy benchmark that could spoil its tables unseen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.accuracy_models import MODELS, VARIANTS, network_of
+from benchmarks.accuracy_tables import into_card
+from benchmarks.cells import summary
+from benchmarks.peers import peer
+from benchmarks.variants import Averaged, Masked
+
+MISSING = {"official": "SRE_Conv", "gmr": "GMR_Conv"}
+
+
+@pytest.mark.parametrize("dataset", ["breastmnist", "adrenalmnist3d"])
+@pytest.mark.parametrize("name", [name for name, model in (MODELS | VARIANTS).items() if not model.averaged])
+def test_every_model_is_another_network_or_recipe(name: str, dataset: str, tmp_path: Path) -> None:
+    if name in MISSING and peer(MISSING[name], f"{MISSING[name][:3].lower()}_resnet") is None:
+        pytest.skip(f"{MISSING[name]} is not installed")
+    network = network_of((MODELS | VARIANTS)[name], dataset, str(tmp_path)).eval()
+    x = torch.randn(2, 1, 16, 16) if dataset == "breastmnist" else torch.randn(2, 1, 16, 16, 16)
+    with torch.no_grad():
+        assert network(x).shape == (2, 2)
+
+
+def test_a_table_replaces_the_one_between_its_marks(tmp_path: Path) -> None:
+    card = tmp_path / "README.md"
+    card.write_text("before\n<!-- accuracy of a -->\nold\n<!-- end of a -->\nafter\n")
+    for _ in range(2):
+        into_card(card, "a", ["| new |"])
+        into_card(card, "b", ["| nowhere |"])
+    assert card.read_text() == "before\n<!-- accuracy of a -->\n\n| new |\n\n<!-- end of a -->\nafter\n"
+
+
+def test_a_training_is_summed_up_by_its_best_epoch(tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    weights = {
+        "conv.weight": torch.zeros(3, 4),
+        "norm.running_mean": torch.zeros(3),
+        "average.conv.weight": torch.zeros(3, 4),
+    }
+    torch.save(weights, tmp_path / "models" / "model.pt")
+    (tmp_path / "metrics.csv").write_text("epoch,train_loss,val_auc\n1,0.9,\n2,0.5,0.8\n3,0.4,0.7\n")
+    found = summary(tmp_path, "val_auc")
+    assert (found["epochs"], found["best_epoch"], found["final_train_loss"]) == (3, 2, 0.4)
+    assert found["validation"] == {"auc": 0.8}
+    assert found["parameters"] == 12
+
+
+def test_the_average_follows_the_network_and_is_what_is_evaluated() -> None:
+    torch.manual_seed(0)
+    network = Averaged(2, 1, 2, decay=0.75)
+    x = torch.randn(2, 1, 16, 16)
+    network(x)  # the first step takes the weights as they are
+    start = network.network.fc.weight.clone()
+    with torch.no_grad():
+        network.network.fc.weight.add_(1)
+    network.eval()
+    torch.testing.assert_close(network.average.module.fc.weight, start + 0.25)
+    torch.testing.assert_close(network(x), network.average.module(x))
+    network.eval()  # no step between: no change
+    torch.testing.assert_close(network.average.module.fc.weight, start + 0.25)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_corners_do_not_reach_a_masked_network(dims: int) -> None:
+    network = Masked(dims, 1, 2).eval()
+    x = torch.randn(1, 1, *[16] * dims)
+    changed = x.clone()
+    changed[0, 0, *[0] * dims] += 100
+    with torch.no_grad():
+        torch.testing.assert_close(network(changed), network(x))
+        assert not torch.allclose(network(x + 1), network(x))
