@@ -86,14 +86,14 @@ def draw_maps(shown: Sequence[tuple[np.ndarray, ...]], path: Path, titles: Seque
     if figure is None or not shown:
         return
     grid = figure.subplots(len(shown), len(titles), squeeze=False)
-    for row, (image, truth, *maps) in zip(grid, shown, strict=True):
+    for index, (image, truth, *maps) in enumerate(shown):
         pictures = [_picture(image), _slice(truth) > 0]
         pictures += [_errors(_slice(found) > 0, _slice(truth)) for found in maps]
-        for axes, picture, title in zip(row, pictures, titles, strict=True):
+        for axes, picture, title in zip(grid[index], pictures, titles, strict=True):
             turned = np.swapaxes(picture, 0, 1)  # MONAI reads columns first
             axes.imshow(turned, cmap="gray", interpolation="nearest")
             axes.set_axis_off()
-            axes.set_title(title if row is grid[0] else "", fontsize=10)
+            axes.set_title("" if index else title, fontsize=10)
     figure.savefig(path, dpi=110)
 
 

@@ -66,3 +66,12 @@ def test_middle_slice_of_a_volume(tmp_path: Path) -> None:
     volume = np.zeros((1, 6, 5, 7))
     draw_maps([(volume, volume[0], volume[0], volume[0])], tmp_path / "a.png", titles=("a", "b", "c", "d"))
     assert (tmp_path / "a.png").is_file()
+
+
+def test_titles_stand_above_the_columns(tmp_path: Path) -> None:
+    """Above the first row of black pictures are a few dark pixels, those of letters."""
+    row = (np.zeros((1, 8, 8)), np.zeros((8, 8)), np.zeros((8, 8)))
+    draw_maps([row, row], tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as picture:
+        dark = (np.asarray(picture.convert("L")) < 128)[:20].mean()
+    assert 0.002 < dark < 0.1
