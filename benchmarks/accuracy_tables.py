@@ -101,7 +101,7 @@ def write(models: dict[str, Model], cells: Path, step: float) -> None:
         curves = {titles[model]: _mean_curve(members) for model, members in found.items() if models[model].colour}
         colours = [models[model].colour for model in found if models[model].colour]
         seeds = max(len(members) for members in found.values())
-        picture, title = docs / f"rotation_{dataset}.png", f"{dataset}, test set, mean of {seeds} seeds"
+        picture, title = docs / f"rotation_{dataset}.png", f"{dataset}, test set, seeds: {seeds}"
         if curves:
             draw_sweep(curves, picture, title=title, colours=colours)
     lines += ["", *_targets(chosen), "", *_rates(tried, titles)]

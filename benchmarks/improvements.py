@@ -10,6 +10,16 @@ from typing import Any
 from benchmarks.accuracy_models import Model
 from benchmarks.accuracy_tables import row, spread
 
+READING = """
+## What was kept
+
+Nothing yet. BreastMNIST has 78 validation images, AdrenalMNIST3D 98: the AUC of one recipe moves by 0.02 to 0.03 from seed to
+seed, and no change of one seed gains more than that on both. Label smoothing gains with one seed of AdrenalMNIST3D and
+loses with another. Left out for good: group normalisation and narrower networks, which lose more than the spread. A network
+without energies and with as many parameters loses 0.06 of AUC and fits no closer than the narrow one: it is the energies,
+not the parameters.
+"""
+
 RESULTS = Path(__file__).with_name("results")
 _BASE = "unchanged"
 _SCORES = {
@@ -54,6 +64,7 @@ def write_improvements(variants: dict[str, Model], cells: Path) -> None:
             gain = f"{statistics.mean(gains):+.3f}" if gains and name != _BASE else ""
             lines.append(row(*head, *scores, gain))
         lines.append("")
+    lines.append(READING.strip() + "\n")
     (RESULTS / "improvements.md").write_text("\n".join(lines))
     print("\n".join(lines))
 

@@ -110,7 +110,7 @@ def report(_: argparse.Namespace) -> None:
     into_card(BUNDLE / "docs" / "README.md", "CHASE_DB1", table)
     curves = {MODELS[name].title: _mean_sweep(members) for name, members in found.items()}
     seeds = max(len(members) for members in found.values())
-    title, colours = f"CHASE_DB1, test images, mean of {seeds} seeds", [MODELS[name].colour for name in found]
+    title, colours = f"CHASE_DB1, test images, seeds: {seeds}", [MODELS[name].colour for name in found]
     draw_sweep(curves, BUNDLE / "docs" / "rotation_chase_db1.png", title=title, colours=colours)
     print("\n".join(text))
 
