@@ -98,7 +98,7 @@ def write(models: dict[str, Model], cells: Path, step: float) -> None:
         lines += ["", f"## {dataset}", "", *table]
         docs = bundle_of(info.spatial_dims) / "docs"
         into_card(docs / "README.md", dataset, table)
-        curves = {titles[model]: _mean_curve(members) for model, members in found.items() if models[model].colour}
+        curves = {titles[model]: mean_sweep(members) for model, members in found.items() if models[model].colour}
         colours = [models[model].colour for model in found if models[model].colour]
         seeds = max(len(members) for members in found.values())
         picture, title = docs / f"rotation_{dataset}.png", f"{dataset}, test set, seeds: {seeds}"
@@ -224,9 +224,11 @@ def spread(values: list[float]) -> str:
     return f"{statistics.mean(values):.3f} ± {statistics.stdev(values):.3f}"
 
 
-def _mean_curve(members: Cells) -> SweepResult:
+def mean_sweep(members: Cells, metrics: tuple[str, ...] = ("ACC", "AUC")) -> SweepResult:
+    """The `clean` sweep, averaged over seeds."""
+    sweeps = [member["sweep"]["clean"] for member in members]
     rows = []
-    for group in zip(*(member["sweep"]["clean"]["rows"] for member in members), strict=True):
-        mean = {metric: statistics.mean(row[metric] for row in group) for metric in ("ACC", "AUC")}
+    for group in zip(*(sweep["rows"] for sweep in sweeps), strict=True):
+        mean = {metric: statistics.mean(each[metric] for each in group) for metric in metrics}
         rows.append({"transformation": group[0]["transformation"], **mean})
-    return SweepResult(rows, statistics.mean(_values(members, _CONSISTENCY)))
+    return SweepResult(rows, statistics.mean(sweep["consistency"] for sweep in sweeps))

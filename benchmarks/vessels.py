@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +22,10 @@ import torch
 from monai.bundle import ConfigParser, run
 
 from benchmarks.accuracy_models import BUNDLES, Model
-from benchmarks.accuracy_tables import into_card, row, spread
+from benchmarks.accuracy_tables import into_card, mean_sweep, row, spread
 from benchmarks.cells import bundle_entries, store, summary, sweeps, train
 from monai_sre.data.geometry import rotate_batch
-from monai_sre.evaluation import SweepResult, draw_maps, draw_sweep
+from monai_sre.evaluation import draw_maps, draw_sweep
 
 BUNDLE = BUNDLES / "retinal_vessel_segmentation"
 RESULTS = Path(__file__).with_name("results")
@@ -108,20 +107,11 @@ def report(_: argparse.Namespace) -> None:
     ]
     (RESULTS / "vessels.md").write_text("\n".join(text) + "\n")
     into_card(BUNDLE / "docs" / "README.md", "CHASE_DB1", table)
-    curves = {MODELS[name].title: _mean_sweep(members) for name, members in found.items()}
+    curves = {MODELS[name].title: mean_sweep(members, ("Dice",)) for name, members in found.items()}
     seeds = max(len(members) for members in found.values())
     title, colours = f"CHASE_DB1, test images, seeds: {seeds}", [MODELS[name].colour for name in found]
     draw_sweep(curves, BUNDLE / "docs" / "rotation_chase_db1.png", title=title, colours=colours)
     print("\n".join(text))
-
-
-def _mean_sweep(members: list[dict[str, Any]]) -> SweepResult:
-    rows = []
-    for group in zip(*(member["sweep"]["clean"]["rows"] for member in members), strict=True):
-        rows.append(
-            {"transformation": group[0]["transformation"], "Dice": statistics.mean(each["Dice"] for each in group)}
-        )
-    return SweepResult(rows, statistics.mean(member["sweep"]["clean"]["consistency"] for member in members))
 
 
 def picture(arguments: argparse.Namespace) -> None:
