@@ -23,6 +23,7 @@ class Model:
         overlays: further config files of the bundle.
         settings: entries of the config.
         by_dims: more of them, for 2-D and for 3-D data.
+        wrapper: a module of the benchmarks around the network of ``train.json``.
         averaged: the model that is averaged over rotations at test time, in place of a training of its own.
         colour: of its curve; a model without one has no curve.
     """
@@ -31,6 +32,7 @@ class Model:
     overlays: tuple[str, ...] = ()
     settings: dict[str, Any] = field(default_factory=dict)
     by_dims: dict[int, dict[str, Any]] = field(default_factory=dict)
+    wrapper: str = ""
     averaged: str = ""
     colour: str = ""
 
@@ -40,7 +42,11 @@ class Model:
 
     def entries(self, spatial_dims: int) -> dict[str, Any]:
         """Entries of the config that differ."""
-        return {**self.settings, **self.by_dims.get(spatial_dims, {})}
+        entries = {**self.settings, **self.by_dims.get(spatial_dims, {})}
+        if self.wrapper:
+            inner = ConfigParser.load_config_file(self.configs(spatial_dims)[0])["network_def"]
+            entries["network_def"] = {"_target_": f"benchmarks.{self.wrapper}", "network": inner}
+        return entries
 
 
 def bundle_of(spatial_dims: int) -> Path:
@@ -67,15 +73,14 @@ _BANDS = {"network_def#profile": "band", "network_def#orthonormal": False}
 _OFFICIAL_SIZE = {"network_def#width": 64, "network_def#kernel_size": [9, 9, 5, 5]}
 
 
-def _in_place_of_network(name: str, **options: Any) -> dict[str, Any]:
-    """Config entry of a network of the benchmarks."""
-    fixed = {key: f"$@info.{key}" for key in ("spatial_dims", "in_channels", "num_classes")}
-    fixed["in_channels"] = "$@info.num_channels"
-    return {"network_def": {"_target_": f"benchmarks.{name}", **fixed, **options}}
-
-
 def _published(package: str) -> dict[str, Any]:
-    return _in_place_of_network("peer_networks.PeerResNet18", package=package)
+    """Config entry of another package's network."""
+    sizes = {
+        "spatial_dims": "$@info.spatial_dims",
+        "in_channels": "$@info.num_channels",
+        "num_classes": "$@info.num_classes",
+    }
+    return {"network_def": {"_target_": "benchmarks.peer_networks.PeerResNet18", "package": package, **sizes}}
 
 
 MODELS = {
@@ -100,12 +105,12 @@ VARIANTS = {
     "kernel-7": Model("kernels of 7", (), {"network_def#kernel_size": 7}),
     "kernels-9-9-5-5": Model("kernels of 9, 9, 5, 5", (), {"network_def#kernel_size": [9, 9, 5, 5]}),
     "antialias": Model("blur before every stride", (), {"network_def#antialias": True}),
-    "disc": Model("corners masked to a disc, in training and test", (), _in_place_of_network("variants.Masked")),
+    "disc": Model("corners masked to a disc, in training and test", wrapper="variants.Masked"),
     "group-norm": Model("group normalisation", (), {"network_def#norm": ["group", {"num_groups": 8}]}),
     "memswish": Model("swish in place of ReLU", (), {"network_def#act": "memswish"}),
     "radial-38": Model("no energies, width 38: as many parameters", (), {**_RADIAL, "network_def#width": 38}),
     "width-24": Model("width 24", (), {"network_def#width": 24}),
     "width-48": Model("width 48", (), {"network_def#width": 48}),
     "smoothing": Model("label smoothing 0.1", (), {"loss": "$torch.nn.CrossEntropyLoss(label_smoothing=0.1)"}),
-    "ema": Model("moving average of the weights (0.98 a step)", (), _in_place_of_network("variants.Averaged")),
+    "ema": Model("moving average of the weights (0.98 a step)", wrapper="variants.Averaged"),
 }

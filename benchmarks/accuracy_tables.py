@@ -98,12 +98,15 @@ def write(models: dict[str, Model], cells: Path, step: float) -> None:
         lines += ["", f"## {dataset}", "", *table]
         docs = bundle_of(info.spatial_dims) / "docs"
         into_card(docs / "README.md", dataset, table)
-        curves = {titles[model]: mean_sweep(members) for model, members in found.items() if models[model].colour}
-        colours = [models[model].colour for model in found if models[model].colour]
+        drawn = [model for model in found if models[model].colour]
         seeds = max(len(members) for members in found.values())
-        picture, title = docs / f"rotation_{dataset}.png", f"{dataset}, test set, seeds: {seeds}"
-        if curves:
-            draw_sweep(curves, picture, title=title, colours=colours)
+        if drawn:
+            draw_sweep(
+                {titles[model]: mean_sweep(found[model]) for model in drawn},
+                docs / f"rotation_{dataset}.png",
+                title=f"{dataset}, test set, seeds: {seeds}",
+                colours={titles[model]: models[model].colour for model in drawn},
+            )
     lines += ["", *_targets(chosen), "", *_rates(tried, titles)]
     (RESULTS / "accuracy.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
@@ -128,7 +131,7 @@ def _costs(spatial_dims: int) -> dict[str, tuple[float, float]]:
     path = RESULTS / "accuracy_costs.json"
     if not path.is_file():
         return {}
-    task = json.loads(path.read_text())["tasks"][{2: "breastmnist", 3: "adrenalmnist3d"}[spatial_dims]]
+    task = json.loads(path.read_text())[{2: "breastmnist", 3: "adrenalmnist3d"}[spatial_dims]]
     times, peaks = task["times"], task["peaks"]
     return {
         name: (times[name]["ms"] / times["plain"]["ms"], peaks[name]["mib"] / peaks["plain"]["mib"]) for name in times

@@ -15,7 +15,7 @@ READING = """
 
 Nothing yet. BreastMNIST has 78 validation images, AdrenalMNIST3D 98: the AUC of one recipe moves by 0.02 to 0.03 from seed to
 seed, and no change gains more than that on both. Label smoothing gained 0.03 with the first seed of AdrenalMNIST3D, and
-nothing over three; the moving average of the weights, as much ahead there with its first seed, is behind on BreastMNIST.
+nothing over three.
 Left out for good: group normalisation and narrower networks, which lose more than the spread. A network without energies and
 with as many parameters loses 0.06 of AUC and fits no closer than at width 32 (`harmonics.md`): it is the energies, not the
 parameters.

@@ -109,35 +109,32 @@ def report(_: argparse.Namespace) -> None:
     into_card(BUNDLE / "docs" / "README.md", "CHASE_DB1", table)
     curves = {MODELS[name].title: mean_sweep(members, ("Dice",)) for name, members in found.items()}
     seeds = max(len(members) for members in found.values())
-    title, colours = f"CHASE_DB1, test images, seeds: {seeds}", [MODELS[name].colour for name in found]
+    title, colours = f"CHASE_DB1, test images, seeds: {seeds}", {model.title: model.colour for model in MODELS.values()}
     draw_sweep(curves, BUNDLE / "docs" / "rotation_chase_db1.png", title=title, colours=colours)
     print("\n".join(text))
 
 
 def picture(arguments: argparse.Namespace) -> None:
     """Image, truth, and the maps of both networks for the first test image at three angles."""
-    names = ("plain", "harmonic")
-    parsers = {}
-    for name in names:
-        parsers[name] = parser = ConfigParser()
+    networks, parser = [], ConfigParser()
+    for name in ("plain", "harmonic"):
+        parser = ConfigParser()
         parser.read_config(configs(name))
         parser.update({"dataset_dir": arguments.dataset_dir, "bundle_root": str(BUNDLE), "validate#split": "test"})
-    case = parsers["plain"].get_parsed_content("validate#dataset")[0]
+        network = parser.get_parsed_content("network_def").eval()
+        weights = Path(arguments.work) / f"{name}_0" / "models" / "model.pt"
+        network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+        networks.append(network)
+    case, inferer = parser.get_parsed_content("validate#dataset")[0], parser.get_parsed_content("validate#inferer")
     shown = []
     for angle in (0.0, 45.0, 90.0):
         image, truth, field = (
             rotate_batch(torch.as_tensor(np.asarray(case[key]))[None].float(), angle, mode=mode)
             for key, mode in (("image", "bilinear"), ("label", "nearest"), ("field", "nearest"))
         )
-        maps = []
-        for name in names:
-            network = parsers[name].get_parsed_content("network_def").eval()
-            weights = Path(arguments.work) / f"{name}_0" / "models" / "model.pt"
-            network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
-            with torch.no_grad():
-                logits = parsers[name].get_parsed_content("validate#inferer")(image * field, network)
-            maps.append((logits.argmax(dim=1)[0] * (field[0, 0] > 0)).numpy())
-        shown.append((image[0].numpy(), truth[0, 0].numpy(), *maps))
+        with torch.no_grad():
+            found = [inferer(image * field, network).argmax(dim=1)[0] * field[0, 0] for network in networks]
+        shown.append((image[0].numpy(), truth[0, 0].numpy(), *(labels.numpy() for labels in found)))
     titles = ("image", "truth", "plain U-Net", "SRE-UNet (red: excess, blue: missed)")
     draw_maps(shown, BUNDLE / "docs" / "rotated_maps.png", titles)
 

@@ -18,13 +18,24 @@ MISSING = {"official": "SRE_Conv", "gmr": "GMR_Conv"}
 
 @pytest.mark.parametrize("dataset", ["breastmnist", "adrenalmnist3d"])
 @pytest.mark.parametrize("name", [name for name, model in (MODELS | VARIANTS).items() if not model.averaged])
-def test_every_model_builds_and_classifies(name: str, dataset: str, tmp_path: Path) -> None:
+def test_a_model_is_another_network_where_it_says_so(name: str, dataset: str, tmp_path: Path) -> None:
     if name in MISSING and peer(MISSING[name], f"{MISSING[name][:3].lower()}_resnet") is None:
         pytest.skip(f"{MISSING[name]} is not installed")
-    network = network_of((MODELS | VARIANTS)[name], dataset, str(tmp_path)).eval()
+    model = (MODELS | VARIANTS)[name]
+    network = network_of(model, dataset, str(tmp_path)).eval()
+    bundles = network_of(VARIANTS["unchanged"], dataset, str(tmp_path))
+    changed = model.overlays or any(entry.startswith("network_def") for entry in model.entries(2))
+    assert (repr(network) != repr(bundles)) == bool(changed)
     x = torch.randn(2, 1, 16, 16) if dataset == "breastmnist" else torch.randn(2, 1, 16, 16, 16)
     with torch.no_grad():
         assert network(x).shape == (2, 2)
+
+
+@pytest.mark.parametrize("dataset", ["breastmnist", "adrenalmnist3d"])
+@pytest.mark.parametrize("name", ["disc", "ema"])
+def test_what_is_wrapped_is_the_network_of_the_bundle(name: str, dataset: str, tmp_path: Path) -> None:
+    inner = network_of(VARIANTS[name], dataset, str(tmp_path)).network
+    assert repr(inner) == repr(network_of(VARIANTS["unchanged"], dataset, str(tmp_path)))
 
 
 def test_a_table_replaces_the_one_between_its_marks(tmp_path: Path) -> None:
@@ -53,25 +64,22 @@ def test_a_training_is_summed_up_by_its_best_epoch(tmp_path: Path) -> None:
 
 def test_the_average_follows_the_network_and_is_what_is_evaluated() -> None:
     torch.manual_seed(0)
-    network = Averaged(2, 1, 2, decay=0.75)
-    x = torch.randn(2, 1, 16, 16)
+    network = Averaged(torch.nn.Linear(3, 2), decay=0.75)
+    x = torch.randn(4, 3)
     network(x)  # the first step takes the weights as they are
-    start = network.network.fc.weight.clone()
+    start = network.network.weight.clone()
     with torch.no_grad():
-        network.network.fc.weight.add_(1)
+        network.network.weight.add_(1)
     network.eval()
-    torch.testing.assert_close(network.average.module.fc.weight, start + 0.25)
+    torch.testing.assert_close(network.average.module.weight, start + 0.25)
     torch.testing.assert_close(network(x), network.average.module(x))
     network.eval()  # no step between: no change
-    torch.testing.assert_close(network.average.module.fc.weight, start + 0.25)
+    torch.testing.assert_close(network.average.module.weight, start + 0.25)
 
 
 @pytest.mark.parametrize("dims", [2, 3])
 def test_corners_do_not_reach_a_masked_network(dims: int) -> None:
-    network = Masked(dims, 1, 2).eval()
-    x = torch.randn(1, 1, *[16] * dims)
-    changed = x.clone()
-    changed.view(-1)[0] += 100
-    with torch.no_grad():
-        torch.testing.assert_close(network(changed), network(x))
-        assert not torch.allclose(network(x + 1), network(x))
+    seen = Masked(torch.nn.Identity())(torch.ones(1, 1, *[8] * dims))[0, 0]
+    assert seen.view(-1)[0] == 0
+    assert seen[(4,) * dims] == 1
+    assert seen.mean() == pytest.approx({2: 0.785, 3: 0.524}[dims], abs=0.04)  # pi / 4, pi / 6

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -297,7 +297,7 @@ def draw_sweep(
     path: Path,
     metric: str | None = None,
     title: str = "",
-    colours: Sequence[str] | None = None,
+    colours: Mapping[str, str] | None = None,
 ) -> None:
     """Polar picture of a metric against the angle of rotation; in 3-D, the mean over the axes at each angle.
 
@@ -306,7 +306,7 @@ def draw_sweep(
         path: of the PNG file.
         metric: one of the results'; ``None`` is the leading one, ACC or Dice.
         title: above the picture.
-        colours: of the curves, in matplotlib's notation; ``None`` is its cycle.
+        colours: of curves by name, in matplotlib's notation; the others get those of its cycle.
     """
     figure = new_figure(6.4, 6.8)
     if figure is None:
@@ -314,7 +314,7 @@ def draw_sweep(
     metric = metric or next(iter(results.values())).metrics[0]
     axes = figure.add_subplot(projection="polar")
     lowest = 1.0
-    for index, (name, result) in enumerate(results.items()):
+    for name, result in results.items():
         angles: dict[float, list[float]] = {}
         for row in result.rows:
             if not row["transformation"].startswith("flip"):
@@ -322,13 +322,8 @@ def draw_sweep(
         degrees = sorted(angles)
         values = [float(np.mean(angles[angle])) for angle in degrees]
         lowest = min(lowest, *values)
-        axes.plot(
-            np.radians([*degrees, 360.0]),
-            [*values, values[0]],
-            label=name,
-            linewidth=2,
-            color=colours and colours[index],
-        )
+        colour = (colours or {}).get(name)
+        axes.plot(np.radians([*degrees, 360.0]), [*values, values[0]], label=name, linewidth=2, color=colour)
     axes.set_ylim(max(0.0, np.floor(lowest * 10 - 0.5) / 10), 1)
     axes.set_theta_zero_location("N")
     axes.set_rlabel_position(45)
