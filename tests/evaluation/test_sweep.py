@@ -12,7 +12,7 @@ import torch
 from ignite.engine import Engine
 from PIL import Image
 
-from monai_sre.evaluation import RotationSweep, SweepResult, rotation_sweep, sweep_transformations
+from monai_sre.evaluation import RotationSweep, SweepResult, draw_sweep, rotation_sweep, sweep_transformations
 
 
 class CornerNet(torch.nn.Module):
@@ -183,3 +183,16 @@ def test_inferer_and_handler_on_maps(tmp_path: Path) -> None:
     content = json.loads((tmp_path / "sweep_clean.json").read_text())
     assert content["Dice mean"] == 1.0
     assert (tmp_path / "sweep_clean.png").is_file()
+
+
+def test_a_curve_has_the_colour_of_its_name(tmp_path: Path) -> None:
+    rows = [{"transformation": str(angle), "ACC": 0.8} for angle in range(0, 360, 30)]
+    curves = {"other": SweepResult(rows, 1.0), "red one": SweepResult(rows, 1.0)}
+    for name, colours in {"a": {"red one": "red"}, "b": None}.items():
+        draw_sweep(curves, tmp_path / f"{name}.png", colours=colours)
+    reds = {}
+    for name in "ab":
+        with Image.open(tmp_path / f"{name}.png") as picture:
+            reds[name] = (np.asarray(picture.convert("RGB")) == (255, 0, 0)).all(axis=-1).sum()
+    assert reds["a"] > 500
+    assert reds["b"] == 0
