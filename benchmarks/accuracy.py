@@ -5,7 +5,8 @@
 
 ``fill`` trains where the work folder holds no complete training (it resumes an interrupted one), evaluates the network of
 the best validation AUC on the test set under the rotation sweep, and stores the cell as JSON at once; a cell that exists is
-skipped. With ``--learning_rate`` it is a cell of its own. ``report`` turns all cells into Markdown tables and one picture a
+skipped. With ``--learning_rate`` it is a cell of its own, and ``--validation_only`` leaves the test set out until that rate
+is chosen: the same command without it adds the sweep. ``report`` turns all cells into Markdown tables and one picture a
 data set; a model enters them with the learning rate whose seed 0 has the best validation AUC. Variants of the bundles'
 network are evaluated on the validation set instead, and have a table of their own.
 """
@@ -13,6 +14,7 @@ network are evaluated on the validation set instead, and have a table of their o
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +39,7 @@ def fill(arguments: argparse.Namespace) -> None:
     trial = "" if rate is None else f"_lr{rate:g}"
     dataset = arguments.dataset + ("" if arguments.size == 28 else f"_{arguments.size}")
     cell = CELLS[split] / f"{dataset}_{arguments.model}{trial}_{arguments.seed}.json"
-    if cell.is_file():
+    if cell.is_file() and (arguments.validation_only or "sweep" in json.loads(cell.read_text())):
         print(f"{cell.name} exists")
         return
     models = MODELS | VARIANTS
@@ -56,21 +58,26 @@ def fill(arguments: argparse.Namespace) -> None:
     entries |= {} if rate is None else {"learning_rate": rate}
     epochs = arguments.epochs or EPOCHS.get(dataset, 100)
     train(configs, {**entries, "max_epochs": epochs, "seed": arguments.seed}, work)
-    scores = work / f"evaluation_{arguments.model}"
-    overlay: dict[str, Any] = {"ckpt_dir": str(work / "models"), "output_dir": str(scores), "sweep": True}
-    overlay |= {"validate#split": split, "validate#handlers#3#step": STEP, "validate#handlers#3#network": "@network"}
-    if averaged:
-        average = {"network": "$@network_def.to(@device)", "spatial_dims": "$@info.spatial_dims"}
-        overlay |= {"network": {"_target_": "benchmarks.peer_networks.RotationAverage", **average}}
-    run(config_file=[*configs, str(bundle / "configs/evaluate.json")], **entries, **overlay)
     content = {
         "dataset": dataset,
         "model": arguments.model,
         "seed": arguments.seed,
         **summary(work, "val_auc"),
         "learning_rate": rate or ConfigParser.load_config_file(configs[0])["learning_rate"],
-        "sweep": sweeps(scores),
     }
+    if not arguments.validation_only:
+        scores = work / f"evaluation_{arguments.model}"
+        overlay: dict[str, Any] = {"ckpt_dir": str(work / "models"), "output_dir": str(scores), "sweep": True}
+        overlay |= {
+            "validate#split": split,
+            "validate#handlers#3#step": STEP,
+            "validate#handlers#3#network": "@network",
+        }
+        if averaged:
+            average = {"network": "$@network_def.to(@device)", "spatial_dims": "$@info.spatial_dims"}
+            overlay |= {"network": {"_target_": "benchmarks.peer_networks.RotationAverage", **average}}
+        run(config_file=[*configs, str(bundle / "configs/evaluate.json")], **entries, **overlay)
+        content["sweep"] = sweeps(scores)
     store(cell, content)
 
 
@@ -92,6 +99,7 @@ if __name__ == "__main__":
     filling.add_argument("--work", required=True, help="folder of trainings, for example /tmp/accuracy")
     filling.add_argument("--epochs", type=int, help=f"100 unless told; {EPOCHS}")
     filling.add_argument("--learning_rate", type=float, help="another than the recipe's")
+    filling.add_argument("--validation_only", action="store_true", help="no sweep: to choose a learning rate")
     filling.set_defaults(call=fill)
     reporting = commands.add_parser("report", help="tables and pictures from all cells")
     reporting.set_defaults(call=report)

@@ -90,6 +90,12 @@ def write(models: dict[str, Model], cells: Path, step: float) -> None:
         "Time and memory: of a step of training, as shares of the plain network's (`accuracy_costs.json`; one thread of a",
         "CPU). Those of the packages' networks are theirs on our engine; `speed.md` has those of their own code.",
     ]
+    for (dataset, model), members in chosen.items():
+        if any("sweep" not in member for member in members):
+            rate = members[0]["learning_rate"]
+            raise SystemExit(
+                f"{dataset}, {model}: {rate:g} validates best but has no sweep; fill without --validation_only"
+            )
     datasets = list(dict.fromkeys(dataset for dataset, _ in chosen))
     for dataset in datasets:
         found = {model: members for (name, model), members in chosen.items() if name == dataset}

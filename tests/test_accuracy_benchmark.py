@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks.accuracy_models import MODELS, VARIANTS, network_of
-from benchmarks.accuracy_tables import into_card
+from benchmarks.accuracy_tables import into_card, write
 from benchmarks.cells import summary
 from benchmarks.peers import peer
 from benchmarks.variants import Averaged, Masked
@@ -45,6 +46,14 @@ def test_a_table_replaces_the_one_between_its_marks(tmp_path: Path) -> None:
         into_card(card, "a", ["| new |"])
         into_card(card, "b", ["| nowhere |"])
     assert card.read_text() == "before\n<!-- accuracy of a -->\n\n| new |\n\n<!-- end of a -->\nafter\n"
+
+
+def test_a_learning_rate_that_wins_must_have_been_swept(tmp_path: Path) -> None:
+    for rate, auc in ((0.02, 0.7), (0.05, 0.8)):
+        cell = {"dataset": "breastmnist", "model": "plain", "learning_rate": rate, "validation": {"auc": auc}}
+        (tmp_path / f"{rate}.json").write_text(json.dumps(cell))
+    with pytest.raises(SystemExit, match=r"breastmnist, plain: 0\.05 validates best but has no sweep"):
+        write(MODELS, tmp_path, 30)
 
 
 def test_a_training_is_summed_up_by_its_best_epoch(tmp_path: Path) -> None:
