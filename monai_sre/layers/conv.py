@@ -98,42 +98,62 @@ class _RadialNd(nn.Module):
             "axes": axes,
         }
         self._geometry = geometry
-        basis = self.make_basis(self.kernel_size, **geometry)
+        basis = self._exact_basis()
         outer, inner = self.out_channels, self.in_channels
         if self.transposed:
             outer, inner = inner, outer
-        self.register_buffer(
-            "basis", basis.to(device=device, dtype=dtype or torch.get_default_dtype()), persistent=False
-        )
+        self.weight = nn.Parameter(torch.empty(outer, inner // self.groups, len(basis), device=device, dtype=dtype))
+        self.register_buffer("basis", basis.to(self.weight), persistent=False)
         self.basis: Tensor
         self.squares: Tensor
         self.edge: Tensor
         self.log_width: nn.Parameter | None
-        learned = learned_gaussian(self.kernel_size, **geometry)
+        learned = self._learned_basis()
         if learned is None:
             self.register_parameter("log_width", None)
         else:
             for name, part in (("squares", learned[0]), ("edge", learned[1])):
                 self.register_buffer(name, part.to(self.basis), persistent=False)
             self.log_width = nn.Parameter(self.basis.new_empty(()))
-        self.weight = nn.Parameter(torch.empty(outer, inner // self.groups, len(basis), device=device, dtype=dtype))
         if bias:
             self.bias = nn.Parameter(torch.empty(self.out_channels, device=device, dtype=dtype))
         else:
             self.register_parameter("bias", None)
         self.reset_parameters()
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """Refill the basis after a change of dtype or device, or it would stay rounded, or empty after ``to_empty``."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._fill_basis()
+        return self
+
+    def _exact_basis(self) -> Tensor:
+        with torch.device("cpu"):  # whatever the default device, which may hold no values
+            return self.make_basis(self.kernel_size, **self._geometry)
+
+    def _learned_basis(self) -> tuple[Tensor, Tensor, float] | None:
+        with torch.device("cpu"):
+            return learned_gaussian(self.kernel_size, **self._geometry)
+
+    def _fill_basis(self) -> None:
+        """Write the exact basis into the buffers."""
+        learned = self._learned_basis()
+        with torch.no_grad():
+            self.basis.copy_(self._exact_basis())
+            if learned is not None:
+                self.squares.copy_(learned[0])
+                self.edge.copy_(learned[1])
+
     def reset_parameters(self) -> None:
         """Refill basis, weight and bias: uniform weights of :func:`monai_sre.ops.radial.initial_std`, zero bias."""
-        exact = self.make_basis(self.kernel_size, **self._geometry)
-        bound = (3**0.5 * self._initial_std(exact)).to(device=self.weight.device, dtype=self.weight.dtype)
+        self._fill_basis()
+        with torch.device("cpu"):
+            std = self._initial_std(self._exact_basis())
+        bound = (3**0.5 * std).to(device=self.weight.device, dtype=self.weight.dtype)
+        learned = self._learned_basis()
         with torch.no_grad():
-            self.basis.copy_(exact)
-            if self.log_width is not None:
-                squares, edge, width = learned_gaussian(self.kernel_size, **self._geometry)  # type: ignore[misc]
-                self.squares.copy_(squares)
-                self.edge.copy_(edge)
-                self.log_width.fill_(math.log(width))
+            if self.log_width is not None and learned is not None:
+                self.log_width.fill_(math.log(learned[2]))
             self.weight.uniform_(-1, 1).mul_(bound)
             if self.bias is not None:
                 self.bias.zero_()

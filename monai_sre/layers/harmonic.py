@@ -60,18 +60,23 @@ class HarmonicEnergy(nn.Module):
             raise ValueError(f"eps must be a positive number, got {eps!r}")
         self.order, self.eps, self.padding_mode = order, float(eps), padding_mode
         self._geometry = {"taps": taps, "width": width, "spacing": spacing, "axes": axes}
-        stencils = harmonic_stencils(order, spatial_dims, **self._geometry)  # type: ignore[arg-type]
-        self._reach = [length // 2 for length in stencils.shape[1:]]
-        stencils = stencils.to(device=device, dtype=dtype or torch.get_default_dtype())
-        self.register_buffer("stencils", stencils, persistent=False)
+        exact = self._exact_stencils(spatial_dims)
+        self._reach = [length // 2 for length in exact.shape[1:]]
+        wide = torch.float64 if (dtype or torch.get_default_dtype()) == torch.float64 else torch.float32
+        self.register_buffer("stencils", exact.to(torch.empty(0, device=device, dtype=wide)), persistent=False)
         self.stencils: Tensor
 
+    def _exact_stencils(self, spatial_dims: int) -> Tensor:
+        with torch.device("cpu"):  # whatever the default device, which may hold no values
+            return harmonic_stencils(self.order, spatial_dims, **self._geometry)  # type: ignore[arg-type]
+
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        """Refill the stencils after a change of dtype or device: rounded to float32, 3-D ones stay inexact in float64."""
+        """Stencils of full precision after a change of dtype or device: rounded, the symmetry of 3-D ones is inexact."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        exact = harmonic_stencils(self.order, self.stencils.dim() - 1, **self._geometry)  # type: ignore[arg-type]
+        if self.stencils.dtype.itemsize < 4:
+            self.stencils = self.stencils.float()
         with torch.no_grad():
-            self.stencils.copy_(exact)
+            self.stencils.copy_(self._exact_stencils(self.stencils.dim() - 1))
         return self
 
     def forward(self, x: Tensor) -> Tensor:

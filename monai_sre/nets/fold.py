@@ -21,7 +21,9 @@ def fold_sre(network: nn.Module) -> nn.Module:
     Outputs are the same to rounding. A layer of stride 1 becomes ``torch.nn.Conv*d`` itself, a strided one a subclass that
     centres its grid before it convolves. Parameters keep their names, and shapes are those of the original architecture, but
     for kernels that the conversion has enlarged: so a state dict needs no ``monai_sre`` to be read, and what is scripted,
-    traced or exported to ONNX needs none to run. Train before folding, not after: nothing holds folded kernels radial.
+    traced or exported to ONNX needs none to run. Layers with energies of harmonics stay, as no plain network has them, with
+    plain convolutions inside: such a network is exported without this package, but read by it. Train before folding, not
+    after: nothing holds folded kernels radial.
 
     Args:
         network: any network with layers of this package; deepcopy it first to keep it.

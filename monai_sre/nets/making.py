@@ -161,7 +161,10 @@ def with_energies(
             nn.init.zeros_(new.mix.weight)
         if radial.bias is not None:
             new.mix.bias.copy_(radial.bias)  # type: ignore[union-attr]
-    return new.requires_grad_(weight.requires_grad)
+    new.requires_grad_(weight.requires_grad)
+    if radial.bias is not None:
+        new.mix.bias.requires_grad_(radial.bias.requires_grad)  # type: ignore[union-attr]
+    return new
 
 
 def fill(new: nn.Module, kernel: Tensor, bias: Tensor | None, old: nn.Module, rules: Rules) -> float | None:
@@ -181,4 +184,6 @@ def fill(new: nn.Module, kernel: Tensor, bias: Tensor | None, old: nn.Module, ru
         source = getattr(old, name)
         if source is not None:
             getattr(new, name).requires_grad_(source.requires_grad)
+    if getattr(new, "log_width", None) is not None:
+        new.log_width.requires_grad_(weight.requires_grad)  # type: ignore[operator, union-attr]
     return energy

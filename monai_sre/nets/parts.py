@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from monai_sre.layers.factories import register
 from monai_sre.layers.resample import CentredBlurPool
+from monai_sre.ops.blur import blur_width
 
 register()
 
@@ -22,9 +23,9 @@ class LayerMaker:
     """How the blocks of one network make their layers."""
 
     def __init__(
-        self, spatial_dims: int, norm: Any, act: Any, antialias: bool, conv: Any, radial: Mapping[str, Any]
+        self, spatial_dims: int, norm: Any, act: Any, antialias: bool | float, conv: Any, radial: Mapping[str, Any]
     ) -> None:
-        self.spatial_dims, self.antialias = spatial_dims, antialias
+        self.spatial_dims, self.antialias = spatial_dims, blur_width(antialias)
         self._norm, self._act, self._radial = norm, act, dict(radial)
         kind, options = split_args(conv)
         if kind not in _CONVS:
@@ -49,7 +50,7 @@ class LayerMaker:
         if stride == 1:
             return nn.Identity()
         if self.antialias:
-            return CentredBlurPool(stride)
+            return CentredBlurPool(stride, self.antialias)
         return Pool["CENTREDAVG", self.spatial_dims](stride, ceil_mode=True, count_include_pad=False)
 
     def shortcut(self, in_channels: int, out_channels: int) -> nn.Module:

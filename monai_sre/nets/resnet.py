@@ -76,7 +76,8 @@ class SREResNet(nn.Module):
         dropout_prob: probability of dropping an entry of the pooled embedding.
         checkpointing: recompute each stage in the backward pass instead of keeping its activations.
         antialias: down-sample behind a Gaussian filter (:class:`monai_sre.layers.CentredBlurPool`) instead of averaging
-            blocks: no parameter more, and less error under rotations by other angles than 90 degrees.
+            blocks: no parameter more, and less error under rotations by other angles than 90 degrees. A number is the
+            filter's width.
 
     Shape:
         ``(N, in_channels, *spatial)`` to ``(N, num_classes)``, any sizes from 1 up. The pixels of the last feature maps lie
@@ -118,7 +119,7 @@ class SREResNet(nn.Module):
         act: str | tuple[str, Mapping[str, Any]] = ("relu", {"inplace": True}),
         dropout_prob: float = 0.0,
         checkpointing: bool = False,
-        antialias: bool = False,
+        antialias: bool | float = False,
     ) -> None:
         super().__init__()
         if spatial_dims not in (1, 2, 3):

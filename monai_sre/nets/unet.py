@@ -91,7 +91,7 @@ class SREUNet(nn.Module):
         act: activation layer, in MONAI's notation.
         dropout_prob: probability of dropping an entry of a level's maps.
         antialias: down-sample behind a Gaussian filter (:class:`monai_sre.layers.CentredBlurPool`) instead of averaging
-            blocks; the strides must then be alike along all axes.
+            blocks; the strides must then be alike along all axes. A number is the filter's width.
         deep_supervision: in training, return a list: the output, and one map of logits for each coarser level on the way
             up, the finest first, all on the input's grid. ``monai.losses.DeepSupervisionLoss`` takes such a list. In eval
             mode the output alone is returned.
@@ -134,7 +134,7 @@ class SREUNet(nn.Module):
         norm: str | tuple[str, Mapping[str, Any]] = "batch",
         act: str | tuple[str, Mapping[str, Any]] = ("relu", {"inplace": True}),
         dropout_prob: float = 0.0,
-        antialias: bool = False,
+        antialias: bool | float = False,
         deep_supervision: bool = False,
     ) -> None:
         super().__init__()
@@ -151,7 +151,9 @@ class SREUNet(nn.Module):
             raise ValueError(f"dropout_prob must be a number from 0 to 1, got {dropout_prob!r}")
         factors = _factors(strides, spatial_dims, levels)
         if antialias and any(len(set(step)) > 1 for step in factors):
-            raise ValueError(f"antialias=True needs strides that are alike along all axes, got strides={strides!r}")
+            raise ValueError(
+                f"antialias={antialias} needs strides that are alike along all axes, got strides={strides!r}"
+            )
         if kernel_size is None:
             kernel_size = 5 if spatial_dims == 3 else 9
         kernels = _per_level("kernel_size", kernel_size, levels)

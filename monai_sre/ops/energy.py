@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from monai_sre.ops import energy_cpu
-from monai_sre.ops.ring import ring_available
+from monai_sre.ops.ring import plain, ring_available
 
 
 def harmonic_energy(x: Tensor, stencils: Tensor, eps: float = 1e-3) -> Tensor:
@@ -81,13 +82,15 @@ def mixed_energies_nd(
     x: Tensor, stencils: list[Tensor], weight: Tensor, bias: Tensor | None, groups: int, eps: float
 ) -> Tensor:
     """:func:`mixed_energies` for arguments already checked: what layers call, and what TorchScript compiles."""
-    if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript leaves a branch out only where this stands alone
+    if not torch.jit.is_scripting():
+        computed = torch.float64 if x.dtype == torch.float64 else torch.float32
         if (
             ring_available(x, weight)
             and not torch.is_autocast_enabled("cpu")
-            and x.dtype == weight.dtype == stencils[0].dtype
+            and x.dtype == weight.dtype
+            and stencils[0].dtype == computed
         ):
-            return _MixedEnergies.apply(x.contiguous(), weight, bias, groups, eps, *stencils)
+            return _fused_mixed_energies(x, stencils, weight, bias, groups, eps)
     energies = _all_energies(x, stencils, groups, eps)
     if x.dim() == 3:
         return functional.conv1d(energies, weight, bias, 1, 0, 1, groups)
@@ -107,9 +110,12 @@ def energy_nd(x: Tensor, stencils: Tensor, eps: float) -> Tensor:
     """:func:`harmonic_energy` for arguments already checked: what layers call, and what TorchScript compiles."""
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     wide, stencils = x.to(dtype), stencils.to(dtype)
-    if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript leaves a branch out only where this stands alone
+    if not torch.jit.is_scripting():
         if ring_available(wide, stencils) and energy_cpu.available(dtype):
-            return _Energy.apply(wide, stencils, eps).to(x.dtype)
+            return _fused_energy(wide, stencils, eps).to(x.dtype)
+        if torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type):
+            with torch.autocast(x.device.type, enabled=False):  # which would take half precision for the convolutions
+                return _energy_graph(wide, stencils, eps).to(x.dtype)
     return _energy_graph(wide, stencils, eps).to(x.dtype)
 
 
@@ -125,6 +131,22 @@ def _energy_graph(x: Tensor, stencils: Tensor, eps: float) -> Tensor:
     else:
         parts = functional.conv3d(maps, weight, None, 1, padding)
     return parts.square().sum(dim=1).add(eps).sqrt().reshape(x.shape)
+
+
+def _fused_energy(x: Tensor, stencils: Tensor, eps: float) -> Tensor:
+    if has_torch_function_unary(x):
+        return handle_torch_function(_fused_energy, (x,), x, stencils, eps)  # type: ignore[no-any-return]
+    return _Energy.apply(plain(x), stencils, eps)
+
+
+def _fused_mixed_energies(
+    x: Tensor, stencils: list[Tensor], weight: Tensor, bias: Tensor | None, groups: int, eps: float
+) -> Tensor:
+    if has_torch_function_unary(x):
+        return handle_torch_function(  # type: ignore[no-any-return]
+            _fused_mixed_energies, (x,), x, stencils, weight, bias, groups, eps
+        )
+    return _MixedEnergies.apply(plain(x).contiguous(), weight, bias, groups, eps, *stencils)
 
 
 class _Energy(torch.autograd.Function):

@@ -180,7 +180,7 @@ def centred_avg_pool(
     if all([pads[2 * i] <= counted[ndim - 1 - i] for i in range(ndim)]):  # noqa: C419
         return total
     # Share of each window that counts: the input and, on request, torch's padding, but not what centring added.
-    present = torch.ones_like(x[:1, :1])
+    present = torch.ones_like(x[:1, :1] if x.dim() == ndim + 2 else x[:1])
     grown: list[int] = []
     rest: list[int] = []
     for i in range(ndim):

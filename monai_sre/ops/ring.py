@@ -44,6 +44,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from monai_sre.ops import ring_cpu, ring_eager
 from monai_sre.ops.ring_plan import Geometry, Plan, Triple, convolution_geometry, plans, spatial_triple
@@ -54,7 +55,8 @@ _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 def ring_available(x: Tensor, weight: Tensor) -> bool:
     """Whether :func:`ring_conv` can serve these operands here and now.
 
-    It cannot on devices other than the CPU, for tensor subclasses, while a graph is captured (``torch.compile``,
+    It cannot on devices other than the CPU, for tensor subclasses that see operations themselves (others, such as MONAI's
+    ``MetaTensor``, are wrapped again around the result), while a graph is captured (``torch.compile``,
     ``torch.export``, ``torch.jit.trace``, ONNX) or operations are watched (``TorchDispatchMode``), and under
     ``torch.func`` transforms and forward-mode derivatives.
     """
@@ -64,7 +66,7 @@ def ring_available(x: Tensor, weight: Tensor) -> bool:
         and not torch.onnx.is_in_onnx_export()
         and x.device.type == "cpu"
         and weight.device.type == "cpu"
-        and type(x) in (Tensor, torch.nn.Parameter)
+        and type(x).__torch_dispatch__ == Tensor.__torch_dispatch__
         and type(weight) in (Tensor, torch.nn.Parameter)
         and x.layout == torch.strided
         and x.dtype in _DTYPES
@@ -73,6 +75,11 @@ def ring_available(x: Tensor, weight: Tensor) -> bool:
         and torch._C._functorch.peek_interpreter_stack() is None
         and torch.autograd.forward_ad._current_level < 0
     )
+
+
+def plain(x: Tensor) -> Tensor:
+    """The values of a tensor of a subclass; any other tensor as it is."""
+    return x if type(x) in (Tensor, torch.nn.Parameter) else x.as_subclass(Tensor)
 
 
 def ring_conv(
@@ -111,6 +118,11 @@ def ring_conv(
                   [31., 41., 31.],
                   [21., 31., 21.]]]])
     """
+    if has_torch_function_unary(x):
+        return handle_torch_function(  # type: ignore[no-any-return]
+            ring_conv, (x,), x, weight, basis, bias, stride, padding, dilation, groups
+        )
+    x = plain(x)
     if x.dim() == basis.dim():
         return ring_conv(x.unsqueeze(0), weight, basis, bias, stride, padding, dilation, groups).squeeze(0)
     if torch.is_autocast_enabled("cpu") and x.dtype != torch.float64:

@@ -40,7 +40,7 @@ static void run_tile(const Call *c, const Layout *l, const Plan *plan, i64 index
     const i64 maps = c->channels * c->maps;
     const i64 in_count = c->in_size[0] * c->in_size[1] * c->in_size[2];
     REAL *sums = scratch + l->sums;
-    Place *place = (Place *)(((uintptr_t)(scratch + l->places) + 7) & ~(uintptr_t)7);
+    Place *place = word(scratch + l->places);
     for (i64 n = 0, s = 0; n < images; n++) {
         for (i64 d = 0; d < depth; d++)
             for (i64 p = 0; p < length; p += LANES, s++) {

@@ -65,7 +65,7 @@ typedef struct {
 /* Sizes in the scratch memory of one thread, in elements. */
 typedef struct {
     i64 row_count, padded_width, padded_block, block_rows, map_size, planes, plane_map, strips;
-    i64 u, q, sums, other, total, places, all;
+    i64 u, q, sums, other, total, places, row, all;
 } Layout;
 
 static Layout layout(const Call *c)
@@ -86,10 +86,14 @@ static Layout layout(const Call *c)
     l.other = l.sums + (l.strips * maps + TALL) * LANES;
     l.total = l.other + (c->other_channels ? l.strips * LANES * other * c->blocks : 0);
     l.places = l.total + (c->other_channels ? (maps + TALL * c->blocks) * other : 0);
-    l.all = l.places + l.strips * 3 * (i64)(sizeof(i64) / sizeof(REAL)) + LANES;
+    l.row = l.places + l.strips * 3 * (i64)(sizeof(i64) / sizeof(REAL)) + LANES;
+    l.all = l.row + l.row_count * (i64)(sizeof(REAL *) / sizeof(REAL)) + LANES;
     return l;
 }
 
 typedef struct {
     i64 image, position, count; /* what a strip holds: positions of an image */
 } Place;
+
+/* The first place at or after `at` where an integer or a pointer may lie. */
+INLINE void *word(REAL *at) { return (void *)(((uintptr_t)at + 7) & ~(uintptr_t)7); }

@@ -22,6 +22,8 @@ from monai_sre.ops.ring_plan import SMALL_MAP, Geometry, Plan, sum_matrix
 
 #: Size of the ring sums of one tile: they are read again from the second- or third-level cache.
 TILE_BYTES = 2**20
+#: Size of the padded rows that a tile reads: more than the sums themselves where strides are long and channels few.
+ROW_BYTES = 2**23
 
 
 def _declare(library: ctypes.CDLL) -> None:
@@ -116,7 +118,9 @@ def _tile(x: Tensor, plan: Plan, geometry: Geometry, whole: bool) -> tuple[tuple
     depth, height, width = geometry.out_size
     threads = torch.get_num_threads()
     budget = max(1, TILE_BYTES // (maps * x.element_size()))  # positions
-    if whole or geometry.positions <= budget:
+    padded = max(width * geometry.stride[2] * x.element_size(), 128)  # bytes of a row, at least
+    most = max(1, ROW_BYTES // (padded * geometry.stride[1]))  # rows
+    if whole or (geometry.positions <= budget and height <= most):
         images = _even(count, min(max(1, budget // geometry.positions), math.ceil(count / threads)))
         tile = (images, depth, height)
     else:
@@ -126,6 +130,7 @@ def _tile(x: Tensor, plan: Plan, geometry: Geometry, whole: bool) -> tuple[tuple
         if planes < min(depth, 2 * reach[0]) or height * width > budget:  # neighbours would sum the same planes again
             planes = min(depth, max(1, 2 * reach[0]))
             rows = min(height, max(budget // (width * planes), 2 * reach[1], 4))
+        rows = min(rows, most)
         tile = (1, _even(depth, planes), _even(height, rows))
     tiles = math.ceil(count / tile[0]) * math.ceil(depth / tile[1]) * math.ceil(height / tile[2])
     if tiles < threads and tile[0] == 1 and not whole:  # few large images: split them, some sums are taken twice

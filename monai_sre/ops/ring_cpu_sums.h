@@ -151,7 +151,7 @@ INLINE void sum_column(const Call *c, const Layout *l, const int terms, const i6
 
 /* Column sums of the rows of a plane that a tile reads, from row `first` of its padded input on. */
 static void sum_columns(const Call *c, const Layout *l, const Stage *column, const REAL *plane, i64 first,
-                        REAL *padded, REAL *u)
+                        REAL *padded, const REAL **row, REAL *u)
 {
     const i64 width = c->out_size[2];
     const i64 factors = c->kernel[2] * c->stride[2] * c->zoom[2] * c->stride[1] * c->zoom[1];
@@ -164,7 +164,6 @@ static void sum_columns(const Call *c, const Layout *l, const Stage *column, con
         memset(u + (head + count) * width, 0, (l->row_count - head - count) * width * sizeof(REAL));
         return;
     }
-    const REAL *row[l->row_count];
     pad_rows(c, l, plane, first, padded, row);
     for (i64 a = 0; a < column->sets; a++, u += l->map_size) {
         const int terms = column->start[a + 1] - column->start[a];
@@ -204,6 +203,7 @@ static void sum_box(const Call *c, const Layout *l, const Plan *plan, const REAL
               count = (depth - 1) * c->stride[0] + (c->kernel[0] - 1) * c->dilation[0] + 1;
     const i64 first = y * c->stride[1] - c->padding[1];
     REAL *padded = scratch, *u = scratch + l->u, *q = scratch + l->q;
+    const REAL **row = word(scratch + l->row);
     for (i64 i = 0; i < count; i++) {
         i64 plane = input_index(z * c->stride[0] - c->padding[0] + i, c->zoom[0], c->in_size[0]);
         REAL *to = dst + i / c->stride[0] * strips * strip_step;
@@ -216,7 +216,7 @@ static void sum_box(const Call *c, const Layout *l, const Plan *plan, const REAL
             for (i64 s = 0; s < strips; s++)
                 memset(to + s * strip_step, 0, c->maps * LANES * sizeof(REAL));
         else {
-            sum_columns(c, l, &plan->column, volume + plane * c->in_size[1] * c->in_size[2], first, padded, u);
+            sum_columns(c, l, &plan->column, volume + plane * c->in_size[1] * c->in_size[2], first, padded, row, u);
             if (deep)
                 combine(u, &plan->row, length, q + i * plane_step, LANES, l->plane_map);
             else

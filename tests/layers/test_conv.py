@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from monai.data.meta_tensor import MetaTensor
 from torch import nn
 
 from monai_sre.layers import (
@@ -21,6 +22,7 @@ from monai_sre.layers import (
     SREConvTranspose2d,
     SREConvTranspose3d,
 )
+from monai_sre.ops.ring import ring_conv
 from tests.testers import Case, LayerTester, check_compiled, lattice_symmetries, relative_error
 
 SMOOTH: dict[str, Any] = {"profile": "gaussian", "orthonormal": True}
@@ -186,6 +188,29 @@ def test_meta_device() -> None:
     layer.reset_parameters()
     assert torch.equal(layer.basis, SREConv2d(2, 3, 5, profile="gaussian").basis)
     assert bool(layer(torch.randn(1, 2, 6, 6)).isfinite().all())
+
+
+def test_default_device_without_values() -> None:
+    with torch.device("meta"):
+        layer = SREConv2d(2, 3, 5, profile=("gaussian", {"learn_width": True}))
+    assert layer.basis.is_meta
+    assert layer.squares.is_meta
+    layer = layer.to_empty(device="cpu")
+    layer.reset_parameters()
+    torch.testing.assert_close(layer.current_basis(), SREConv2d(2, 3, 5, profile="gaussian").basis)
+
+
+def test_meta_tensors_take_the_ring_algorithm(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def watched(*args: Any) -> torch.Tensor:
+        calls.append(args)
+        return ring_conv(*args)
+
+    monkeypatch.setattr("monai_sre.ops.conv.ring_conv", watched)
+    layer = SREConv2d(2, 3, 5, padding=2, algorithm="ring")
+    layer(MetaTensor(torch.randn(1, 2, 8, 8)))
+    assert len(calls) == 1
 
 
 def test_repr_names_what_is_not_default() -> None:

@@ -557,6 +557,17 @@ class TestHousekeeping:
         assert [module.training for module in network] == [False, True, True]
         assert [p.requires_grad for p in network.parameters()] == [True, True, True, True, False]
 
+    @pytest.mark.parametrize("frozen", ["weight", "bias"])
+    @pytest.mark.parametrize(
+        "options", [{"conv": "harmonic"}, {"profile": ("gaussian", {"learn_width": True})}], ids=["harmonic", "width"]
+    )
+    def test_what_is_frozen_stays_frozen(self, options: dict[str, Any], frozen: str) -> None:
+        network = nn.Sequential(nn.Conv2d(2, 4, 5, padding=2))
+        getattr(network[0], frozen).requires_grad_(False)
+        convert_to_sre(network, **options)
+        for name, parameter in network.named_parameters():
+            assert parameter.requires_grad == (name.endswith("bias") == (frozen == "weight")), name
+
     def test_shared_modules_stay_shared(self) -> None:
         conv = nn.Conv2d(2, 2, 3, padding=1)
         network = convert_to_sre(nn.ModuleDict({"a": conv, "b": nn.Sequential(conv)}), verify=False)

@@ -10,6 +10,7 @@ from monai.networks.nets import ResNet
 from torch import nn
 
 from monai_sre import SREResNet, sre_resnet18, sre_resnet34, sre_resnet50
+from monai_sre.layers import CentredBlurPool
 from tests.testers import Case, NetTester, assert_symmetric, lattice_symmetries, relative_error
 
 
@@ -221,6 +222,13 @@ def test_checkpointing_keeps_no_activations_inside_stages() -> None:
         return sum(sizes)
 
     assert stored(narrow(2, checkpointing=True)) < 0.5 * stored(narrow(2))
+
+
+def test_width_of_the_blur_reaches_the_layers() -> None:
+    widths = [layer.width for layer in narrow(2, antialias=1.2).modules() if isinstance(layer, CentredBlurPool)]
+    assert set(widths) == {1.2}
+    with pytest.raises(ValueError, match=r"antialias must be True, False or a positive width, got -1"):
+        narrow(2, antialias=-1)
 
 
 def test_options_reach_the_layers() -> None:

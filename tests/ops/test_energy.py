@@ -126,6 +126,17 @@ def test_finite_where_nothing_varies(backend: str) -> None:
     assert torch.equal(grad, torch.zeros_like(grad))
 
 
+def test_autocast_computes_in_float32(backend: str) -> None:
+    """The square of this step overflows in float16."""
+    x, stencils = torch.where(torch.arange(16) > 7, 1000.0, 0.0).expand(1, 1, 16, 16), harmonic_stencils(1, 2)
+    expected = harmonic_energy(x, stencils)
+    for call in (harmonic_energy, torch.compile(harmonic_energy, backend="eager")):
+        with torch.autocast("cpu", torch.float16):
+            out = call(x, stencils)
+        assert out.dtype == torch.float32
+        torch.testing.assert_close(out, expected)
+
+
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("shape", [(2, 4, 7), (2, 4, 6, 5), (1, 4, 3, 4, 5)], ids=str)
 def test_mixed(backend: str, shape: tuple[int, ...], groups: int) -> None:

@@ -49,6 +49,14 @@ def test_compiler_that_fails(
     assert len(caplog.records) == 1
 
 
+@pytest.mark.skipif(not ring_cpu.available(torch.float32), reason="needs a C compiler")
+def test_long_stride() -> None:
+    """A tile of a million input rows: their addresses would not fit on the stack."""
+    x, weight, basis = torch.randn(1, 1, 2**20), torch.randn(3, 1, 2), radial_basis((3,))
+    y = ring_conv(x, weight, basis, None, (16,), (1,), (1,))
+    assert error(y, dense(x, weight, basis.float(), None, 16, 1)) < 1e-5
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(
     platform.machine() != "x86_64" or not ring_cpu.available(torch.float32), reason="needs a C compiler for x86-64"
