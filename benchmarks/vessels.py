@@ -101,7 +101,8 @@ def report(_: argparse.Namespace) -> None:
         "Made by `benchmarks/vessels.py report`: CHASE_DB1, 16 photographs train, 4 validate, 8 test; mean ± standard",
         "deviation over seeds; the epoch is selected by validation Dice. Rotated: mean over the rotations by multiples of",
         f"{STEP} degrees, the identity once. `clean`: bilinear, filled with the background; `paper`: nearest, filled with 0",
-        "after normalisation. Consistency: Dice between the map of the rotated image and the rotated map.",
+        "after normalisation. Consistency: Dice between the map of the transformed image and the transformed map, mean over",
+        "all rotations and flips but the identity.",
         "",
         *table,
     ]

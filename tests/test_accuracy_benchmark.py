@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from benchmarks.accuracy_models import MODELS, VARIANTS, network_of
-from benchmarks.accuracy_tables import into_card, write
+from benchmarks.accuracy_tables import COMMONEST, into_card, write
 from benchmarks.cells import summary
 from benchmarks.peers import peer
 from benchmarks.variants import Averaged, Masked
@@ -54,6 +55,12 @@ def test_a_learning_rate_that_wins_must_have_been_swept(tmp_path: Path) -> None:
         (tmp_path / f"{rate}.json").write_text(json.dumps(cell))
     with pytest.raises(SystemExit, match=r"breastmnist, plain: 0\.05 validates best but has no sweep"):
         write(MODELS, tmp_path, 30)
+
+
+@pytest.mark.parametrize("dataset", COMMONEST)
+def test_share_of_the_commonest_class(dataset: str, data_dir: Path) -> None:
+    labels = np.load(data_dir / f"medmnist/{dataset}.npz")["test_labels"].ravel()
+    assert COMMONEST[dataset] == np.bincount(labels).max() / len(labels)
 
 
 def test_a_training_is_summed_up_by_its_best_epoch(tmp_path: Path) -> None:

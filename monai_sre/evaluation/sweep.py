@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from ignite.engine import Engine, Events
 from monai.utils import convert_to_tensor
 from torch import Tensor
@@ -115,7 +116,7 @@ class SweepResult:
     Args:
         rows: per transformation its name (``"transformation"``) and its metrics, the identity first.
         consistency: share of images whose decision is the same under all transformations; of class maps, the mean Dice
-            between the map of the transformed image and the transformed map.
+            between the map of the transformed image and the transformed map, the identity left out.
     """
 
     rows: list[dict[str, Any]]
@@ -154,6 +155,11 @@ class _ClassScores:
         self.scores.setdefault(name, []).append(probabilities(logits, self.task).cpu().numpy())
         self.labels.setdefault(name, []).append(batch["label"].cpu().numpy())
 
+    def extend(self, other: _ClassScores) -> None:
+        for name in other.scores:
+            self.scores.setdefault(name, []).extend(other.scores[name])
+            self.labels.setdefault(name, []).extend(other.labels[name])
+
     def result(self) -> SweepResult:
         rows, decisions = [], []
         for name, parts in self.scores.items():
@@ -182,8 +188,14 @@ class _MapScores:
         for index in range(len(score)):
             pair = as_arrays(score[index], truth[index])
             self.rows.setdefault(name, []).append(map_scores(*pair, metrics=MAP_METRICS[:4]))
-            pair = as_arrays(score[index], same[index])
-            self.agreement.append(map_scores(*pair, metrics=("Dice",))["Dice"])
+            if name != "0":
+                pair = as_arrays(score[index], same[index])
+                self.agreement.append(map_scores(*pair, metrics=("Dice",))["Dice"])
+
+    def extend(self, other: _MapScores) -> None:
+        for name, rows in other.rows.items():
+            self.rows.setdefault(name, []).extend(rows)
+        self.agreement += other.agreement
 
     def result(self) -> SweepResult:
         rows = [
@@ -208,6 +220,7 @@ def rotation_sweep(
     task: str,
     inferer: Callable[..., Tensor] | None = None,
     device: torch.device | str | None = None,
+    world_size: int = 1,
 ) -> SweepResult:
     """Evaluate a network on the same batches under each transformation.
 
@@ -223,6 +236,7 @@ def rotation_sweep(
             which values below 0 do not count.
         inferer: a MONAI inferer to call the network through.
         device: where to move the batches; ``None`` leaves them where they are.
+        world_size: number of processes, each of which calls this with its share of the data; all get the scores of the whole.
 
     Example:
         >>> batch = {"image": torch.randn(8, 1, 6, 6), "label": torch.tensor([0, 1] * 4)}
@@ -241,6 +255,12 @@ def rotation_sweep(
             scores.add(name, batch, transformation, call)
     if training and isinstance(network, torch.nn.Module):
         network.train()
+    if world_size > 1:
+        parts: list[Any] = [None] * world_size
+        dist.all_gather_object(parts, scores)
+        scores = parts[0]
+        for part in parts[1:]:
+            scores.extend(part)
     return scores.result()
 
 
@@ -258,6 +278,8 @@ class RotationSweep:
         protocols: which of ``"clean"`` and ``"paper"``.
         step: degrees between rotations; ``None`` is 10 in 2-D and 30 in 3-D.
         inferer: with ``device``, see :func:`rotation_sweep`.
+        rank: rank of this process; all ranks take part, rank 0 writes.
+        world_size: number of processes.
     """
 
     def __init__(
@@ -271,7 +293,10 @@ class RotationSweep:
         step: float | None = None,
         inferer: Callable[..., Tensor] | None = None,
         device: torch.device | str | None = None,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
+        self.rank, self.world_size = rank, world_size
         self.output_dir, self.network, self.loader, self.task = Path(output_dir), network, loader, task
         self.inferer, self.device = inferer, device
         self.sweeps = {name: sweep_transformations(spatial_dims, name, step) for name in protocols}
@@ -281,9 +306,13 @@ class RotationSweep:
         engine.add_event_handler(Events.COMPLETED, self._run)
 
     def _run(self, engine: Engine) -> None:
-        self.output_dir.mkdir(parents=True, exist_ok=True)
         for protocol, transformations in self.sweeps.items():
-            result = rotation_sweep(self.network, self.loader, transformations, self.task, self.inferer, self.device)
+            result = rotation_sweep(
+                self.network, self.loader, transformations, self.task, self.inferer, self.device, self.world_size
+            )
+            if self.rank != 0:
+                continue
+            self.output_dir.mkdir(parents=True, exist_ok=True)
             path = self.output_dir / f"sweep_{protocol}.csv"
             write_csv(path, result.rows)
             write_json(path.with_suffix(".json"), {"protocol": protocol, **result.summary(), "rows": result.rows})

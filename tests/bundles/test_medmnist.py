@@ -327,7 +327,10 @@ def test_two_processes(toy_dir: Path, tmp_path: Path, dims: int) -> None:
     base = [f"--{key}={value}" for key, value in toy(dims, toy_dir).items() if key != "device"]
     phases = {
         "train": (["train", "multi_gpu_train"], ["--max_epochs=2", "--progress=False"]),
-        "evaluation": (["train", "evaluate", "multi_gpu_evaluate"], [f"--ckpt_dir={tmp_path / 'train/models'}"]),
+        "evaluation": (
+            ["train", "evaluate", "multi_gpu_evaluate"],
+            ["--sweep=true", f"--ckpt_dir={tmp_path / 'train/models'}"],
+        ),
     }
     for name, (configs, extra) in phases.items():
         files = str([str(root / "configs" / f"{config}.json") for config in configs])
@@ -343,6 +346,9 @@ def test_two_processes(toy_dir: Path, tmp_path: Path, dims: int) -> None:
     assert [int(row["label"]) for row in table] == truth.tolist()
     alone = tmp_path / "alone"
     options = {**toy(dims, toy_dir), "ckpt_dir": str(tmp_path / "train/models"), "output_dir": str(alone)}
-    run(dims, "train", "evaluate", **options)
+    run(dims, "train", "evaluate", **options, sweep=True)
     for one, other in zip(table, rows(alone / "predictions.csv"), strict=True):
         assert float(one["p(1)"]) == pytest.approx(float(other["p(1)"]), abs=1e-5)
+    swept = (json.loads((folder / "sweep_clean.json").read_text()) for folder in (tmp_path / "evaluation", alone))
+    for one, other in zip(*(sweep["rows"] for sweep in swept), strict=True):
+        assert one == pytest.approx(other)

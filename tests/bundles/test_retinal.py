@@ -319,9 +319,10 @@ def test_torchscript_export(trained: Path, tmp_path: Path) -> None:
 def test_two_processes(eyes: Path, trained: Path, evaluated: Path, tmp_path: Path) -> None:
     """torchrun over gloo: training runs; evaluation gives the table of one process, in its order."""
     base = [f"--{key}={value}" for key, value in toy(eyes).items() if key != "device"]
+    swept = ["--sweep=true", "--sweep_step=45", f"--ckpt_dir={trained / 'models'}"]
     phases = {
         "train": (["train", "multi_gpu_train"], ["--max_epochs=2"]),
-        "evaluation": (["train", "evaluate", "multi_gpu_evaluate"], [f"--ckpt_dir={trained / 'models'}"]),
+        "evaluation": (["train", "evaluate", "multi_gpu_evaluate"], swept),
     }
     for name, (configs, extra) in phases.items():
         files = str([str(BUNDLE / "configs" / f"{config}.json") for config in configs])
@@ -335,6 +336,11 @@ def test_two_processes(eyes: Path, trained: Path, evaluated: Path, tmp_path: Pat
     for one, two in zip(rows(evaluated / "scores.csv"), rows(tmp_path / "evaluation/scores.csv"), strict=True):
         assert one.pop("file") == two.pop("file")
         assert [float(value) for value in two.values()] == pytest.approx([float(value) for value in one.values()])
+    one, two = (
+        json.loads((folder / "sweep_paper.json").read_text()) for folder in (evaluated, tmp_path / "evaluation")
+    )
+    assert two.pop("rows") == [pytest.approx(row) for row in one.pop("rows")]
+    assert two == pytest.approx(one)
 
 
 @pytest.mark.slow
