@@ -5,10 +5,10 @@
 
 ``fill`` trains where the work folder holds no complete training (it resumes an interrupted one), evaluates the network of
 the best validation AUC on the test set under the rotation sweep, and stores the cell as JSON at once; a cell that exists is
-skipped. With ``--learning_rate`` it is a cell of its own, and ``--validation_only`` leaves the test set out until that rate
-is chosen: the same command without it adds the sweep. ``report`` turns all cells into Markdown tables and one picture a
-data set; a model enters them with the learning rate whose seed 0 has the best validation AUC. Variants of the bundles'
-network are evaluated on the validation set instead, and have a table of their own.
+skipped. Each learning rate has cells of its own, and ``--validation_only`` leaves the test set out until a rate is chosen:
+the same command without it adds the sweep. ``report`` turns all cells into Markdown tables and one picture a data set; a
+model enters them with the learning rate whose seed 0 has the best validation AUC. Variants of the bundles' network are
+evaluated on the validation set instead, and have a table of their own.
 """
 
 from __future__ import annotations
@@ -35,35 +35,35 @@ EPOCHS = {"breastmnist": 40, "pneumoniamnist": 5, "adrenalmnist3d": 15, "breastm
 
 def fill(arguments: argparse.Namespace) -> None:
     """Train and evaluate one cell, unless its JSON exists."""
-    rate, split = arguments.learning_rate, "val" if arguments.model in VARIANTS else "test"
-    trial = "" if rate is None else f"_lr{rate:g}"
-    dataset = arguments.dataset + ("" if arguments.size == 28 else f"_{arguments.size}")
-    cell = CELLS[split] / f"{dataset}_{arguments.model}{trial}_{arguments.seed}.json"
-    if cell.is_file() and (arguments.validation_only or "sweep" in json.loads(cell.read_text())):
-        print(f"{cell.name} exists")
-        return
+    split = "val" if arguments.model in VARIANTS else "test"
     models = MODELS | VARIANTS
     averaged = models[arguments.model].averaged
     trained = averaged or arguments.model
     model = models[trained]
     dims = dataset_info(arguments.dataset, arguments.dataset_dir).spatial_dims
     bundle, configs = bundle_of(dims), model.configs(dims)
-    work = Path(arguments.work) / f"{dataset}_{trained}{trial}_{arguments.seed}"
+    dataset = arguments.dataset + ("" if arguments.size == 28 else f"_{arguments.size}")
+    rate = arguments.learning_rate or ConfigParser.load_config_file(configs[0])["learning_rate"]
+    epochs = arguments.epochs or EPOCHS.get(dataset, 100)
+    cell = CELLS[split] / f"{dataset}_{arguments.model}_lr{rate:g}_{arguments.seed}.json"
+    if cell.is_file() and (arguments.validation_only or "sweep" in json.loads(cell.read_text())):
+        print(f"{cell.name} exists")
+        return
+    work = Path(arguments.work) / f"{dataset}_{trained}_lr{rate:g}_{epochs}_{arguments.seed}"
     entries = {
         **bundle_entries(bundle, arguments.dataset_dir),
         "dataset_name": arguments.dataset,
         "size": arguments.size,
         **model.entries(dims),
+        "learning_rate": rate,
     }
-    entries |= {} if rate is None else {"learning_rate": rate}
-    epochs = arguments.epochs or EPOCHS.get(dataset, 100)
     train(configs, {**entries, "max_epochs": epochs, "seed": arguments.seed}, work)
     content = {
         "dataset": dataset,
         "model": arguments.model,
         "seed": arguments.seed,
         **summary(work, "val_auc"),
-        "learning_rate": rate or ConfigParser.load_config_file(configs[0])["learning_rate"],
+        "learning_rate": rate,
     }
     if not arguments.validation_only:
         scores = work / f"evaluation_{arguments.model}"

@@ -51,9 +51,9 @@ def relative_names(paths: Sequence[Path]) -> list[str]:
         >>> relative_names([Path("/data/one/a.png"), Path("/data/two/a.png")])
         ['one/a.png', 'two/a.png']
     """
-    resolved = [path.resolve() for path in paths]
-    root = os.path.commonpath([path.parent for path in resolved])
-    return [os.path.relpath(path, root) for path in resolved]
+    absolute = [Path(os.path.abspath(path)) for path in paths]  # links keep their names
+    root = os.path.commonpath([path.parent for path in absolute])
+    return [os.path.relpath(path, root) for path in absolute]
 
 
 def file_grids(path: Path) -> tuple[Grid, Grid]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,13 @@ from monai.utils import convert_to_tensor
 from scipy import ndimage
 from torch import Tensor
 
-from .datalist import _MODES
+from .datalist import _MODES, is_nifti
 
 __all__ = ["CheckImaged", "ClassMapd", "FieldOfViewd", "IgnoreOutsided", "NormalizeFieldd", "ReadImaged"]
+
+
+#: Endings of files that hold numbers, which nobody blurs.
+_NUMBERS = (".nii", ".gz", ".npy", ".npz")
 
 
 class ReadImaged(MapTransform):
@@ -119,8 +124,9 @@ class CheckImaged(MapTransform):
 class ClassMapd(MapTransform):
     """Masks as files hold them to class numbers, shape ``(1, *spatial)``, float32.
 
-    With two classes any coding of two values will do (0 and 1, 0 and 255, grey or RGB): the foreground is what lies above
-    half of the largest value. With more, the values are the class numbers.
+    With two classes any coding of two values will do (0 and 1, 0 and 255, 1 and 2, grey or RGB): the foreground is the larger
+    one. A picture whose edges are blurred, as JPEG leaves them, is split at half of its largest value. With more classes, the
+    values are the class numbers.
 
     Args:
         keys: of the masks, shape ``(C, *spatial)``.
@@ -128,8 +134,8 @@ class ClassMapd(MapTransform):
         num_classes: number of classes, the background included.
 
     Raises:
-        ValueError: a mask differs from its image in shape, has channels that differ, or values that are no class numbers;
-            the message names the file.
+        ValueError: a mask differs from its image in shape or, as NIfTI, in its place in space, has channels that differ, or
+            values that are no class numbers; the message names the file.
 
     Example:
         >>> mask = torch.tensor([[[0.0, 255.0, 255.0]]])
@@ -150,11 +156,12 @@ class ClassMapd(MapTransform):
                 raise ValueError(
                     f"{name} has shape {tuple(mask.shape[1:])} and its image {tuple(image.shape[1:])}; they must be alike"
                 )
+            _check_place(image, mask, name)
             if not bool((mask == mask[:1]).all()):
                 raise ValueError(f"{name} has {mask.shape[0]} channels that differ; expected one map of classes")
             mask = mask[:1].float()
             if self.num_classes == 2:
-                mask = (mask > mask.max() / 2).float()
+                mask = _two_classes(mask, name)
             elif not bool(((mask == mask.round()) & (mask >= 0) & (mask < self.num_classes)).all()):
                 raise ValueError(f"{name} holds values that are no class number from 0 to {self.num_classes - 1}")
             d[key] = mask
@@ -251,6 +258,31 @@ class IgnoreOutsided(_FieldTransform):
         for key in self.key_iterator(d):
             d[key] = torch.where(d[self.field_key] > 0, d[key], torch.full_like(d[key], -1.0))
         return d
+
+
+def _two_classes(mask: Tensor, name: str) -> Tensor:
+    values = torch.unique(mask)
+    if len(values) > 2 and (float(values[-1]) < 128 or Path(name).suffix.lower() in _NUMBERS):
+        shown = ", ".join(f"{value:g}" for value in values[:5].tolist()) + (", ..." if len(values) > 5 else "")
+        raise ValueError(f"{name} holds {len(values)} values ({shown}); a mask of two classes holds two")
+    middle = values.mean() if len(values) == 2 else values[-1] / 2
+    return (mask > middle).float()
+
+
+def _check_place(image: Tensor, mask: Tensor, name: str) -> None:
+    """Refuse a NIfTI mask whose corners lie elsewhere than those of its image by more than a tenth of a voxel."""
+    files = [_name(item, "") for item in (image, mask)]
+    if not all(isinstance(item, MetaTensor) for item in (image, mask)) or not all(is_nifti(Path(f)) for f in files):
+        return
+    ours, theirs = (convert_to_tensor(item.affine).double() for item in (image, mask))  # type: ignore[attr-defined]
+    ends = [(0.0, float(length - 1)) for length in image.shape[1:]]
+    corners = torch.tensor([[*corner, 1.0] for corner in itertools.product(*ends)], dtype=torch.float64)
+    away = ((theirs - ours) @ corners.T)[:-1].norm(dim=0).max()
+    if away > 0.1 * ours[:-1, :-1].norm(dim=0).min():
+        raise ValueError(
+            f"{name} lies elsewhere in space than its image {files[0]}: affines {theirs.tolist()} and {ours.tolist()}; "
+            "save the mask with the affine of its image"
+        )
 
 
 def _name(image: Tensor, key: Hashable) -> str:

@@ -26,7 +26,7 @@ from monai_sre.evaluation.sweep import (
     rotation_sweep,
     sweep_transformations,
 )
-from monai_sre.evaluation.windows import CentredWindowInferer
+from monai_sre.evaluation.windows import CentredWindowInferer, FileInferer
 
 __all__ = [
     "AddScores",
@@ -34,6 +34,7 @@ __all__ = [
     "ClassActivation",
     "ClassificationReport",
     "ClassificationScore",
+    "FileInferer",
     "LearningCurves",
     "PredictionWriter",
     "RotationSweep",

@@ -9,7 +9,7 @@ import numpy as np
 from monai.handlers import IgniteMetricHandler
 from monai.metrics import CumulativeIterationMetric
 from monai.utils import optional_import
-from torch import Tensor
+from torch import Tensor, float32, promote_types
 
 roc_auc_score, _ = optional_import("sklearn.metrics", name="roc_auc_score")
 
@@ -21,18 +21,18 @@ def probabilities(logits: Tensor, task: str) -> Tensor:
     """Scores in 0..1 from logits: a sigmoid a label for multi-label tasks, else a softmax over the classes.
 
     Args:
-        logits: shape ``(N, num_classes)``.
+        logits: shape ``(N, num_classes)``, or ``(N, num_classes, *spatial)`` of maps.
         task: MedMNIST's name of the kind of task.
 
     Returns:
-        float64 tensor of the same shape.
+        Tensor of the same shape, float64; of maps, float32 at least.
 
     Example:
         >>> import torch
         >>> probabilities(torch.zeros(1, 4), "multi-class")
         tensor([[0.2500, 0.2500, 0.2500, 0.2500]], dtype=torch.float64)
     """
-    wide = logits.double()
+    wide = logits.double() if logits.dim() <= 2 else logits.to(promote_types(logits.dtype, float32))
     return wide.sigmoid() if task == MULTI_LABEL else wide.softmax(dim=1)
 
 

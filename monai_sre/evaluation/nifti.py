@@ -29,4 +29,5 @@ def save_like(values: np.ndarray, source: Any, target: Path) -> None:
     header = source.header.copy()
     header.set_data_dtype(values.dtype)
     header["cal_min"] = header["cal_max"] = 0
-    nibabel.save(nibabel.Nifti1Image(values, source.affine, header), target)
+    kind = nibabel.Nifti2Image if isinstance(header, nibabel.Nifti2Header) else nibabel.Nifti1Image
+    nibabel.save(kind(values, source.affine, header), target)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import logging
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import Tensor
 from monai_sre.data.dataset import DatasetInfo
 from monai_sre.evaluation.activation import ClassActivation
 from monai_sre.evaluation.classification import MULTI_LABEL
-from monai_sre.evaluation.report import write_csv
+from monai_sre.evaluation.report import writable_folder
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -32,12 +33,14 @@ class FileTable(ABC):
         self.path = path
         self.rows: list[dict[str, Any]] = []
         self._claimed: set[Path] = set()
+        self._written = 0
+        self._earlier: set[str] = set()
 
     def attach(self, engine: Engine) -> None:
         """Register with an evaluator whose batches hold ``"path"`` and ``"error"``, and whose output holds ``"score"``."""
         engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
-        engine.add_event_handler(Events.COMPLETED, lambda _: write_csv(self.path, self.rows))
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._append)
 
     def finish(self) -> None:
         """Log a summary; ends the process with exit code 1 if a file could not be used.
@@ -54,28 +57,50 @@ class FileTable(ABC):
                 f"{len(bad)} of {len(self.rows)} files could not be used, see {self.path}:\n{listed}{more}"
             )
 
-    def claim(self, name: str, ending: str) -> Path:
+    def claim(self, name: str, ending: str, source: str) -> Path:
         """Where to write what belongs to an input file: ``STEM`` + ``ending``, in the input's folder below that of the table.
 
         Args:
             name: of the input file, from the folder that holds all inputs.
             ending: of the path.
+            source: path of the input file.
 
         Raises:
-            OSError: another file has claimed that path, or its folder cannot be created.
+            OSError: another file has claimed that path, something that no earlier table lists lies there beside the input, or
+                its folder cannot be created.
         """
         stem = name[: -len(".nii.gz")] if name.lower().endswith(".nii.gz") else str(Path(name).with_suffix(""))
         target = self.path.parent / f"{stem}{ending}"
         if target in self._claimed:
             raise OSError(f"{target} is that of another file already")
+        beside = target.parent.resolve() == Path(source).parent.resolve()
+        if beside and target.exists() and str(target) not in self._earlier:
+            raise OSError(f"{target} exists and is none of this table's; choose an output folder apart from the inputs")
         self._claimed.add(target)
         target.parent.mkdir(parents=True, exist_ok=True)
         return target
 
     def _start(self, _: Engine) -> None:
-        self.rows, self._claimed = [], set()
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_csv(self.path, self.rows)
+        self.rows, self._claimed, self._written = [], set(), 0
+        self._earlier = self._listed()
+        writable_folder(self.path.parent)
+        self.path.write_text("")
+
+    def _listed(self) -> set[str]:
+        """All that a table of an earlier run names."""
+        if not self.path.is_file():
+            return set()
+        with self.path.open(newline="") as file:
+            return {value for row in csv.reader(file) for value in row}
+
+    def _append(self, _: Engine) -> None:
+        """Add the newest rows to the file: whatever stops the run, it holds all files so far."""
+        with self.path.open("a", newline="") as file:
+            writer = csv.DictWriter(file, list(self.rows[0]))
+            if self._written == 0:
+                writer.writeheader()
+            writer.writerows(self.rows[self._written :])
+        self._written = len(self.rows)
 
     @abstractmethod
     def _collect(self, engine: Engine) -> None:
@@ -122,7 +147,7 @@ class PredictionWriter(FileTable):
                 row["activation"] = ""
                 if not error:
                     try:
-                        target = self.claim(batch["name"][index], "_activation.nii.gz")
+                        target = self.claim(batch["name"][index], "_activation.nii.gz", path)
                         self.activation.save(maps[index], output["image"].shape[2:], Path(path), target)
                         row["activation"] = str(target)
                     except OSError as problem:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -78,8 +79,7 @@ class LearningCurves:
             self.evaluator.add_event_handler(Events.COMPLETED, self._mark)
 
     def _start(self, engine: Engine) -> None:
-        self.output_dir.mkdir(parents=True, exist_ok=True)
-        path = self.output_dir / "metrics.csv"
+        path = writable_folder(self.output_dir) / "metrics.csv"
         self._rows = []
         if engine.state.epoch > 0 and path.is_file():
             with path.open(newline="") as file:
@@ -143,9 +143,14 @@ class ClassificationReport:
 
     def attach(self, engine: Engine) -> None:
         """Register with an evaluator whose output holds ``"score"`` and ``"label"`` of whole batches."""
-        engine.add_event_handler(Events.STARTED, lambda _: self._outputs.clear())
+        engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
         engine.add_event_handler(Events.COMPLETED, self._write)
+
+    def _start(self, _: Engine) -> None:
+        self._outputs = []
+        if self.rank == 0:
+            writable_folder(self.output_dir)
 
     def _collect(self, engine: Engine) -> None:
         output: Any = engine.state.output
@@ -158,7 +163,6 @@ class ClassificationReport:
         if self.rank != 0:
             return
         scores, truth = gathered.cpu().numpy(), labels.cpu().numpy()
-        self.output_dir.mkdir(parents=True, exist_ok=True)
         names = self.info.class_names
         rows = []
         for index, (score, label) in enumerate(zip(scores, truth, strict=True)):
@@ -220,6 +224,26 @@ def draw_confusion(matrix: np.ndarray, names: list[str], path: Path) -> None:
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     figure.savefig(path, dpi=120)
+
+
+def writable_folder(path: Path) -> Path:
+    """Create a folder and prove that it takes files, before a long run and not behind it.
+
+    Raises:
+        OSError: it does not; the message names it.
+
+    Example:
+        >>> import tempfile
+        >>> writable_folder(Path(tempfile.mkdtemp()) / "a/b").is_dir()
+        True
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise OSError(f"output_dir={str(path)!r} is no folder that can be written to: {error}") from error
+    return path
 
 
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:

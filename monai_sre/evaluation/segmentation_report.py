@@ -13,7 +13,7 @@ import torch.distributed as dist
 from ignite.engine import Engine, Events
 from monai.utils import convert_to_tensor
 
-from monai_sre.evaluation.report import new_figure, write_csv, write_json
+from monai_sre.evaluation.report import new_figure, writable_folder, write_csv, write_json
 from monai_sre.evaluation.segmentation import MAP_METRICS, as_arrays, map_scores, nan_mean
 
 _LOGGER = logging.getLogger(__name__)
@@ -43,6 +43,8 @@ class SegmentationReport:
 
     def _start(self, _: Engine) -> None:
         self._rows, self._shown = [], []
+        if self.rank == 0:
+            writable_folder(self.output_dir)
 
     def _collect(self, engine: Engine) -> None:
         output: Any = engine.state.output
@@ -61,7 +63,6 @@ class SegmentationReport:
             rows = [row for row in chain.from_iterable(zip_longest(*parts)) if row is not None]
         if self.rank != 0:
             return
-        self.output_dir.mkdir(parents=True, exist_ok=True)
         write_csv(self.output_dir / "scores.csv", rows)
         metrics = {name: nan_mean([row[name] for row in rows]) for name in MAP_METRICS}
         write_json(self.output_dir / "metrics.json", {"num_images": len(rows), **metrics})

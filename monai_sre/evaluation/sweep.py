@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from monai_sre.data.geometry import background_value, flip_batch, rotate_batch
 from monai_sre.evaluation.classification import MULTI_LABEL, accuracy, area_under_curve, probabilities
-from monai_sre.evaluation.report import new_figure, write_csv, write_json
+from monai_sre.evaluation.report import new_figure, writable_folder, write_csv, write_json
 from monai_sre.evaluation.segmentation import MAP_METRICS, as_arrays, map_scores, nan_mean
 
 #: The task of networks that give class maps, beside MedMNIST's names.
@@ -238,6 +238,10 @@ def rotation_sweep(
         device: where to move the batches; ``None`` leaves them where they are.
         world_size: number of processes, each of which calls this with its share of the data; all get the scores of the whole.
 
+    Raises:
+        ValueError: the images are volumes whose affine says that their voxels are no cubes: rotated by anything but their
+            symmetries, they would be sheared.
+
     Example:
         >>> batch = {"image": torch.randn(8, 1, 6, 6), "label": torch.tensor([0, 1] * 4)}
         >>> net = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(1, 2))
@@ -250,6 +254,7 @@ def rotation_sweep(
     call = network if inferer is None else partial(inferer, network=network)
     scores: _ClassScores | _MapScores = _MapScores() if task == SEGMENTATION else _ClassScores(task)
     for batch in batches:
+        _check_cubes(batch["image"])
         batch = {key: convert_to_tensor(batch[key], device=device) for key in ("image", "label")}
         for name, transformation in transformations.items():
             scores.add(name, batch, transformation, call)
@@ -262,6 +267,16 @@ def rotation_sweep(
         for part in parts[1:]:
             scores.extend(part)
     return scores.result()
+
+
+def _check_cubes(images: Tensor) -> None:
+    affine = getattr(images, "affine", None)
+    if affine is None or images.dim() != 5:
+        return
+    lengths = convert_to_tensor(affine)[..., :3, :3].double().norm(dim=-2).reshape(-1, 3)
+    if bool((lengths.amax(dim=1) > 1.01 * lengths.amin(dim=1)).any()):
+        shown = " x ".join(f"{length:g}" for length in lengths[0].tolist())
+        raise ValueError(f"a sweep rotates the grid of voxels, which must be cubes; these are {shown} mm")
 
 
 class RotationSweep:
@@ -303,6 +318,7 @@ class RotationSweep:
 
     def attach(self, engine: Engine) -> None:
         """Register with an evaluator."""
+        engine.add_event_handler(Events.STARTED, lambda _: self.rank == 0 and writable_folder(self.output_dir))
         engine.add_event_handler(Events.COMPLETED, self._run)
 
     def _run(self, engine: Engine) -> None:
@@ -312,7 +328,6 @@ class RotationSweep:
             )
             if self.rank != 0:
                 continue
-            self.output_dir.mkdir(parents=True, exist_ok=True)
             path = self.output_dir / f"sweep_{protocol}.csv"
             write_csv(path, result.rows)
             write_json(path.with_suffix(".json"), {"protocol": protocol, **result.summary(), "rows": result.rows})

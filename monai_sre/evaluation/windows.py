@@ -18,10 +18,10 @@ from monai_sre.ops.arguments import int_tuple
 class CentredWindowInferer(Inferer):
     """Sliding-window inference for networks from maps to maps, commuting with rotations by 90 degrees and flips.
 
-    MONAI's ``SlidingWindowInferer`` lays its windows from one end of an axis, and the last one flush with the other, so a
-    flip moves them. Here they are spread evenly, the same from either end. Where windows overlap, their outputs are averaged
-    with Gaussian weights about the windows' centres. Memory beyond the input and the output is that of ``batch_size``
-    windows, whatever the size of the volume.
+    MONAI's ``SlidingWindowInferer`` lays its windows from one end of an axis, and the last one flush with the other, so
+    a flip moves them. Here they are spread evenly, the same from either end. Where windows overlap, their outputs are
+    averaged with Gaussian weights about the windows' centres, in float32 at least. Memory beyond the input and the
+    output is that of ``batch_size`` windows, whatever the size of the volume.
 
     Args:
         roi_size: size of a window, one for all axes or one an axis; an axis that is shorter is taken whole.
@@ -80,7 +80,7 @@ class CentredWindowInferer(Inferer):
             for sample in range(len(inputs))
             for corner in itertools.product(*starts)
         ]
-        output: Tensor | None = None
+        output, given = None, inputs.dtype
         for index in range(0, len(places), self.batch_size):
             chosen = places[index : index + self.batch_size]
             batch = torch.stack([inputs[place] for place in chosen])
@@ -91,9 +91,10 @@ class CentredWindowInferer(Inferer):
                     "sliding windows need maps of the input's size"
                 )
             if output is None:
-                target = self.device or inputs.device
-                output = torch.zeros((len(inputs), found.shape[1], *spatial), dtype=found.dtype, device=target)
-            found = _scale(found.to(output.device), weights)
+                target, dtype = self.device or inputs.device, torch.promote_types(found.dtype, torch.float32)
+                output = torch.zeros((len(inputs), found.shape[1], *spatial), dtype=dtype, device=target)
+                given = found.dtype
+            found = _scale(found.to(output), weights)
             for place, part in zip(chosen, found, strict=True):
                 output[place] += part
         assert output is not None
@@ -101,7 +102,36 @@ class CentredWindowInferer(Inferer):
         for total, weight, begins in zip(totals, weights, starts, strict=True):
             for start in begins:
                 total[start : start + len(weight)] += weight
-        return _scale(output, [1 / total for total in totals])
+        return _scale(output, [1 / total for total in totals]).to(given)
+
+
+class FileInferer(Inferer):
+    """Another inferer for batches of one file each: what fails on a file is kept as that file's error.
+
+    Args:
+        inferer: the other one.
+
+    Example:
+        >>> inferer = FileInferer(CentredWindowInferer(roi_size=8))
+        >>> inferer(torch.zeros(1, 1, 9, 9), torch.nn.MaxPool2d(2)).shape
+        torch.Size([1, 1, 9, 9])
+        >>> inferer.error.startswith("ValueError: the network gives maps of (4, 4) for windows of (8, 8)")
+        True
+    """
+
+    def __init__(self, inferer: Inferer) -> None:
+        super().__init__()
+        self.inferer, self.error = inferer, ""
+
+    def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        """Output of the other inferer; where it fails, one channel of zeros, and the reason in ``error``."""
+        self.error = ""
+        try:
+            found: Tensor = self.inferer(inputs, network, *args, **kwargs)
+        except Exception as problem:  # out of memory, for example: the files to come may be smaller
+            self.error = f"{type(problem).__name__}: {' '.join(str(problem).split())}"
+            found = convert_to_tensor(inputs)[:, :1] * 0
+        return found
 
 
 def window_starts(size: int, window: int, overlap: float) -> list[int]:

@@ -178,10 +178,20 @@ def slabs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def train(folder: Path, target: Path, **options: Any) -> float:
     """Best validation Dice."""
-    common = {"dataset_dir": str(folder), "num_val": 3, "num_test": 2, "patch_size": 24, "batch_size": 2}
+    common = {"dataset_dir": str(folder), "num_val": 3, "num_test": 2, "patch_size": [24, 24, 12], "batch_size": 2}
     common |= {"patches_per_image": 2, "val_interval": 1, "progress": False, "roi_size": 40, "pixdim": []}
     run("train", **{**common, **options}, output_dir=str(target))
     return max(float(row["val_dice"]) for row in rows(target / "metrics.csv"))
+
+
+@pytest.mark.parametrize("rotation", [False, True])
+def test_patches_of_thin_volumes_are_padded(slabs: Path, tmp_path: Path, rotation: bool) -> None:
+    parser = ConfigParser()
+    parser.read_config(configs("train"))
+    options = {"dataset_dir": str(slabs), "num_val": 3, "num_test": 2, "patch_size": 16, "rotation": rotation}
+    parser.update({**options, "pixdim": [], "patches_per_image": 1, "batch_size": 5})
+    for batch in parser.get_parsed_content("train#dataloader"):
+        assert batch["image"].shape == batch["label"].shape == (5, 1, 16, 16, 16)  # of 12 slices
 
 
 def test_spacing_helps_on_slabs(slabs: Path, tmp_path: Path) -> None:

@@ -89,6 +89,9 @@ def test_the_file_is_named(tmp_path: Path) -> None:
         ([[0, 255], [255, 0]], [[0, 1], [1, 0]]),
         ([[3, 250], [250, 9]], [[0, 1], [1, 0]]),  # a JPEG's
         ([[0, 0], [0, 0]], [[0, 0], [0, 0]]),
+        ([[2, 2], [2, 2]], [[1, 1], [1, 1]]),
+        ([[128, 255], [255, 128]], [[0, 1], [1, 0]]),
+        ([[1, 2], [2, 1]], [[0, 1], [1, 0]]),
     ],
     ids=str,
 )
@@ -110,12 +113,35 @@ def test_class_numbers_stay() -> None:
         (torch.rand(3, 3, 2), 2, "has 3 channels that differ; expected one map of classes"),
         (torch.full((1, 3, 2), 3.0), 3, "holds values that are no class number from 0 to 2"),
         (torch.full((1, 3, 2), 0.5), 3, "holds values that are no class number from 0 to 2"),
+        (torch.tensor([[[0.0, 1], [2, 0], [1, 0]]]), 2, r"holds 3 values \(0, 1, 2\); a mask of two classes holds two"),
     ],
-    ids=["shape", "channels", "large", "fraction"],
+    ids=["shape", "channels", "large", "fraction", "three classes"],
 )
 def test_masks_that_cannot_be_used(mask: torch.Tensor, classes: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ClassMapd("label", "image", classes)({"image": torch.zeros(3, 3, 2), "label": mask})
+
+
+def volume_pair(folder: Path, mask: np.ndarray, affine: np.ndarray) -> dict[str, Any]:
+    """An image of voxels of 1 x 1 x 2 mm, patient's left and front first, and a mask with an affine of its own."""
+    nibabel.save(
+        nibabel.Nifti1Image(np.zeros(mask.shape, np.int16), np.diag([-1.0, -1, 2, 1])), folder / "image.nii.gz"
+    )
+    nibabel.save(nibabel.Nifti1Image(mask, affine), folder / "mask.nii.gz")
+    files = {"image": str(folder / "image.nii.gz"), "label": str(folder / "mask.nii.gz")}
+    return ClassMapd("label", "image", 2)(ReadImaged(["image", "label"])(files))
+
+
+def test_a_mask_must_lie_where_its_image_does(tmp_path: Path) -> None:
+    mask = np.eye(4, dtype=np.uint8)[..., None].repeat(3, axis=2)
+    affine = np.diag([-1.0, -1, 2, 1])
+    affine[0, 3] = 0.05  # rounding
+    assert volume_pair(tmp_path, mask, affine)["label"].sum() == 12
+    for elsewhere in (np.eye(4), np.diag([-1.0, -1, 2.2, 1])):
+        with pytest.raises(ValueError, match=r"mask\.nii\.gz lies elsewhere in space than its image .*image\.nii"):
+            volume_pair(tmp_path, mask, elsewhere)
+    with pytest.raises(ValueError, match=r"mask\.nii\.gz holds 3 values \(0, 100, 200\)"):
+        volume_pair(tmp_path, (100 * (mask + mask[::-1, :, :] * 2)).clip(0, 200).astype(np.uint8), affine)
 
 
 # Field of view --------------------------------------------------------------------------------------------------------

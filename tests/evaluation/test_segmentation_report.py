@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from ignite.engine import Engine
 from monai.data import MetaTensor
 from PIL import Image
 
-from monai_sre.evaluation import SegmentationReport, draw_maps, map_scores
+from monai_sre.evaluation import LearningCurves, SegmentationReport, draw_maps, map_scores
 
 
 def batch(number: int) -> dict[str, torch.Tensor]:
@@ -47,6 +48,17 @@ def test_table_means_and_picture(tmp_path: Path) -> None:
     with Image.open(tmp_path / "segmentations.png") as picture:
         assert picture.width > 500
         assert picture.height > picture.width * 0.9  # three rows of three
+
+
+@pytest.mark.parametrize("handler", [SegmentationReport, LearningCurves])
+def test_a_folder_that_takes_no_files_is_found_out_before_the_work(tmp_path: Path, handler: Any) -> None:
+    (tmp_path / "out").write_text("a file")
+    seen = []
+    engine = Engine(lambda _, item: seen.append(item))
+    handler(tmp_path / "out").attach(engine)
+    with pytest.raises(OSError, match=r"output_dir='.*out' is no folder that can be written to: "):
+        engine.run([batch(0)], max_epochs=1)
+    assert not seen
 
 
 def test_errors_in_colour(tmp_path: Path) -> None:

@@ -13,21 +13,25 @@ import torch
 from ignite.engine import Engine
 from monai.data import DataLoader
 from monai.transforms import Compose, Orientationd, Spacingd
-from monai.utils import convert_to_tensor
 from PIL import Image
 
 from monai_sre.data import CheckImaged, ReadImaged, TransformedFiles
-from monai_sre.evaluation import SegmentationWriter
+from monai_sre.evaluation import CentredWindowInferer, FileInferer, SegmentationWriter
 
 
-def run(source: Path, target: Path, dims: int, transforms: Any = (), classes: int = 2) -> SegmentationWriter:
-    """Decide for the classes 0, 1, 2, ... by thresholds at 1/2, 3/2, ... of what the transforms give."""
+def run(
+    source: Path, target: Path, dims: int, transforms: Any = (), classes: int = 2, network: Any = None
+) -> SegmentationWriter:
+    """Decide for the classes 0, 1, 2, ... by thresholds at 1/2, 3/2, ... of what the transforms give, or by a network."""
     chain = Compose([ReadImaged("image"), CheckImaged("image", 1, dims), *transforms])
-    writer = SegmentationWriter(target, chain, [f"class {index}" for index in range(classes)])
+    inferer = FileInferer(CentredWindowInferer(64 if network else 40000))
+    writer = SegmentationWriter(target, chain, [f"class {index}" for index in range(classes)], inferer)
+
+    def thresholds(values: torch.Tensor) -> torch.Tensor:
+        return torch.cat([-(values - index).square() for index in range(classes)], dim=1)
 
     def step(_: Engine, batch: dict[str, Any]) -> dict[str, Any]:
-        values = convert_to_tensor(batch["image"])  # without the metadata, as a network behind windows gives it
-        return {"score": torch.cat([-(values - index).square() for index in range(classes)], dim=1)}
+        return {"score": inferer(batch["image"], network or thresholds)}
 
     def process(engine: Engine, batch: Any) -> Any:
         engine.state.batch = batch
@@ -109,6 +113,65 @@ def test_bad_files_are_listed_and_the_others_done(tmp_path: Path) -> None:
     assert [rows[name]["error"] for name in ("a.npy", "c.npy")] == ["", ""]
     with pytest.raises(SystemExit, match=r"^2 of 4 files could not be used"):
         writer.finish()
+
+
+def test_what_the_network_cannot_take_is_listed_too(tmp_path: Path) -> None:
+    for name, size in {"a": 6, "b": 9, "c": 6}.items():
+        np.save(tmp_path / f"{name}.npy", np.eye(size))
+    network = lambda x: torch.cat([x, x], dim=1) if x.shape[2] < 8 else x[:, :, 0]  # noqa: E731
+    run(tmp_path, tmp_path / "out", 2, network=network)
+    rows = {Path(row["file"]).name: row for row in table(tmp_path / "out")}
+    assert "b.npy: the network cannot take it: ValueError: the network gives maps of" in rows["b.npy"]["error"]
+    assert rows["b.npy"]["output"] == ""
+    assert [rows[name]["error"] for name in ("a.npy", "c.npy")] == ["", ""]
+
+
+def test_whatever_stops_a_run_leaves_the_table_so_far(tmp_path: Path) -> None:
+    for name, size in {"a": 3, "b": 4}.items():
+        np.save(tmp_path / f"{name}.npy", np.eye(size))
+
+    def transform(data: dict[str, Any]) -> dict[str, Any]:
+        if data["image"].shape[1] == 4:
+            raise KeyboardInterrupt
+        return data
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, tmp_path / "out", 2, [transform])
+    (row,) = table(tmp_path / "out")
+    assert row["output"] == str(tmp_path / "out/a_seg.npy")
+
+
+def test_what_lies_beside_the_inputs_is_not_replaced(tmp_path: Path) -> None:
+    """Unless an earlier run has written it."""
+    np.save(tmp_path / "a.npy", np.eye(3))
+    run(tmp_path / "a.npy", tmp_path, 2)
+    run(tmp_path / "a.npy", tmp_path, 2)
+    assert table(tmp_path)[0]["error"] == ""
+    (tmp_path / "segmentations.csv").unlink()
+    np.save(tmp_path / "a_seg.npy", np.zeros(2))  # somebody's ground truth
+    run(tmp_path / "a.npy", tmp_path, 2)
+    assert "a_seg.npy exists and is none of this table's" in table(tmp_path)[0]["error"]
+    assert np.load(tmp_path / "a_seg.npy").shape == (2,)
+
+
+def test_large_nifti_stays_of_its_kind(tmp_path: Path) -> None:
+    """NIfTI-1 has no room for more than 32767 voxels along an axis."""
+    nibabel.save(nibabel.Nifti2Image(np.ones((32770, 1, 2), np.int16), np.diag([2.0, 3, 4, 1])), tmp_path / "a.nii")
+    run(tmp_path / "a.nii", tmp_path / "out", 3)
+    found = nibabel.load(tmp_path / "out/a_seg.nii.gz")
+    assert isinstance(found, nibabel.Nifti2Image)
+    assert found.shape == (32770, 1, 2)
+    assert found.affine.diagonal().tolist() == [2, 3, 4, 1]
+
+
+def test_links_keep_their_names(tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    (tmp_path / "in").mkdir()
+    np.save(tmp_path / "store/x1.npy", np.eye(3))
+    for name in ("a.npy", "b.npy"):
+        (tmp_path / "in" / name).symlink_to(tmp_path / "store/x1.npy")
+    run(tmp_path / "in", tmp_path / "out", 2)
+    assert [row["output"] for row in table(tmp_path / "out")] == [str(tmp_path / f"out/{n}_seg.npy") for n in "ab"]
 
 
 def test_a_folder_that_cannot_be_written_to(tmp_path: Path) -> None:

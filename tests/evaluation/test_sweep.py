@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from ignite.engine import Engine
+from monai.data import MetaTensor
 from PIL import Image
 
 from monai_sre.evaluation import RotationSweep, SweepResult, draw_sweep, rotation_sweep, sweep_transformations
@@ -158,6 +160,14 @@ def test_scores_of_a_net_that_does_not_turn() -> None:
     }  # fmt: skip
     assert result.summary()["Dice mean"] == 0.5
     assert result.consistency == pytest.approx((0.5 + 0 + 0.5 + 0 + 1) / 5)
+
+
+def test_voxels_must_be_cubes() -> None:
+    label = torch.ones(1, 1, 4, 4, 4)
+    for affine, message in ((torch.eye(4), ""), (torch.diag(torch.tensor([1.0, 1, 4, 1])), "these are 1 x 1 x 4 mm")):
+        batch = {"image": MetaTensor(label.clone(), affine=affine), "label": label}
+        with pytest.raises(ValueError, match=message) if message else nullcontext():
+            rotation_sweep(Threshold(), [batch], sweep_transformations(3, step=180), "segmentation")
 
 
 def test_pixels_from_outside_do_not_count() -> None:

@@ -89,6 +89,14 @@ def test_devices_and_inferer() -> None:
     assert calls == [(1, 1, 4, 4)]
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_gathered_in_float32(dtype: torch.dtype) -> None:
+    """In float16 the weights at a window's corner are zero."""
+    found = CentredWindowInferer(16)(torch.ones(1, 1, 24, 24, 24, dtype=dtype), nn.Identity())
+    assert found.dtype == dtype
+    assert torch.equal(found, torch.ones_like(found))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
