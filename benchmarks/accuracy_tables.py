@@ -91,6 +91,7 @@ def write(models: dict[str, Model], cells: Path, step: float) -> None:
         "One recipe for all (the bundles' `train.json`); the learning rate is the one whose seed 0 has the best validation",
         "AUC, where several were tried (below). Another package's own network is built and initialised by that package and",
         "runs on this project's engine, which takes the same steps of training, faster (`tests/test_peer_networks.py`).",
+        "Epochs: what two cores had time for (the published recipe: 100); where the loss is still high, more would help.",
         "Time and memory: of a step of training, as shares of the plain network's (`accuracy_costs.json`; one thread of a",
         "CPU). Those of the packages' networks are theirs on our engine; `speed.md` has those of their own code.",
         "Loss and validation of the averaged network are those of the network before averaging.",
