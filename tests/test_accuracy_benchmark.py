@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks.accuracy_models import MODELS, VARIANTS, network_of
-from benchmarks.accuracy_tables import COMMONEST, into_card, write
+from benchmarks.accuracy_tables import COMMONEST, _chosen, into_card
 from benchmarks.cells import summary
 from benchmarks.peers import peer
 from benchmarks.variants import Averaged, Masked
@@ -49,12 +48,14 @@ def test_a_table_replaces_the_one_between_its_marks(tmp_path: Path) -> None:
     assert card.read_text() == "before\n<!-- accuracy of a -->\n\n| new |\n\n<!-- end of a -->\nafter\n"
 
 
-def test_a_learning_rate_that_wins_must_have_been_swept(tmp_path: Path) -> None:
-    for rate, auc in ((0.02, 0.7), (0.05, 0.8)):
-        cell = {"dataset": "breastmnist", "model": "plain", "learning_rate": rate, "validation": {"auc": auc}}
-        (tmp_path / f"{rate}.json").write_text(json.dumps(cell))
-    with pytest.raises(SystemExit, match=r"breastmnist, plain: 0\.05 validates best but has no sweep"):
-        write(MODELS, tmp_path, 30)
+def test_the_learning_rate_of_the_best_first_seed_is_chosen() -> None:
+    """One that has fewer seeds, or no sweep, waits."""
+    rates = {0.02: (0.8, 2, True), 0.05: (0.9, 2, True), 0.1: (0.7, 2, True), 0.2: (1.0, 1, True), 0.5: (1.0, 2, False)}
+    tried = {
+        ("a", "plain", rate): [{"validation": {"auc": auc}} | ({"sweep": {}} if swept else {})] * seeds
+        for rate, (auc, seeds, swept) in rates.items()
+    }
+    assert _chosen(tried) == {("a", "plain"): tried["a", "plain", 0.05]}
 
 
 @pytest.mark.parametrize("dataset", COMMONEST)
