@@ -53,7 +53,12 @@ def run(dims: int, *configs: str, **options: Any) -> None:
 
 
 def toy(dims: int, folder: Path, **options: Any) -> dict[str, Any]:
-    common: dict[str, Any] = {"dataset_name": f"toy{dims}", "dataset_dir": str(folder), "image_size": 12, "batch_size": 8}
+    common: dict[str, Any] = {
+        "dataset_name": f"toy{dims}",
+        "dataset_dir": str(folder),
+        "image_size": 12,
+        "batch_size": 8,
+    }
     common["learning_rate"] = 0.02 if dims == 2 else 0.01
     return {**common, **WIDTH, "device": "cpu", **options}
 
