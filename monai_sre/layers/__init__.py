@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-from monai_sre.layers.conv import (
-    SREConv1d,
-    SREConv2d,
-    SREConv3d,
-    SREConvTranspose1d,
-    SREConvTranspose2d,
-    SREConvTranspose3d,
-)
+from monai_sre.layers.conv import SREConv1d, SREConv2d, SREConv3d
+from monai_sre.layers.conv_transpose import SREConvTranspose1d, SREConvTranspose2d, SREConvTranspose3d
 from monai_sre.layers.harmonic import (
     HarmonicConv,
     HarmonicEnergy,

@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from monai_sre.layers.conv import _RadialNd, _RadialTransposeNd
+from monai_sre.layers.conv import _RadialNd
+from monai_sre.layers.conv_transpose import _RadialTransposeNd
 from monai_sre.ops.arguments import int_tuple
 from monai_sre.ops.blur import blur_width
 from monai_sre.ops.centred import centred_conv_transpose, centred_convnd

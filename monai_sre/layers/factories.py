@@ -5,11 +5,15 @@ from __future__ import annotations
 from monai.networks.layers.factories import Conv, LayerFactory, Pool
 from torch import nn
 
-from monai_sre.layers import conv, harmonic, resample
+from monai_sre.layers import conv, conv_transpose, harmonic, resample
 
 _LAYERS: tuple[tuple[LayerFactory, str, tuple[type[nn.Module], ...]], ...] = (
     (Conv, "SRECONV", (conv.SREConv1d, conv.SREConv2d, conv.SREConv3d)),
-    (Conv, "SRECONVTRANS", (conv.SREConvTranspose1d, conv.SREConvTranspose2d, conv.SREConvTranspose3d)),
+    (
+        Conv,
+        "SRECONVTRANS",
+        (conv_transpose.SREConvTranspose1d, conv_transpose.SREConvTranspose2d, conv_transpose.SREConvTranspose3d),
+    ),
     (Conv, "SREHARMONICCONV", (harmonic.SREHarmonicConv1d, harmonic.SREHarmonicConv2d, harmonic.SREHarmonicConv3d)),
     (Pool, "CENTREDAVG", (resample.CentredAvgPool1d, resample.CentredAvgPool2d, resample.CentredAvgPool3d)),
     (Pool, "CENTREDMAX", (resample.CentredMaxPool1d, resample.CentredMaxPool2d, resample.CentredMaxPool3d)),
