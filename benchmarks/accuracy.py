@@ -5,10 +5,11 @@
 
 ``fill`` trains where the work folder holds no complete training (it resumes an interrupted one), evaluates the network of
 the best validation AUC on the test set under the rotation sweep, and stores the cell as JSON at once; a cell that exists is
-skipped. Each learning rate has cells of its own, and ``--validation_only`` leaves the test set out until a rate is chosen:
-the same command without it adds the sweep. ``report`` turns all cells into Markdown tables and one picture a data set; a
-model enters them with the learning rate whose seed 0 has the best validation AUC. Variants of the bundles' network are
-evaluated on the validation set instead, and have a table of their own.
+skipped. Each learning rate and number of epochs has cells of its own, and ``--validation_only`` leaves the test set out
+until a rate is chosen: the same command without it adds the sweep. ``report`` turns all cells into Markdown tables, one a
+data set and number of epochs, and a picture a data set; a model enters them with the learning rate whose seed 0 has the
+best validation AUC. Variants of the bundles' network are evaluated on the validation set instead, and have a table of their
+own.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def fill(arguments: argparse.Namespace) -> None:
     dataset = arguments.dataset + ("" if arguments.size == 28 else f"_{arguments.size}")
     rate = arguments.learning_rate or ConfigParser.load_config_file(configs[0])["learning_rate"]
     epochs = arguments.epochs or EPOCHS.get(dataset, 100)
-    cell = CELLS[split] / f"{dataset}_{arguments.model}_lr{rate:g}_{arguments.seed}.json"
+    cell = CELLS[split] / f"{dataset}_{arguments.model}_lr{rate:g}_{epochs}_{arguments.seed}.json"
     if cell.is_file() and (arguments.validation_only or "sweep" in json.loads(cell.read_text())):
         print(f"{cell.name} exists")
         return

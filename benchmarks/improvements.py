@@ -38,7 +38,7 @@ def write_improvements(variants: dict[str, Model], cells: Path) -> None:
     groups: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
     for path in sorted(cells.glob("*.json")):
         cell = json.loads(path.read_text())
-        task = f"{cell['dataset']}, learning rate {cell['learning_rate']:g}"
+        task = f"{cell['dataset']}, {cell['epochs']} epochs, learning rate {cell['learning_rate']:g}"
         groups.setdefault((task, cell["model"]), {})[cell["seed"]] = cell
     if not groups:
         return

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks.accuracy_models import MODELS, VARIANTS, network_of
-from benchmarks.accuracy_tables import COMMONEST, _chosen, into_card
+from benchmarks.accuracy_tables import COMMONEST, Task, _chosen, _shown, into_card
 from benchmarks.cells import summary
 from benchmarks.peers import peer
 from benchmarks.variants import Averaged, Masked
@@ -52,10 +52,15 @@ def test_the_learning_rate_of_the_best_first_seed_is_chosen() -> None:
     """One that has fewer seeds, or no sweep, waits."""
     rates = {0.02: (0.8, 2, True), 0.05: (0.9, 2, True), 0.1: (0.7, 2, True), 0.2: (1.0, 1, True), 0.5: (1.0, 2, False)}
     tried = {
-        ("a", "plain", rate): [{"validation": {"auc": auc}} | ({"sweep": {}} if swept else {})] * seeds
+        (Task("a", 5), "plain", rate): [{"validation": {"auc": auc}} | ({"sweep": {}} if swept else {})] * seeds
         for rate, (auc, seeds, swept) in rates.items()
     }
-    assert _chosen(tried) == {("a", "plain"): tried["a", "plain", 0.05]}
+    assert _chosen(tried) == {(Task("a", 5), "plain"): tried[Task("a", 5), "plain", 0.05]}
+
+
+def test_the_card_shows_the_longest_of_the_fullest_tables() -> None:
+    tasks = {Task("a", 100): ["plain", "sre"], Task("a", 40): ["plain", "sre"], Task("a", 200): ["plain"]}
+    assert _shown({task: {model: [] for model in models} for task, models in tasks.items()}) == {"a": Task("a", 100)}
 
 
 @pytest.mark.parametrize("dataset", COMMONEST)
