@@ -44,6 +44,8 @@ _LOSS, _VALIDATION, _, _UPRIGHT, _CLEAN, _PAPER, _, _CONSISTENCY = _COLUMNS
 #: Share of the commonest class in the test set: the ACC of a network that always gives the same answer.
 COMMONEST = {"breastmnist": 114 / 156, "pneumoniamnist": 390 / 624, "adrenalmnist3d": 229 / 298}
 _OURS = "harmonic"
+#: How tables call the metrics by which epochs and learning rates are chosen.
+_TITLES = {"auc": "AUC", "dice": "Dice"}
 #: Models that train as another does.
 _TRAINED_LIKE = {"plain-turned": "plain", "plain-averaged": "plain"}
 
@@ -84,16 +86,8 @@ TARGETS = (
 def write(models: dict[str, Model], cells: Path, step: float) -> None:
     """``accuracy.md``, the tables of the bundles' model cards, and one picture a data set in the folder of its card."""
     titles = {name: model.title for name, model in models.items()}
-    tried: dict[tuple[Task, str, float], Cells] = {}
-    for path in sorted(cells.glob("*.json")):
-        cell = json.loads(path.read_text())
-        task = Task(cell["dataset"], cell["epochs"])
-        tried.setdefault((task, cell["model"], cell["learning_rate"]), []).append(cell)
-    if not tried:
-        raise SystemExit("no cell is filled yet: see python -m benchmarks.accuracy --help")
-    order = list(titles)
-    tried = dict(sorted(tried.items(), key=lambda item: (item[0][0], order.index(item[0][1]), item[0][2])))
-    chosen = _chosen(tried)
+    tried = read_cells(cells, list(titles))
+    chosen = choose(tried)
     lines = [
         "# Accuracy under rotation",
         "",
@@ -134,9 +128,21 @@ def write(models: dict[str, Model], cells: Path, step: float) -> None:
                 title=f"{task.dataset}, test set, seeds: {seeds}",
                 colours={titles[model]: models[model].colour for model in drawn},
             )
-    lines += ["", *_targets(chosen), "", *_rates(tried, titles, chosen)]
+    lines += ["", *_targets(chosen), "", *rates_table(tried, titles, chosen)]
     (RESULTS / "accuracy.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
+
+
+def read_cells(folder: Path, order: list[str]) -> dict[tuple[Task, str, float], Cells]:
+    """All cells of a folder by task, model (in this order) and learning rate."""
+    tried: dict[tuple[Task, str, float], Cells] = {}
+    for path in sorted(folder.glob("*.json")):
+        cell = json.loads(path.read_text())
+        task = Task(cell["dataset"], cell["epochs"])
+        tried.setdefault((task, cell["model"], cell["learning_rate"]), []).append(cell)
+    if not tried:
+        raise SystemExit(f"no cell is filled yet in {folder.name}: see --help")
+    return dict(sorted(tried.items(), key=lambda item: (item[0][0], order.index(item[0][1]), item[0][2])))
 
 
 def _shown(tasks: dict[Task, dict[str, Cells]]) -> dict[str, Task]:
@@ -185,7 +191,7 @@ def into_card(card: Path, dataset: str, table: list[str]) -> None:
         card.write_text(before + begin + "\n" + "\n".join(table) + "\n\n" + end + rest.split(end)[1])
 
 
-def _chosen(tried: dict[tuple[Task, str, float], Cells]) -> dict[tuple[Task, str], Cells]:
+def choose(tried: dict[tuple[Task, str, float], Cells], metric: str = "auc") -> dict[tuple[Task, str], Cells]:
     """Of each task and model, the learning rate whose first seed validates best, among those swept with most seeds."""
     seeds: dict[tuple[Task, str], int] = {}
     for (task, model, _), members in tried.items():
@@ -196,7 +202,7 @@ def _chosen(tried: dict[tuple[Task, str, float], Cells]) -> dict[tuple[Task, str
         if sum("sweep" in member for member in members) < seeds[task, model]:
             continue
         rival = best.get((task, model))
-        if rival is None or members[0]["validation"]["auc"] > rival[0]["validation"]["auc"]:
+        if rival is None or members[0]["validation"][metric] > rival[0]["validation"][metric]:
             best[task, model] = members
     return best
 
@@ -234,24 +240,27 @@ def _targets(chosen: dict[tuple[Task, str], Cells]) -> list[str]:
     return lines
 
 
-def _rates(
-    tried: dict[tuple[Task, str, float], Cells], titles: dict[str, str], chosen: dict[tuple[Task, str], Cells]
+def rates_table(
+    tried: dict[tuple[Task, str, float], Cells],
+    titles: dict[str, str],
+    chosen: dict[tuple[Task, str], Cells],
+    metric: str = "auc",
 ) -> list[str]:
+    """Title and table of the learning rates tried where there are several; else nothing."""
     rates = Counter((task, model) for task, model, _ in tried)
+    name = f"validation {_TITLES[metric]}"
     lines = [
         "## Learning rates",
         "",
-        row(
-            "data", "network", "learning rate", "seeds", _LOSS, "validation AUC of seed 0", _VALIDATION, "in the table"
-        ),
+        row("data", "network", "learning rate", "seeds", _LOSS, f"{name} of seed 0", name, "in the table"),
         row(*["---"] * 8),
     ]
     for (task, model, rate), members in tried.items():
         if rates[task, model] > 1:
-            scores = [spread(_values(members, _LOSS)), f"{members[0]['validation']['auc']:.3f}"]
-            scores.append(spread(_values(members, _VALIDATION)))
-            scores.append("yes" if members is chosen.get((task, model)) else "")
-            lines.append(row(str(task), titles[model], f"{rate:g}", str(len(members)), *scores))
+            scores = [member["validation"][metric] for member in members]
+            shown = [spread(_values(members, _LOSS)), f"{scores[0]:.3f}", spread(scores)]
+            shown.append("yes" if members is chosen.get((task, model)) else "")
+            lines.append(row(str(task), titles[model], f"{rate:g}", str(len(members)), *shown))
     return lines if len(lines) > 4 else []
 
 

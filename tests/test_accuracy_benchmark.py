@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks.accuracy_models import MODELS, VARIANTS, network_of
-from benchmarks.accuracy_tables import COMMONEST, Task, _chosen, _shown, into_card
+from benchmarks.accuracy_tables import COMMONEST, Task, _shown, choose, into_card
 from benchmarks.cells import summary
 from benchmarks.peers import peer
 from benchmarks.variants import Averaged, Masked
@@ -55,7 +55,7 @@ def test_the_learning_rate_of_the_best_first_seed_is_chosen() -> None:
         (Task("a", 5), "plain", rate): [{"validation": {"auc": auc}} | ({"sweep": {}} if swept else {})] * seeds
         for rate, (auc, seeds, swept) in rates.items()
     }
-    assert _chosen(tried) == {(Task("a", 5), "plain"): tried[Task("a", 5), "plain", 0.05]}
+    assert choose(tried) == {(Task("a", 5), "plain"): tried[Task("a", 5), "plain", 0.05]}
 
 
 def test_the_card_shows_the_longest_of_the_fullest_tables() -> None:
