@@ -231,6 +231,8 @@ class SREUNet(nn.Module):
 
 def _refine(x: Tensor, factors: list[int], size: list[int]) -> Tensor:
     """:func:`centred_upsample` with a factor of its own for each spatial axis."""
+    if min(factors) == max(factors):
+        return centred_upsample(x, factors[0], size)
     for axis in range(len(factors)):
         if factors[axis] > 1:
             moved = x.transpose(axis + 2, -1)

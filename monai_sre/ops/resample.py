@@ -224,6 +224,7 @@ def centred_max_pool(
     return _max_pool(join_neighbours(x, joins, maximum=True), kernel_size, stride, dilation)
 
 
+@_script_if_tracing
 def centred_upsample(x: Tensor, scale_factor: int, size: list[int]) -> Tensor:
     """Linear interpolation onto a centred grid that is ``scale_factor`` times finer: the inverse grid of centred pooling.
 
@@ -246,15 +247,42 @@ def centred_upsample(x: Tensor, scale_factor: int, size: list[int]) -> Tensor:
         tensor([[[0., 1., 3., 5., 7., 8.]]])
     """
     ndim = len(size)
-    for axis in range(ndim):
-        fine, coarse = size[axis], x.size(axis - ndim)
-        steps = torch.arange(fine, device=x.device, dtype=torch.float64)
-        place = ((steps - (fine - 1) / 2) / scale_factor + (coarse - 1) / 2).clamp(0, coarse - 1)
-        nodes = torch.arange(coarse, device=x.device, dtype=torch.float64)
-        matrix = (1 - (place.unsqueeze(1) - nodes).abs()).clamp(min=0).to(x.dtype)
-        here, last = x.dim() - ndim + axis, x.dim() - 1
-        x = torch.matmul(x.transpose(here, last), matrix.t()).transpose(here, last)
+    for axis in range(ndim - 1, -1, -1):  # the last axis, whose neighbours lie in one row, while the tensor is small
+        here = x.dim() - ndim + axis
+        if x.size(here) <= 96:  # on a CPU a matrix is faster than slices up to here, forward and backward
+            x = _refine_short_axis(x, here, scale_factor, size[axis])
+        else:
+            x = _refine_axis(x, here, scale_factor, size[axis])
     return x
+
+
+def _refine_short_axis(x: Tensor, axis: int, scale: int, fine: int) -> Tensor:
+    """One axis of :func:`centred_upsample`, by the matrix of the interpolation."""
+    coarse = x.size(axis)
+    steps = torch.arange(fine, device=x.device, dtype=torch.float64)
+    place = ((steps - (fine - 1) / 2) / scale + (coarse - 1) / 2).clamp(0, coarse - 1)
+    nodes = torch.arange(coarse, device=x.device, dtype=torch.float64)
+    matrix = (1 - (place.unsqueeze(1) - nodes).abs()).clamp(min=0).to(x.dtype)
+    return torch.matmul(x.transpose(axis, -1), matrix.t()).transpose(axis, -1)
+
+
+def _refine_axis(x: Tensor, axis: int, scale: int, fine: int) -> Tensor:
+    """The same in time that does not depend on the length: output ``scale i + phase`` mixes two neighbours from a slice."""
+    coarse, count = x.size(axis), (fine + scale - 1) // scale
+    unit = 2 * scale  # to a pixel
+    first = scale * (coarse - 1) - (fine - 1)  # place of output 0
+    before = max(0, (unit - 1 - first) // unit)
+    first = first + before * unit
+    behind = max(0, (first + unit - 2) // unit + count + 1 - before - coarse)
+    if before + behind > 0:
+        pads = [0] * (2 * (x.dim() - 1 - axis)) + [before, behind] + [0] * (2 * (axis - 2))
+        x = functional.pad(x, pads, mode="replicate")
+    phases: list[Tensor] = []
+    for phase in range(scale):
+        start, rest = (first + 2 * phase) // unit, (first + 2 * phase) % unit
+        here = x.narrow(axis, start, count)
+        phases.append(here if rest == 0 else torch.lerp(here, x.narrow(axis, start + 1, count), rest / unit))
+    return torch.stack(phases, dim=axis + 1).flatten(axis, axis + 1).narrow(axis, 0, fine)
 
 
 def centred_margin(size: int, reach: int, stride: int, total_padding: int) -> tuple[int, bool]:
