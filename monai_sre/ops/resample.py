@@ -247,7 +247,7 @@ def centred_upsample(x: Tensor, scale_factor: int, size: list[int]) -> Tensor:
         tensor([[[0., 1., 3., 5., 7., 8.]]])
     """
     ndim = len(size)
-    for axis in range(ndim - 1, -1, -1):  # the last axis, whose neighbours lie in one row, while the tensor is small
+    for axis in range(ndim):
         here = x.dim() - ndim + axis
         if x.size(here) <= 96:  # on a CPU a matrix is faster than slices up to here, forward and backward
             x = _refine_short_axis(x, here, scale_factor, size[axis])
