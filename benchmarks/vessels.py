@@ -1,14 +1,15 @@
 """Retinal vessels upright and rotated, cell by cell (model x seed), through the bundle's own configs.
 
     python -m benchmarks.vessels fill --model plain --seed 0 --dataset_dir DIR --work DIR
+    python -m benchmarks.vessels shipped --dataset_dir DIR --work DIR
     python -m benchmarks.vessels report
     python -m benchmarks.vessels picture --dataset_dir DIR --work DIR
 
 As :mod:`benchmarks.accuracy`: ``fill`` trains (or goes on with) one network on CHASE_DB1, takes the weights of the best
 validation Dice and sweeps the test images over rotations by multiples of 30 degrees and flips (or leaves them out until a
-learning rate is chosen); ``report`` writes ``vessels.md``, the table of the bundle's model card and its picture of Dice
-against the angle; ``picture`` draws the maps of the plain network and of the bundle's at 0, 45 and 90 degrees, from their
-trainings with seed 0.
+learning rate is chosen); ``shipped`` sweeps the bundle's own weights by multiples of 10 degrees; ``report`` writes
+``vessels.md``, the table of the bundle's model card and its picture of Dice against the angle; ``picture`` draws the maps of
+the plain network and of the bundle's at 0, 45 and 90 degrees, from their trainings with seed 0.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import torch
 from monai.bundle import ConfigParser, run
 
 from benchmarks.accuracy_models import BUNDLES, Model
-from benchmarks.accuracy_tables import choose, into_card, mean_sweep, rates_table, read_cells, row, spread
+from benchmarks.accuracy_tables import Cells, Task, choose, into_card, mean_sweep, rates_table, read_cells, row, spread
 from benchmarks.cells import bundle_entries, store, summary, sweeps, train
 from monai_sre.data.geometry import rotate_batch
 from monai_sre.evaluation import draw_maps, draw_sweep
@@ -30,6 +31,7 @@ from monai_sre.evaluation import draw_maps, draw_sweep
 BUNDLE = BUNDLES / "retinal_vessel_segmentation"
 RESULTS = Path(__file__).with_name("results")
 CELLS = RESULTS / "vessels"
+SHIPPED = RESULTS / "vessels_shipped.json"
 DATASET, STEP = "CHASE_DB1", 30
 _RADIAL = {"network_def#conv": "radial"}
 MODELS = {
@@ -95,12 +97,25 @@ def _work(folder: str, model: str, rate: float, epochs: int, seed: int) -> Path:
     return Path(folder) / f"{model}_lr{rate:g}_{epochs}_{seed}"
 
 
+def shipped(arguments: argparse.Namespace) -> None:
+    """Sweep the bundle's weights with the step that ``evaluate.json`` has."""
+    scores = Path(arguments.work) / "shipped"
+    entries = bundle_entries(BUNDLE, arguments.dataset_dir)
+    run(config_file=configs("harmonic", "evaluate.json"), **entries, output_dir=str(scores), sweep=True)
+    upright = json.loads((scores / "metrics.json").read_text())
+    store(SHIPPED, {"upright": upright, "sweep": sweeps(scores)})
+
+
+def _by_model(chosen: dict[tuple[Task, str], Cells]) -> dict[str, Cells]:
+    return {model: members for (_, model), members in chosen.items()}
+
+
 def report(_: argparse.Namespace) -> None:
     """Write the tables and the picture."""
     titles = {name: model.title for name, model in MODELS.items()}
     tried = read_cells(CELLS, list(MODELS))
     chosen = choose(tried, "dice")
-    found = {model: members for (_, model), members in chosen.items()}
+    found = _by_model(chosen)
     head = [
         "network",
         "parameters",
@@ -133,6 +148,8 @@ def report(_: argparse.Namespace) -> None:
         "",
         *rates_table(tried, titles, chosen, "dice"),
     ]
+    if SHIPPED.is_file():
+        text += ["", "## The bundle's weights, every 10 degrees", "", *_shipped_table()]
     (RESULTS / "vessels.md").write_text("\n".join(text) + "\n")
     into_card(BUNDLE / "docs" / "README.md", DATASET, table)
     curves = {titles[name]: mean_sweep(members, ("Dice",)) for name, members in found.items()}
@@ -142,16 +159,35 @@ def report(_: argparse.Namespace) -> None:
     print("\n".join(text))
 
 
+def _shipped_table() -> list[str]:
+    found = json.loads(SHIPPED.read_text())["sweep"]
+    head = [
+        "protocol",
+        "Dice upright",
+        "Dice mean",
+        "Dice least",
+        "AUC upright",
+        "AUC mean",
+        "AUC least",
+        "consistency",
+    ]
+    keys = [name.replace("least", "min") for name in head[1:]]
+    lines = [row(*head), row(*["---"] * len(head))]
+    return lines + [row(f"`{name}`", *(f"{found[name][key]:.4f}" for key in keys)) for name in ("clean", "paper")]
+
+
 def picture(arguments: argparse.Namespace) -> None:
     """Image, truth, and the maps of both networks for the first test image at three angles."""
     networks, parser = [], ConfigParser()
+    chosen = _by_model(choose(read_cells(CELLS, list(MODELS)), "dice"))
     for name in ("plain", "harmonic"):
         parser = ConfigParser()
         parser.read_config(configs(name))
         parser.update({"dataset_dir": arguments.dataset_dir, "bundle_root": str(BUNDLE), "validate#split": "test"})
         network = parser.get_parsed_content("network_def").eval()
-        rate, epochs = parser["learning_rate"], parser["max_epochs"]
-        weights = _work(arguments.work, name, rate, epochs, 0) / "models" / "model.pt"
+        first = chosen[name][0]
+        work = _work(arguments.work, name, first["learning_rate"], first["epochs"], first["seed"])
+        weights = work / "models" / "model.pt"
         network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
         networks.append(network)
     case, inferer = parser.get_parsed_content("validate#dataset")[0], parser.get_parsed_content("validate#inferer")
@@ -178,9 +214,11 @@ if __name__ == "__main__":
     filling.add_argument("--learning_rate", type=float, help="another than the recipe's")
     filling.add_argument("--validation_only", action="store_true", help="no sweep: to choose a learning rate")
     filling.set_defaults(call=fill)
+    sweeping = commands.add_parser("shipped", help="sweep the bundle's weights by 10 degrees")
+    sweeping.set_defaults(call=shipped)
     drawing = commands.add_parser("picture", help="maps at three angles")
     drawing.set_defaults(call=picture)
-    for command in (filling, drawing):
+    for command in (filling, sweeping, drawing):
         command.add_argument("--dataset_dir", required=True, help="folder of CHASE_DB1")
         command.add_argument("--work", required=True, help="folder of trainings, for example /tmp/vessels")
     commands.add_parser("report", help="table and picture from all cells").set_defaults(call=report)
