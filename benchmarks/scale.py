@@ -178,16 +178,14 @@ def _table(rows: list[Row], measured: list[dict[str, Any]], unit: str) -> str:
     """Title, settings and table of the sizes of one number of axes."""
     sizes = [f"{row.size}^{row.ndim}" for row in rows]
     outputs = [2 * 4 * row.size**row.ndim / 2**20 for row in rows]
-    about = measured[-1]["machine"]
-    lines = [
-        f"## {rows[0].ndim}-D\n",
-        f"{about['cpu']}, {about['threads']} thread, torch {about['torch']}, {about['dtype']}.",
-    ]
-    lines += [
-        f"{size}: {row['windows']} windows of {row['window']}^{rows[0].ndim}, overlap {row['overlap']:g} or more; the output "
-        f"is {output:.0f} MiB; load average {row['machine']['load_average'][0]:.1f} at the start."
-        for size, row, output in zip(sizes, measured, outputs, strict=True)
-    ]
+    lines = [f"## {rows[0].ndim}-D\n"]
+    for size, row, output in zip(sizes, measured, outputs, strict=True):
+        about = row["machine"]
+        lines.append(
+            f"* {size}: {row['windows']} windows of {row['window']}^{rows[0].ndim}, overlap {row['overlap']:g} or more; the "
+            f"output is {output:.0f} MiB. {about['cpu']}, {about['threads']} thread, torch {about['torch']}, "
+            f"{about['dtype']}; load average {about['load_average'][0]:.1f} at the start."
+        )
     head = ["network", "parameters", *(f"{size} s" for size in sizes), f"s / {unit}", f"x time of {PLAIN}"]
     head += [
         *(f"{size} peak MiB" for size in sizes),
