@@ -93,13 +93,13 @@ ROWS = (Row(2, 1024), Row(2, 2048), Row(3, 128), Row(3, 256))
 
 
 def build(ndim: int, name: str) -> tuple[nn.Module, CentredWindowInferer]:
-    """A candidate's network and the bundle's inferer."""
+    """A candidate's network and the bundle's inferer of windows."""
     candidate = CANDIDATES[name]
     files = ["inference", *(["volumes"] if ndim == 3 else []), *([candidate.overlay] if candidate.overlay else [])]
     parser = ConfigParser()
     parser.read_config([CONFIGS / f"{file}.json" for file in files])
     parser.update(candidate.entries)
-    return parser.get_parsed_content("network_def").eval(), parser.get_parsed_content("inferer")
+    return parser.get_parsed_content("network_def").eval(), parser.get_parsed_content("inferer#inferer")
 
 
 def whole_pass(x: Tensor, network: nn.Module, inferer: CentredWindowInferer) -> Callable[[], None]:
