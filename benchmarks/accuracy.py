@@ -7,9 +7,9 @@
 the best validation AUC on the test set under the rotation sweep, and stores the cell as JSON at once; a cell that exists is
 skipped. Each learning rate and number of epochs has cells of its own, and ``--validation_only`` leaves the test set out
 until a rate is chosen: the same command without it adds the sweep. ``report`` turns all cells into Markdown tables, one a
-data set and number of epochs, and a picture a data set; a model enters them with the learning rate whose seed 0 has the
-best validation AUC. Variants of the bundles' network are evaluated on the validation set instead, and have a table of their
-own.
+data set and number of epochs, and a picture a data set; a model enters them with the learning rate of the best validation
+AUC, the mean of its seeds. Variants of the bundles' network are evaluated on the validation set instead, and have a table
+of their own.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ def test_a_table_replaces_the_one_between_its_marks(tmp_path: Path) -> None:
     assert card.read_text() == "before\n<!-- accuracy of a -->\n\n| new |\n\n<!-- end of a -->\nafter\n"
 
 
-def test_the_learning_rate_of_the_best_first_seed_is_chosen() -> None:
+def test_the_learning_rate_that_validates_best_is_chosen() -> None:
     """One that has fewer seeds, or no sweep, waits."""
     rates = {0.02: (0.8, 2, True), 0.05: (0.9, 2, True), 0.1: (0.7, 2, True), 0.2: (1.0, 1, True), 0.5: (1.0, 2, False)}
     tried = {
