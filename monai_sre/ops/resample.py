@@ -267,7 +267,7 @@ def _refine_short_axis(x: Tensor, axis: int, scale: int, fine: int) -> Tensor:
 
 
 def _refine_axis(x: Tensor, axis: int, scale: int, fine: int) -> Tensor:
-    """The same in time that does not depend on the length: output ``scale i + phase`` mixes two neighbours from a slice."""
+    """The same at a cost a pixel that does not grow with the length: each phase of the outputs mixes two slices."""
     coarse, count = x.size(axis), (fine + scale - 1) // scale
     unit = 2 * scale  # to a pixel
     first = scale * (coarse - 1) - (fine - 1)  # place of output 0
