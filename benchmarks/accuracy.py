@@ -15,7 +15,6 @@ of their own.
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from monai.bundle import ConfigParser, run
 
 from benchmarks.accuracy_models import MODELS, VARIANTS, bundle_of
 from benchmarks.accuracy_tables import write
-from benchmarks.cells import bundle_entries, store, summary, sweeps, train
+from benchmarks.cells import bundle_entries, is_complete, store, sweeps, train, trained
 from benchmarks.improvements import write_improvements
 from monai_sre.data import dataset_info
 
@@ -39,18 +38,17 @@ def fill(arguments: argparse.Namespace) -> None:
     split = "val" if arguments.model in VARIANTS else "test"
     models = MODELS | VARIANTS
     averaged = models[arguments.model].averaged
-    trained = averaged or arguments.model
-    model = models[trained]
+    source = averaged or arguments.model
+    model = models[source]
     dims = dataset_info(arguments.dataset, arguments.dataset_dir).spatial_dims
     bundle, configs = bundle_of(dims), model.configs(dims)
     dataset = arguments.dataset + ("" if arguments.size == 28 else f"_{arguments.size}")
     rate = arguments.learning_rate or ConfigParser.load_config_file(configs[0])["learning_rate"]
     epochs = arguments.epochs or EPOCHS.get(dataset, 100)
     cell = CELLS[split] / f"{dataset}_{arguments.model}_lr{rate:g}_{epochs}_{arguments.seed}.json"
-    if cell.is_file() and (arguments.validation_only or "sweep" in json.loads(cell.read_text())):
-        print(f"{cell.name} exists")
+    if is_complete(cell, arguments.validation_only):
         return
-    work = Path(arguments.work) / f"{dataset}_{trained}_lr{rate:g}_{epochs}_{arguments.seed}"
+    work = Path(arguments.work) / f"{dataset}_{source}_lr{rate:g}_{epochs}_{arguments.seed}"
     entries = {
         **bundle_entries(bundle, arguments.dataset_dir),
         "dataset_name": arguments.dataset,
@@ -59,13 +57,7 @@ def fill(arguments: argparse.Namespace) -> None:
         "learning_rate": rate,
     }
     train(configs, {**entries, "max_epochs": epochs, "seed": arguments.seed}, work)
-    content = {
-        "dataset": dataset,
-        "model": arguments.model,
-        "seed": arguments.seed,
-        **summary(work, "val_auc"),
-        "learning_rate": rate,
-    }
+    content = trained(work, "val_auc", dataset, arguments.model, arguments.seed, rate)
     if not arguments.validation_only:
         scores = work / f"evaluation_{arguments.model}"
         overlay: dict[str, Any] = {"ckpt_dir": str(work / "models"), "output_dir": str(scores), "sweep": True}

@@ -53,6 +53,19 @@ def summary(work: Path, metric: str) -> dict[str, Any]:
     }
 
 
+def is_complete(cell: Path, validation_only: bool) -> bool:
+    """Whether a cell holds all that is asked for; says so if it does."""
+    found = cell.is_file() and (validation_only or "sweep" in json.loads(cell.read_text()))
+    if found:
+        print(f"{cell.name} exists")
+    return found
+
+
+def trained(work: Path, metric: str, dataset: str, model: str, seed: int, rate: float) -> dict[str, Any]:
+    """What a cell says of its training."""
+    return {"dataset": dataset, "model": model, "seed": seed, **summary(work, metric), "learning_rate": rate}
+
+
 def sweeps(scores: Path) -> dict[str, Any]:
     """Both protocols' sweeps that an evaluation left in its folder."""
     return {name: json.loads((scores / f"sweep_{name}.json").read_text()) for name in ("clean", "paper")}

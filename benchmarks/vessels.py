@@ -24,7 +24,7 @@ from monai.bundle import ConfigParser, run
 
 from benchmarks.accuracy_models import BUNDLES, Model
 from benchmarks.accuracy_tables import Cells, Task, choose, into_card, mean_sweep, rates_table, read_cells, row, spread
-from benchmarks.cells import bundle_entries, store, summary, sweeps, train
+from benchmarks.cells import bundle_entries, is_complete, store, sweeps, train, trained
 from monai_sre.data.geometry import rotate_batch
 from monai_sre.evaluation import draw_maps, draw_sweep
 
@@ -68,8 +68,7 @@ def fill(arguments: argparse.Namespace) -> None:
     recipe = ConfigParser.load_config_file(configs(arguments.model)[0])
     rate, epochs = arguments.learning_rate or recipe["learning_rate"], arguments.epochs or recipe["max_epochs"]
     cell = CELLS / f"{arguments.model}_lr{rate:g}_{epochs}_{arguments.seed}.json"
-    if cell.is_file() and (arguments.validation_only or "sweep" in json.loads(cell.read_text())):
-        print(f"{cell.name} exists")
+    if is_complete(cell, arguments.validation_only):
         return
     work = _work(arguments.work, arguments.model, rate, epochs, arguments.seed)
     entries = {
@@ -78,13 +77,7 @@ def fill(arguments: argparse.Namespace) -> None:
         "learning_rate": rate,
     }
     train(configs(arguments.model), {**entries, "max_epochs": epochs, "seed": arguments.seed}, work)
-    content = {
-        "dataset": DATASET,
-        "model": arguments.model,
-        "seed": arguments.seed,
-        **summary(work, "val_dice"),
-        "learning_rate": rate,
-    }
+    content = trained(work, "val_dice", DATASET, arguments.model, arguments.seed, rate)
     if not arguments.validation_only:
         scores = work / "evaluation"
         overlay = {"ckpt_dir": str(work / "models"), "output_dir": str(scores), "sweep": True, "sweep_step": STEP}
