@@ -108,7 +108,7 @@ def write(models: dict[str, Model], cells: Path, step: float) -> None:
     tasks: dict[Task, dict[str, Cells]] = {}
     for (task, model), members in chosen.items():
         tasks.setdefault(task, {})[model] = members
-    shown = _shown(tasks)
+    shown = _shown(tasks, {name for name, model in models.items() if model.colour})
     for task, found in tasks.items():
         name = task.dataset.split("_")[0]
         info = dataset_info(name)
@@ -145,9 +145,10 @@ def read_cells(folder: Path, order: list[str]) -> dict[tuple[Task, str, float], 
     return dict(sorted(tried.items(), key=lambda item: (item[0][0], order.index(item[0][1]), item[0][2])))
 
 
-def _shown(tasks: dict[Task, dict[str, Cells]]) -> dict[str, Task]:
-    """Of each data set, the task that its card shows: the most models, then the most epochs."""
-    return {task.dataset: task for task in sorted(tasks, key=lambda task: (len(tasks[task]), task.epochs))}
+def _shown(tasks: dict[Task, dict[str, Cells]], curves: set[str]) -> dict[str, Task]:
+    """Of each data set, the task that its card shows: the most models with a curve, then the most epochs."""
+    fullest = sorted(tasks, key=lambda task: (len(curves & tasks[task].keys()), task.epochs))
+    return {task.dataset: task for task in fullest}
 
 
 def _table(found: dict[str, Cells], titles: dict[str, str], costs: dict[str, tuple[float, float]]) -> list[str]:
