@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from monai_sre.nets.parts import LayerMaker, ResidualBlock
-from monai_sre.ops.arguments import int_tuple
+from monai_sre.ops.arguments import check_flags, int_tuple
 
 #: Blocks a stage, and whether they are bottlenecks.
 _DEPTHS = {18: ((2, 2, 2, 2), False), 34: ((3, 4, 6, 3), False), 50: ((3, 4, 6, 3), True)}
@@ -131,6 +131,7 @@ class SREResNet(nn.Module):
         (width,) = int_tuple("width", width, 1, minimum=1)
         if not isinstance(dropout_prob, (int, float)) or not 0 <= dropout_prob <= 1:
             raise ValueError(f"dropout_prob must be a number from 0 to 1, got {dropout_prob!r}")
+        check_flags(max_pool=max_pool, checkpointing=checkpointing)
         strides = int_tuple("strides", strides, 4, minimum=1)
         if kernel_size is None:
             kernel_size = 5 if spatial_dims == 3 else (9, 9, 5, 5)

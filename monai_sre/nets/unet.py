@@ -12,7 +12,7 @@ from monai.networks.layers.utils import get_dropout_layer
 from torch import Tensor, nn
 
 from monai_sre.nets.parts import LayerMaker, ResidualBlock
-from monai_sre.ops.arguments import int_tuple
+from monai_sre.ops.arguments import check_flags, int_tuple
 from monai_sre.ops.resample import centred_upsample
 
 
@@ -149,6 +149,7 @@ class SREUNet(nn.Module):
         levels = len(channels)
         if not isinstance(dropout_prob, (int, float)) or not 0 <= dropout_prob <= 1:
             raise ValueError(f"dropout_prob must be a number from 0 to 1, got {dropout_prob!r}")
+        check_flags(deep_supervision=deep_supervision)
         factors = _factors(strides, spatial_dims, levels)
         if antialias and any(len(set(step)) > 1 for step in factors):
             raise ValueError(

@@ -5,6 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
+def check_flags(**values: bool) -> None:
+    """Refuse anything but booleans: the string ``"false"``, as command lines pass it, would count as true.
+
+    Args:
+        values: the arguments by their names.
+
+    Raises:
+        TypeError: one is no boolean.
+
+    Example:
+        >>> check_flags(circular="false")
+        Traceback (most recent call last):
+        TypeError: circular must be True or False, got 'false'
+    """
+    for name, value in values.items():
+        if not isinstance(value, bool):
+            raise TypeError(f"{name} must be True or False, got {value!r}")
+
+
 def int_tuple(name: str, value: int | Sequence[int], length: int, minimum: int) -> tuple[int, ...]:
     """Return ``value`` as a tuple of ``length`` integers, each at least ``minimum``.
 

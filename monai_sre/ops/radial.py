@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from monai_sre.ops.arguments import int_tuple
+from monai_sre.ops.arguments import check_flags, int_tuple
 from monai_sre.ops.isotropy import project_isotropic
 
 PROFILES = ("band", "linear", "gaussian", "isotropic")
@@ -165,6 +165,7 @@ def centred_basis(
     """
     size, steps, round_axes = _check_geometry(kernel_size, spacing, axes)
     name, options = _check_profile(profile)
+    check_flags(circular=circular, orthonormal=orthonormal)
     if num_rings is not None and (isinstance(num_rings, bool) or not isinstance(num_rings, int) or num_rings < 1):
         raise ValueError(f"num_rings must be None or an integer >= 1, got {num_rings!r}")
     offsets = tap_offsets([size[axis] for axis in round_axes], [steps[axis] for axis in round_axes])

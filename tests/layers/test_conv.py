@@ -409,6 +409,8 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"groups": 0}, ValueError, "groups must be an integer >= 1.*got 0"),
     ({"dtype": torch.int32}, TypeError, "dtype must be None or a floating-point torch.dtype, got torch.int32"),
     ({"num_rings": 6}, ValueError, r"num_rings=6 is too many .*no tap lies in ring 1; use at most 3 rings"),
+    ({"orthonormal": "false"}, TypeError, "orthonormal must be True or False, got 'false'"),
+    ({"circular": 1}, TypeError, "circular must be True or False, got 1"),
     ({"num_rings": 0}, ValueError, "num_rings must be None or an integer >= 1, got 0"),
     ({"profile": "cubic"}, ValueError, r"profile must be one of \('band'.*got 'cubic'"),
     ({"spacing": (1, 1, 1)}, ValueError, r"spacing must be None or 2 positive lengths, got \(1, 1, 1\)"),

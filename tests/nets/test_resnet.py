@@ -276,6 +276,8 @@ def test_options_reach_the_layers() -> None:
         ({"strides": (1, 2, 2, 0)}, ValueError, "strides must be an integer >= 1"),
         ({"num_rings": (3, 3)}, ValueError, r"num_rings must be one value or four, one a stage, got \(3, 3\)"),
         ({"num_rings": 9}, ValueError, "num_rings=9 is too many"),
+        ({"max_pool": "false"}, TypeError, "max_pool must be True or False, got 'false'"),
+        ({"checkpointing": "false"}, TypeError, "checkpointing must be True or False, got 'false'"),
         ({"profile": "cubic"}, ValueError, "profile must be one of.*got 'cubic'"),
         ({"algorithm": "fft"}, ValueError, "algorithm must be one of.*got 'fft'"),
         ({"dropout_prob": 1.5}, ValueError, "dropout_prob must be a number from 0 to 1, got 1.5"),

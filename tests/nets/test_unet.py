@@ -256,6 +256,7 @@ def test_options_reach_the_layers() -> None:
         ({"profile": "cubic"}, ValueError, "profile must be one of.*got 'cubic'"),
         ({"conv": "dense"}, ValueError, "conv must be one of.*got 'dense'"),
         ({"algorithm": "fft"}, ValueError, "algorithm must be one of.*got 'fft'"),
+        ({"deep_supervision": "false"}, TypeError, "deep_supervision must be True or False, got 'false'"),
         ({"dropout_prob": 1.5}, ValueError, "dropout_prob must be a number from 0 to 1, got 1.5"),
         ({"norm": "batches"}, ValueError, "norm='batches' gives no layer"),
         ({"act": "relue"}, ValueError, "act='relue' gives no layer"),
