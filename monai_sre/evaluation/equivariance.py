@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import combinations
+from numbers import Real
 from typing import Any
 
 import torch
@@ -173,9 +174,9 @@ class _Action:
     margin: float = 0.0
 
     def prepare(self, x: Tensor) -> Tensor:
-        """The input to compare with: faded to zero outside the disc where ``g`` is a rotation by an angle."""
+        """A new tensor to compare with: faded to zero outside the disc where ``g`` is a rotation by an angle."""
         if self.plane is None:
-            return x
+            return x.clone()
         radius = min(x.shape[dim] for dim in self.plane) / 2
         return x * self._disc(x, (1 - self.margin) * radius, soft=self.margin * radius)
 
@@ -208,14 +209,14 @@ def _resolve(transforms: Transforms, x: Tensor, interpolation: str, margin: floa
         return {name: _Action(function) for name, function in transforms.items()}
     group = lattice_symmetries(ndim)
     actions: dict[str, _Action] = {}
-    for item in (transforms,) if isinstance(transforms, (str, int, float)) else transforms:
+    for item in (transforms,) if isinstance(transforms, (str, int, float, Real)) else transforms:
         if item == "lattice":
             actions.update({name: _Action(symmetry) for name, symmetry in group.items()})
         elif item == "generators":
             actions.update({name: _Action(symmetry) for name, symmetry in lattice_generators(ndim).items()})
         elif isinstance(item, str) and item in group:
             actions[item] = _Action(group[item])
-        elif isinstance(item, (int, float)) and not isinstance(item, bool) and ndim > 1:
+        elif isinstance(item, Real) and not isinstance(item, bool) and ndim > 1:
             for axes in combinations(range(ndim), 2):
                 plane = (axes[0] - ndim, axes[1] - ndim)
                 name = f"{item:g} deg" if ndim == 2 else f"{item:g} deg ({axes[0]},{axes[1]})"
@@ -325,7 +326,8 @@ class _Recorder:
                 continue
 
             def turn(tensor: Tensor, action: _Action = action) -> Tensor:
-                return action.apply(tensor) if tensor.dim() >= self.ndim else tensor.clone()
+                copy = tensor.clone()  # of which a transformation may give a view
+                return action.apply(copy) if tensor.dim() >= self.ndim else copy
 
             args, kwargs = _mapped(call, turn)
             try:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -68,6 +69,20 @@ def test_error_by_hand() -> None:
     x = torch.zeros(1, 1, 5)
     x[0, 0, 2] = 1
     assert equivariance_error(net, x) == {"identity": 0.0, "flip(0)": pytest.approx(2**0.5)}
+
+
+def test_modules_in_place_leave_the_input_alone() -> None:
+    net = nn.Sequential(nn.LeakyReLU(0.1, inplace=True), nn.AvgPool2d(3, 1, 1))
+    x = torch.randn(1, 1, 9, 9)
+    before = x.clone()
+    assert max(equivariance_error(net, x).values()) < 1e-6
+    assert max(max(errors.values()) for errors in layer_errors(net, x, "lattice").values()) < 1e-6
+    assert torch.equal(x, before)
+
+
+def test_angles_of_numpy() -> None:
+    net, x = CentredAvgPool2d(2), torch.randn(1, 1, 12, 12)
+    assert equivariance_error(net, x, np.array([30, 45])) == equivariance_error(net, x, [30, 45])
 
 
 def test_nested_outputs_and_the_worst_of_them() -> None:
