@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,9 @@ from monai.inferers import SimpleInferer
 from monai.utils import set_determinism
 
 from monai_sre.data.dataset import BatchLoader, mix_seed
+
+#: What PyTorch's schedules call the number of epochs after which they end.
+_LENGTHS = ("T_max", "total_iters")
 
 
 class EpochSeed:
@@ -81,9 +86,12 @@ class Checkpoints:
         patience: end the training after so many validations without improvement; 0 is never.
         rank: rank of this process; only rank 0 writes.
 
+    A run that is resumed with more epochs, or fewer, goes on along the learning rates of a run of so many epochs.
+
     Raises:
         FileNotFoundError: ``resume`` is on and there is no ``last.pt``.
-        ValueError: ``last.pt`` cannot be read or is of another network, or the training it holds is complete.
+        ValueError: ``last.pt`` cannot be read or is of another network, or the training it holds is complete; or, in the
+            training, the metric is NaN.
     """
 
     def __init__(
@@ -118,6 +126,8 @@ class Checkpoints:
         path = self.folder / "last.pt"
         if not path.is_file():
             raise FileNotFoundError(f"resume=True, but ckpt_dir={str(self.folder)!r} holds no last.pt to resume from")
+        scheduler = self.parts["lr_scheduler"]
+        lengths = {name: getattr(scheduler, name) for name in _LENGTHS if hasattr(scheduler, name)}
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
             for name, part in self.parts.items():
@@ -127,13 +137,33 @@ class Checkpoints:
             raise ValueError(f"cannot resume from {path}: it is damaged or of another network ({error})") from error
         if epoch >= engine.state.max_epochs:
             raise ValueError(f"{path} holds a training that is complete at epoch {epoch}; give a larger max_epochs")
+        if any(getattr(scheduler, name) != length for name, length in lengths.items()):
+            self._replay(lengths)
         engine.state.epoch = epoch
         engine.state.iteration = epoch * engine.state.epoch_length
+
+    def _replay(self, lengths: dict[str, int]) -> None:
+        """Bring the learning rates to where a schedule of other lengths has them now."""
+        scheduler, optimizer = self.parts["lr_scheduler"], self.parts["optimizer"]
+        done, scheduler.last_epoch = scheduler.last_epoch, 0
+        for name, length in lengths.items():
+            setattr(scheduler, name, length)
+        for group in optimizer.param_groups:
+            group["lr"] = group["initial_lr"]
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
+            for _ in range(done):
+                scheduler.step()
 
     def _save(self, engine: Engine) -> None:
         if self._validated:
             self._validated = False
             score = float(self.evaluator.state.metrics[self.metric])
+            if math.isnan(score):
+                raise ValueError(
+                    f"the validation metric {self.metric!r} is NaN at epoch {engine.state.epoch}, so no epoch can be chosen: "
+                    "the training has diverged, or the validation data lack a class (or any foreground)"
+                )
             self.waited = 0 if score > self.best else self.waited + 1
             if score > self.best:
                 self.best = score

@@ -63,6 +63,39 @@ def test_patience_ends_the_training_and_is_remembered(tmp_path: Path) -> None:
     assert trainer.state.epoch == 3
 
 
+def test_nothing_is_chosen_by_nan(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="'score' is NaN at epoch 2"):
+        run_epochs(tmp_path, [0.5, float("nan"), 0.7])
+    assert saved_weight(tmp_path) == saved_weight(tmp_path, "last.pt") == 1.0
+
+
+@pytest.mark.parametrize(("first", "whole"), [(4, 8), (4, 4), (4, 6)])
+def test_a_longer_run_goes_on_along_its_own_learning_rates(tmp_path: Path, first: int, whole: int) -> None:
+    rates: dict[str, list[float]] = {}
+
+    def train(name: str, epochs: int, stop: int, resume: bool = False) -> None:
+        network = torch.nn.Linear(1, 1)
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.5)
+        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=epochs, eta_min=0.1)
+
+        def step(_: Engine, __: object) -> None:
+            rates.setdefault(name, []).append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+
+        trainer = Engine(step)
+        trainer.state.max_epochs, trainer.state.epoch_length = epochs, 1
+        trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda _: scheduler.step())
+        Checkpoints(tmp_path / name, network, optimizer, scheduler, Engine(step), "score", resume).attach(trainer)
+        trainer.add_event_handler(Events.EPOCH_COMPLETED(once=stop), lambda engine: engine.terminate())
+        trainer.run([0], max_epochs=epochs)
+
+    train("whole", whole, whole)
+    train("parts", first, 3)
+    train("parts", whole, whole, resume=True)
+    assert rates["parts"][3:] == pytest.approx(rates["whole"][3:])
+    assert len(rates["parts"]) == whole
+
+
 def test_only_rank_zero_writes(tmp_path: Path) -> None:
     network = torch.nn.Linear(1, 1)
     optimizer = torch.optim.SGD(network.parameters(), lr=1.0)
