@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from monai.data import NibabelReader, PILReader
+from PIL import Image, ImageOps
 
 from .dataset import DatasetInfo, LabelledImages
 from .geometry import background_value, resize_batch
@@ -57,8 +58,8 @@ def read_image(
     """Read a PNG, JPEG (or other picture), NIfTI, npy or npz file (of one array) as a network's input.
 
     NIfTI volumes are turned to the closest RAS axes and resampled to cubic voxels, so that a rotation is a rotation in
-    millimetres; axes of one voxel at the end are dropped, so a slice becomes an image. Pictures keep rows and columns
-    as displayed; palettes and transparency become RGB.
+    millimetres; axes of one voxel are dropped, so a slice of any direction becomes an image. Pictures keep rows and columns
+    as displayed, turned as their EXIF orientation says; palettes and transparency become RGB.
 
     Args:
         path: the file.
@@ -90,11 +91,7 @@ def read_image(
         image = scale_to_unit(image[None], intensity_range)[0]
     if size is None:
         return image
-    fitted = _fit(image.float()[None], size, Grid(tuple(image.shape[1:]), affine))[0]
-    if not eight_bit:
-        return fitted
-    # The halves that interpolation makes must not be rounded by the last bit of a float, or a turned image differs.
-    return (fitted + 1e-3).round().clamp(0, 255).to(torch.uint8)
+    return fit_images(image[None], size, affine)[0]
 
 
 def is_nifti(path: Path) -> bool:
@@ -110,9 +107,13 @@ def read_array(path: Path) -> tuple[np.ndarray, np.ndarray]:
     if is_nifti(path):
         reader = NibabelReader(as_closest_canonical=True)
         array, meta = reader.get_data(reader.read(path))
-        while array.ndim > 2 and array.shape[-1] == 1:
+        affine = np.asarray(meta["affine"])
+        while array.ndim > 3 and array.shape[-1] == 1:
             array = array[..., 0]
-        return array[None], np.asarray(meta["affine"])
+        for axis in [axis for axis in reversed(range(array.ndim)) if array.shape[axis] == 1]:
+            if array.ndim > 2:
+                array, affine = array.squeeze(axis), np.insert(np.delete(affine, axis, 1), 2, affine[:, axis], 1)
+        return array[None], affine
     affine = np.eye(4)
     if path.suffix.lower() == ".npy":
         array = np.load(path, allow_pickle=False)
@@ -122,8 +123,7 @@ def read_array(path: Path) -> tuple[np.ndarray, np.ndarray]:
                 raise ValueError(f"it holds {len(archive.files)} arrays; expected one image")
             array = archive[archive.files[0]]
     else:
-        picture = PILReader(converter=lambda im: im.convert(_MODES[im.mode]) if im.mode in _MODES else im,
-                            reverse_indexing=False)  # fmt: skip
+        picture = PILReader(converter=as_displayed, reverse_indexing=False)
         array = picture.get_data(picture.read(path))[0]
         affine = affine[:, [1, 0, 2, 3]]
     if array.ndim in (3, 4) and array.shape[-1] in (1, 3, 4):
@@ -131,13 +131,36 @@ def read_array(path: Path) -> tuple[np.ndarray, np.ndarray]:
     return array[None], affine
 
 
-def _fit(x: torch.Tensor, size: int, grid: Grid) -> torch.Tensor:
-    inner = grid.inscribed(size)
-    x = resize_batch(x, inner)
-    if all(side == size for side in inner):
+def as_displayed(picture: Image.Image, palette: bool = False) -> Image.Image:
+    """A picture turned as its EXIF orientation says; palettes (or keep these) and transparency become RGB."""
+    picture = ImageOps.exif_transpose(picture)
+    return picture.convert(_MODES[picture.mode]) if picture.mode in _MODES and not palette else picture
+
+
+def fit_images(images: torch.Tensor, size: int, affine: np.ndarray | None = None) -> torch.Tensor:
+    """Bring the longest side of images that are alike to ``size`` and pad the others equally with each one's background.
+
+    Args:
+        images: ``(N, C, *spatial)``, uint8 or floating.
+        size: side length of the squares, or cubes.
+        affine: ``(4, 4)``, of their pixels, see :class:`Grid`; None is the identity.
+
+    Returns:
+        ``(N, C, size, ...)`` in the dtype of ``images``.
+
+    Example:
+        >>> fit_images(torch.tensor([[[[7, 7, 9, 9]]]], dtype=torch.uint8), 2)[0, 0].tolist()
+        [[7, 9], [7, 9]]
+    """
+    inner = Grid(tuple(images.shape[2:]), np.eye(4) if affine is None else affine).inscribed(size)
+    x = resize_batch(images.float(), inner)
+    if any(side != size for side in inner):
+        fill = background_value(x)
+        x = F.pad(x - fill, [(size - side) // 2 for side in reversed(inner) for _ in range(2)]) + fill
+    if images.is_floating_point():
         return x
-    fill = background_value(x)
-    return F.pad(x - fill, [(size - side) // 2 for side in reversed(inner) for _ in range(2)]) + fill
+    # The halves that interpolation makes must not be rounded by the last bit of a float, or a turned image differs.
+    return (x + 1e-3).round().clamp(0, 255).to(images.dtype)
 
 
 def _open(path: Path) -> dict[str, Any]:
@@ -150,7 +173,7 @@ def _open(path: Path) -> dict[str, Any]:
             f"{path} is not a datalist; expected lists 'training', 'validation', 'test' of image and label"
         )
     for section in _SECTIONS.values():
-        for number, entry in enumerate(content.get(section, [])):
+        for number, entry in enumerate(content.get(section) or []):
             if not isinstance(entry, dict) or not isinstance(entry.get("image"), str) or "label" not in entry:
                 raise ValueError(f"{path}: {section}[{number}] is {entry!r}; expected {{'image': path, 'label': ...}}")
     return content
@@ -175,10 +198,27 @@ def _labels(path: Path, content: dict[str, Any]) -> dict[str, np.ndarray]:
     return found
 
 
+def _class_names(path: Path, labels: Any) -> list[str]:
+    if isinstance(labels, list):
+        return [str(name) for name in labels]
+    if isinstance(labels, dict):
+        turned = all(isinstance(value, int) for value in labels.values())
+        try:
+            numbers = {int(value if turned else key): key if turned else str(value) for key, value in labels.items()}
+        except ValueError:
+            numbers = {}
+        if sorted(numbers) == list(range(len(labels))):
+            return [numbers[number] for number in range(len(labels))]
+    raise ValueError(
+        f"{path}: 'labels' is {labels!r}; expected a list of class names, or {{'0': name, '1': name, ...}}"
+    )
+
+
 def datalist_info(path: str | Path, size: int = 28, task: str | None = None) -> DatasetInfo:
     """Describe a MONAI datalist; its first image tells dimensions and channels.
 
-    Optional entries of the JSON: ``"labels"``, the class names (a list, or MSD's ``{"0": name, ...}``), and ``"task"``.
+    Optional entries of the JSON: ``"labels"``, the class names (a list, MSD's ``{"0": name, ...}`` or nnU-Net's ``{name: 0,
+    ...}``), and ``"task"``.
 
     Args:
         path: the JSON file: lists ``training``, ``validation``, ``test`` of ``{"image": path relative to the JSON,
@@ -194,8 +234,7 @@ def datalist_info(path: str | Path, size: int = 28, task: str | None = None) -> 
     content = _open(path)
     labels = _labels(path, content)
     multi = next(iter(labels.values())).ndim == 2
-    names = content.get("labels", [])
-    names = [str(names[key]) for key in sorted(names, key=int)] if isinstance(names, dict) else [str(n) for n in names]
+    names = _class_names(path, content.get("labels") or [])
     top = max(int(values.max()) for values in labels.values())
     classes = next(iter(labels.values())).shape[1] if multi else max(top + 1, len(names), 2)
     if (multi and top > 1) or (names and len(names) != classes):

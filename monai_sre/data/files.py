@@ -21,7 +21,7 @@ _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".nii", ".nii.gz"
 
 
 def find_images(source: str | Path | Sequence[str | Path]) -> list[Path]:
-    """The files to infer on: those named, and those in the folders named whose suffix is an image's.
+    """The files to infer on: those named, and those in the folders named whose suffix is an image's and that are not hidden.
 
     Raises:
         FileNotFoundError: a name is neither a file nor a folder, or no image is found at all.
@@ -31,7 +31,7 @@ def find_images(source: str | Path | Sequence[str | Path]) -> list[Path]:
     for item in map(Path, sources):
         if item.is_dir():
             found += sorted(
-                path for path in item.rglob("*") if path.is_file() and path.name.lower().endswith(_SUFFIXES)
+                path for path in item.rglob("*") if path.is_file() and _is_shown_image(path.relative_to(item))
             )
         elif item.is_file():
             found.append(item)
@@ -42,6 +42,10 @@ def find_images(source: str | Path | Sequence[str | Path]) -> list[Path]:
             f"no image in {[str(item) for item in sources]}: files must end in {', '.join(_SUFFIXES)}"
         )
     return found
+
+
+def _is_shown_image(path: Path) -> bool:
+    return path.name.lower().endswith(_SUFFIXES) and not any(part.startswith(".") for part in path.parts)
 
 
 def relative_names(paths: Sequence[Path]) -> list[str]:
@@ -56,11 +60,15 @@ def relative_names(paths: Sequence[Path]) -> list[str]:
     return [os.path.relpath(path, root) for path in absolute]
 
 
-def file_grids(path: Path) -> tuple[Grid, Grid]:
+def file_grids(path: Path, size: int | None = None) -> tuple[Grid, Grid]:
     """The grid of an image file, and that of the square image which :class:`FileImages` makes of it.
 
     The file's own grid is that of NIfTI. Files that say nothing about space have an identity affine; of pictures, the first
     axis is that of the columns, as MONAI reads them.
+
+    Args:
+        path: the file.
+        size: side of the square; None: the longest side of the image.
 
     Raises:
         OSError: the file is missing.
@@ -75,7 +83,7 @@ def file_grids(path: Path) -> tuple[Grid, Grid]:
     """
     array, affine = read_array(path)
     seen = Grid(array.shape[1:], affine)
-    side = max(seen.shape)
+    side = size or max(seen.shape)
     steps = [old / new for old, new in zip(seen.shape, seen.inscribed(side), strict=True)]
     square = seen.around([side] * len(steps), steps)
     if is_nifti(path):
@@ -91,13 +99,15 @@ class FileImages(Dataset):
     ``"name"`` is the path from the deepest folder that holds all files.
 
     A file that cannot be used has a zero image, and in ``"error"`` one sentence that says why; it is an empty string for
-    the others. Images that are not square are padded to a square with their background; volumes likewise. A grey image
-    feeds a network of three channels; a coloured file whose channels are equal feeds a network of one.
+    the others. Images are brought to a square of ``info.size`` as those of a datalist are (see :func:`read_image`), so that a
+    network sees what it was trained on; volumes likewise. A grey image feeds a network of three channels; a coloured file
+    whose channels are equal feeds a network of one.
 
     Args:
         data: a file, a folder (searched through all levels), or a list of them.
-        info: what the network expects: dimensions, channels.
+        info: what the network expects: dimensions, channels, and the size of the images that it was trained on.
         transform: brings a batch ``(1, C, *spatial)`` to the network's size and scale, as in validation.
+        intensity_range: as in the training, see :func:`scale_to_unit`; applied to all but 8-bit data.
 
     Raises:
         FileNotFoundError: a name is neither a file nor a folder, or no image is found at all.
@@ -117,9 +127,10 @@ class FileImages(Dataset):
         data: str | Path | Sequence[str | Path],
         info: DatasetInfo,
         transform: Callable[[Tensor], Tensor],
+        intensity_range: tuple[float, float] | None = None,
     ) -> None:
         super().__init__(data=find_images(data), transform=transform)
-        self.info, self.names = info, relative_names(self.data)
+        self.info, self.intensity_range, self.names = info, intensity_range, relative_names(self.data)
 
     def _transform(self, index: int) -> Any:
         path = self.data[index]
@@ -132,10 +143,7 @@ class FileImages(Dataset):
         return {"image": image, "path": str(path), "name": self.names[index], "error": error}
 
     def _open(self, path: Path) -> Tensor:
-        image = read_image(path)
-        longest = max(image.shape[1:])
-        if is_nifti(path) or any(side != longest for side in image.shape[1:]):
-            image = read_image(path, longest)
+        image = read_image(path, self.info.size, self.intensity_range)
         if image.dim() - 1 != self.info.spatial_dims:
             raise ValueError(
                 f"{path} has {image.dim() - 1} spatial axes; the network takes images of {self.info.spatial_dims}"

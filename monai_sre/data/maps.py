@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Hashable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from monai.utils import convert_to_tensor
 from scipy import ndimage
 from torch import Tensor
 
-from .datalist import _MODES, is_nifti
+from .datalist import as_displayed, is_nifti
 
 __all__ = ["CheckImaged", "ClassMapd", "FieldOfViewd", "IgnoreOutsided", "NormalizeFieldd", "ReadImaged"]
 
@@ -30,7 +31,7 @@ class ReadImaged(MapTransform):
 
     What MONAI's ``LoadImaged`` gives, with one sentence where it cannot: it would try all its readers, and list what each
     of them says. The fourth axis of NIfTI becomes the channels; arrays have none. Pictures are columns by rows, as always in
-    MONAI.
+    MONAI, turned as their EXIF orientation says.
 
     Args:
         keys: of the paths.
@@ -72,11 +73,7 @@ class ReadImaged(MapTransform):
             return NibabelReader()
         if name.endswith((".npy", ".npz")):
             return NumpyReader()
-        return PILReader(converter=None if self.as_classes else _without_palette)
-
-
-def _without_palette(image: Any) -> Any:
-    return image.convert(_MODES[image.mode]) if image.mode in _MODES else image
+        return PILReader(converter=partial(as_displayed, palette=self.as_classes))
 
 
 class CheckImaged(MapTransform):

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from monai.apps.utils import download_url
 
-from .datalist import datalist_info, load_datalist, scale_to_unit
+from .datalist import datalist_info, fit_images, load_datalist, scale_to_unit
 from .dataset import DatasetInfo, LabelledImages
 from .demo import DEMO_NAMES, demo_arrays, demo_info
 from .npz import SPLITS, inspect_npz, read_member, to_images, to_labels
@@ -110,7 +110,7 @@ def load_dataset(
         dataset_dir: folder of the data; a relative file name is looked for here after the working directory.
         split: ``"train"``, ``"val"`` or ``"test"``.
         size: side length: of the MedMNIST edition, of the demo patches, or to which the images of a datalist are
-            brought. A user's npz keeps its own size.
+            brought. A user's npz keeps its own size; images that are not square are padded to squares with their background.
         download: fetch a missing MedMNIST file (with a progress bar; only on rank 0 of a distributed run).
         check_md5: refuse a file under an official name whose MD5 is not the official one. False accepts a modified
             file, which must still have the right layout. Hashing costs about 2 s per GB, once per process.
@@ -157,6 +157,8 @@ def load_dataset(
         if not bool(torch.isfinite(images).all()):
             raise ValueError(f"{path}: {split}_images holds NaN or infinite values; every pixel must be finite")
         images = scale_to_unit(images, intensity_range)
+    if len(set(images.shape[2:])) > 1:
+        images = torch.cat([fit_images(part, info.size) for part in images.split(256)])
     return LabelledImages(images, to_labels(labels[split], info), info, transform)
 
 

@@ -18,7 +18,7 @@ def find_pairs(
     """Pair images and masks by their names, in the order of these.
 
     Each pattern is a path below ``dataset_dir`` with one ``*``; an image and a mask belong together when their ``*`` stand
-    for the same text. The retinal sets, for example:
+    for the same text. Hidden files, whose names begin with a dot, do not count. The retinal sets, for example:
 
     * CHASE_DB1: ``images/*.jpg`` and ``labels1/*_1stHO.png``
     * DRIVE: ``training/images/*_training.tif`` and ``training/1st_manual/*_manual1.gif``
@@ -110,7 +110,7 @@ def _match(folder: Path, name: str, pattern: str) -> dict[str, Path]:
     if pattern.count("*") != 1:
         raise ValueError(f"{name} must be a pattern with one '*', such as 'images/*.png', got {pattern!r}")
     head, tail = pattern.split("*")
-    files = sorted(folder.glob(f"{glob.escape(head)}*{glob.escape(tail)}"))
+    files = sorted(file for file in folder.glob(f"{glob.escape(head)}*{glob.escape(tail)}") if file.name[0] != ".")
     keys = [file.relative_to(folder).as_posix() for file in files]
     found = {key[len(head) : len(key) - len(tail)]: file for key, file in zip(keys, files, strict=True)}
     if not found:
@@ -119,7 +119,7 @@ def _match(folder: Path, name: str, pattern: str) -> dict[str, Path]:
 
 
 def _from_datalist(path: Path, section: str) -> list[dict[str, str]]:
-    entries: list[dict[str, Any]] = _open(path).get(section, [])
+    entries: list[dict[str, Any]] = _open(path).get(section) or []
     for number, entry in enumerate(entries):
         if not isinstance(entry["label"], str):
             raise ValueError(

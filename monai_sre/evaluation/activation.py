@@ -79,18 +79,19 @@ class ClassActivation:
         coarse = seen.around(values.shape, getattr(self.network, "reduction", None))
         return coarse.resample(values.float().cpu().numpy(), target)
 
-    def save(self, values: Tensor, size: Sequence[int], source: Path, target: Path) -> None:
+    def save(self, values: Tensor, shape: Sequence[int], source: Path, target: Path, size: int | None = None) -> None:
         """Write a map as NIfTI on the grid of its image file, see :func:`monai_sre.data.file_grids`.
 
         Args:
             values: the map, shape ``(*coarse)``.
-            size: ``(*spatial)`` of the network's input, to which the image of :class:`monai_sre.data.FileImages` was resized.
+            shape: ``(*spatial)`` of the network's input.
             source: the image file; NIfTI gives its affine and header.
             target: of the map.
+            size: side of the square that :class:`monai_sre.data.FileImages` made of the file; None: its longest side.
 
         Raises:
             OSError: a file cannot be read or written.
         """
-        own, square = file_grids(source)
-        found = self.resample(values, square.around(size), own)
+        own, square = file_grids(source, size)
+        found = self.resample(values, square.around(shape), own)
         save_like(found, nibabel.load(source) if is_nifti(source) else nibabel.Nifti1Image(found, own.affine), target)

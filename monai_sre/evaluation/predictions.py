@@ -148,7 +148,8 @@ class PredictionWriter(FileTable):
                 if not error:
                     try:
                         target = self.claim(batch["name"][index], "_activation.nii.gz", path)
-                        self.activation.save(maps[index], output["image"].shape[2:], Path(path), target)
+                        shape = output["image"].shape[2:]
+                        self.activation.save(maps[index], shape, Path(path), target, self.info.size)
                         row["activation"] = str(target)
                     except OSError as problem:
                         error = f"{path}: its activation map cannot be written: {problem}"

@@ -56,7 +56,6 @@ def toy(dims: int, folder: Path, **options: Any) -> dict[str, Any]:
     common: dict[str, Any] = {
         "dataset_name": f"toy{dims}",
         "dataset_dir": str(folder),
-        "image_size": 12,
         "batch_size": 8,
     }
     common["learning_rate"] = 0.02 if dims == 2 else 0.01
@@ -215,6 +214,48 @@ def test_inference_reports_bad_files_and_does_the_others(
     expected = rows(tmp_path / "evaluation/predictions.csv")
     for name, index in (("a.npy", 0), ("b.npz", 1)):  # the same image gives the same row as in evaluation
         assert float(table[name]["p(0)"]) == pytest.approx(float(expected[index]["p(0)"]), abs=1e-6)
+
+
+def test_inference_sees_what_evaluation_sees(trained: dict[int, Path], tmp_path: Path) -> None:
+    """Files of any kind, shape and range of intensities, listed in a datalist or in a folder."""
+    rng, images = np.random.default_rng(0), tmp_path / "images"
+    images.mkdir()
+    Image.fromarray(rng.integers(0, 256, (30, 20), dtype=np.uint8)).save(images / "a.png")
+    np.save(images / "b.npy", rng.integers(-50, 300, (25, 25), dtype=np.int16))
+    for name, shape in (("c.nii.gz", (1, 20, 33)), ("d.nii.gz", (40, 1, 40))):
+        affine = np.diag([4.0, 1.0, 1.5, 1.0])
+        nibabel.save(nibabel.Nifti1Image(rng.integers(0, 900, shape, dtype=np.int16), affine), images / name)
+    names = sorted(path.name for path in images.iterdir())
+    entries = [{"image": f"images/{name}", "label": index % 2} for index, name in enumerate(names)]
+    (tmp_path / "list.json").write_text(json.dumps({"test": entries}))
+    options = {**toy(2, tmp_path, dataset_name="list.json", size=12), "ckpt_dir": str(trained[2] / "models")}
+    tables = {}
+    for window in (None, [0, 255]):
+        options |= {"image_size": 12, "intensity_range": window}
+        run(2, "train", "evaluate", **options, output_dir=str(tmp_path / "evaluation"))
+        run(2, "inference", **options, output_dir=str(tmp_path / "out"), input=str(images))
+        found, expected = rows(tmp_path / "out/predictions.csv"), rows(tmp_path / "evaluation/predictions.csv")
+        for row, other in zip(found, expected, strict=True):
+            assert float(row["p(0)"]) == pytest.approx(float(other["p(0)"]), abs=2e-6)
+        tables[str(window)] = [row["p(0)"] for row in found]
+    same = [first == second for first, second in zip(*tables.values(), strict=True)]
+    assert same == [True, False, False, False]  # 8-bit files have their range
+
+
+def test_validation_that_cannot_choose_an_epoch_ends_the_training(toy_dir: Path, tmp_path: Path) -> None:
+    arrays = dict(np.load(toy_dir / "toy2.npz"))
+    np.savez(tmp_path / "one.npz", **arrays | {"val_labels": np.zeros_like(arrays["val_labels"])})
+    options = toy(2, tmp_path, dataset_name="one", progress=False, output_dir=str(tmp_path / "out"))
+    with pytest.raises(RuntimeError) as caught:
+        run(2, "train", **options, max_epochs=2)
+    assert "'val_auc' is NaN at epoch 1" in chain(caught.value)
+
+
+def test_a_training_shorter_than_the_interval_of_validations_leaves_a_model(toy_dir: Path, tmp_path: Path) -> None:
+    options = toy(2, toy_dir, progress=False, output_dir=str(tmp_path))
+    run(2, "train", **options, max_epochs=2, val_interval=5)
+    assert (tmp_path / "models/model.pt").is_file()
+    assert [bool(row["val_auc"]) for row in rows(tmp_path / "metrics.csv")] == [False, True]
 
 
 @pytest.mark.parametrize("dims", [2, 3])

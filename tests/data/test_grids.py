@@ -63,15 +63,17 @@ FILES = {
     "tilted volume": ("a.nii.gz", (20, 8, 5), TILTED),
     "slice": ("a.nii.gz", (20, 13, 1), np.diag([-1.0, 1.5, 4.0, 1.0])),
     "turned slice": ("a.nii.gz", (1, 20, 13), np.diag([-1.0, 1.5, 4.0, 1.0])[:, [2, 0, 1, 3]]),
+    "sagittal slice": ("a.nii.gz", (20, 13, 1), np.diag([4.0, -1.0, 1.5, 1.0])[:, [1, 2, 0, 3]]),
+    "coronal slice": ("a.nii", (20, 1, 13), np.diag([1.0, 4.0, 1.5, 1.0])),
     "array": ("a.npy", (11, 20), np.eye(4)),
     "picture": ("a.png", (11, 20), np.eye(4)),
 }
 
 
-@pytest.mark.parametrize("size", [None, 37])
+@pytest.mark.parametrize(("stored", "size"), [(20, None), (20, 37), (26, None)])
 @pytest.mark.parametrize(("name", "shape", "affine"), FILES.values(), ids=FILES)
 def test_the_square_of_a_file_lies_where_file_grids_says(
-    tmp_path: Path, name: str, shape: tuple[int, ...], affine: np.ndarray, size: int | None
+    tmp_path: Path, name: str, shape: tuple[int, ...], affine: np.ndarray, stored: int, size: int | None
 ) -> None:
     """Of an image that is a linear function of space the pixels tell where they are."""
     own = Grid(shape, affine)
@@ -84,10 +86,10 @@ def test_the_square_of_a_file_lies_where_file_grids_says(
     assert 0 < values.min() < values.max() < 1  # so that intensities are left as they are
     save(tmp_path / name, values, affine)
     dims = 2 if 1 in shape else len(shape)
-    info = DatasetInfo("toy", dims, 28, "binary-class", 1, 2, ("no", "yes"))
+    info = DatasetInfo("toy", dims, stored, "binary-class", 1, 2, ("no", "yes"))
     (item,) = FileImages(tmp_path, info, BatchPreprocess(size, mean=0, std=1))
     assert item["error"] == ""
-    found, square = file_grids(tmp_path / name)
+    found, square = file_grids(tmp_path / name, stored)
     assert found.shape == shape
     np.testing.assert_allclose(found.affine, affine, atol=1e-6)
     seen = square.around(item["image"].shape[1:])

@@ -16,6 +16,7 @@ def test_items_of_good_and_bad_files(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         np.save(tmp_path / name, array)
     (tmp_path / "sub/d.png").write_text("no picture")
+    (tmp_path / "sub/._d.png").write_text("hidden")
     transform = Compose([ReadImaged("image"), CheckImaged("image", 1, 2), Flipd("image", spatial_axis=0)])
     items = list(TransformedFiles(tmp_path, transform, num_channels=1, spatial_dims=2))
     assert [item["name"] for item in items] == ["a.npy", "sub/b.npy", "sub/c.npy", "sub/d.png"]

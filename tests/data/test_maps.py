@@ -9,9 +9,9 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
-from monai_sre.data import CheckImaged, ClassMapd, FieldOfViewd, IgnoreOutsided, NormalizeFieldd, ReadImaged
+from monai_sre.data import CheckImaged, ClassMapd, FieldOfViewd, IgnoreOutsided, NormalizeFieldd, ReadImaged, read_image
 
 # Reading --------------------------------------------------------------------------------------------------------------
 
@@ -43,6 +43,19 @@ def test_palettes_are_colours_in_images_and_classes_in_masks(tmp_path: Path) -> 
     indices.save(tmp_path / "a.png")
     assert read(tmp_path / "a.png")[:, 1, 0].tolist() == [255, 0, 0]
     assert read(tmp_path / "a.png", as_classes=True).tolist() == [[[0, 2], [1, 1]]]
+
+
+def test_pictures_are_turned_as_they_are_displayed(tmp_path: Path) -> None:
+    pixels = np.zeros((3, 5), dtype=np.uint8)
+    pixels[0, 0] = 200
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6  # to be displayed turned clockwise by 90 degrees
+    Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
+    expected = np.rot90(pixels, -1)
+    assert expected[0, 2] == 200
+    for mask in (False, True):
+        assert np.array_equal(read(tmp_path / "a.png", as_classes=mask)[0].numpy().T, expected)
+    assert np.array_equal(read_image(tmp_path / "a.png")[0].numpy(), expected)
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.nii.gz", "a.npy", "a.npz"])

@@ -22,6 +22,7 @@ from PIL import Image
 from monai_sre.data import (
     BatchLoader,
     DatasetInfo,
+    FileImages,
     LabelledImages,
     dataset_info,
     load_dataset,
@@ -232,6 +233,18 @@ def test_own_npz_by_name_and_by_path(tmp_path: Path) -> None:
         dataset_info("mine", tmp_path, task="multi-label, binary-class")
 
 
+def test_own_npz_of_oblong_images_is_padded_as_files_are(tmp_path: Path) -> None:
+    arrays = arrays_like(DatasetInfo("mine", 2, 12, "binary-class", 1, 2, ("0", "1")))
+    arrays = {key: value[:, :, :7] if "images" in key else value for key, value in arrays.items()}
+    np.savez(tmp_path / "mine.npz", **arrays)
+    data = load_dataset("mine", tmp_path, "train")
+    assert data.images.shape[1:] == (1, data.info.size, data.info.size) == (1, 12, 12)
+    assert data.images.dtype == torch.uint8
+    np.save(tmp_path / "a.npy", arrays["train_images"][1])
+    (item,) = FileImages(tmp_path / "a.npy", data.info, lambda x: x)
+    assert torch.equal(item["image"], data.images[1])
+
+
 def test_uncompressed_pixels_are_mapped_and_their_checksum_is_verified(tmp_path: Path) -> None:
     arrays = arrays_like(dataset_info("bloodmnist"))
     path = tmp_path / "mine.npz"
@@ -284,6 +297,8 @@ def test_datalist_of_pictures(tmp_path: Path) -> None:
     write_datalist(tmp_path, lists, labels={"0": "a", "1": "b", "2": "c"})
     info = dataset_info("mine", tmp_path, size=20)
     assert info == DatasetInfo("mine", 2, 20, "multi-class", 3, 3, ("a", "b", "c"))
+    write_datalist(tmp_path, lists, labels={"c": 2, "a": 0, "b": 1})  # as nnU-Net has it
+    assert dataset_info("mine", tmp_path, size=20) == info
     data = load_dataset("mine", tmp_path, "train", size=20, progress=False)
     assert data.images.shape == (2, 3, 20, 20)
     assert data.images.dtype == torch.uint8
@@ -321,6 +336,8 @@ def test_datalist_of_volumes_is_isotropic_and_multi_label(tmp_path: Path) -> Non
     np.testing.assert_allclose(data.images[0, 0, 1:11, :, 1::3].numpy(), unit[::-1], atol=1e-5)
     nibabel.save(nibabel.Nifti1Image(volume[..., :1], affine), tmp_path / "slice.nii")
     assert read_image(tmp_path / "slice.nii").shape == (1, 10, 12)
+    nibabel.save(nibabel.Nifti1Image(volume[:1], affine), tmp_path / "slice.nii")
+    assert read_image(tmp_path / "slice.nii").shape == (1, 12, 4)
 
 
 @pytest.mark.parametrize(
@@ -330,14 +347,20 @@ def test_datalist_of_volumes_is_isotropic_and_multi_label(tmp_path: Path) -> Non
         ("[1]", "not a datalist"),
         ('{"training": [{"image": "a.png"}]}', r"training\[0\]"),
         ('{"training": [{"image": "a.png", "label": "x"}]}', "whole numbers"),
+        (
+            '{"training": [{"image": "a.png", "label": 1}], "labels": {"a": 0, "b": 2}}',
+            "expected a list of class names",
+        ),
+        ('{"training": [{"image": "a.png", "label": 1}], "labels": "ab"}', "'labels' is 'ab'; expected a list"),
+        ('{"training": [{"image": "a.png", "label": 1}], "labels": null, "test": null}', r"a\.png is missing"),
         ('{"training": [{"image": "a.png", "label": [0, 1]}, {"image": "b.png", "label": [1]}]}', "whole numbers"),
     ],
 )
 def test_a_wrong_datalist_is_one_clear_error(content: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "mine.json").write_text(content)
-    with pytest.raises(ValueError, match=message) as caught:
+    with pytest.raises((ValueError, FileNotFoundError), match=message) as caught:
         load_dataset("mine", tmp_path)
-    assert "mine.json" in str(caught.value)
+    assert "a.png is missing" in str(caught.value) or "mine.json" in str(caught.value)
 
 
 def numbered(count: int) -> LabelledImages:

@@ -30,6 +30,8 @@ PATTERNS = {"images": "images/*.jpg", "labels": "manual/*_1st.png"}
 def test_partners_share_what_the_star_stands_for(folder: Path) -> None:
     (folder / "manual/eye_1L_2nd.png").touch()  # another observer's
     (folder / "images/notes.txt").touch()
+    for hidden in ("images/._eye_1L.jpg", "manual/._eye_1L_1st.png"):  # as archives made on macOS hold them
+        (folder / hidden).touch()
     found = find_pairs(folder, **PATTERNS)
     assert names(found)[:2] == [("eye_1L.jpg", "eye_1L_1st.png"), ("eye_1R.jpg", "eye_1R_1st.png")]
     assert len(found) == 6
