@@ -98,6 +98,8 @@ class _RadialNd(nn.Module):
         }
         self._geometry = geometry
         basis = self._exact_basis()
+        if spacing is not None:  # arrays of numpy and torch would not compare
+            geometry["spacing"] = tuple(float(step) for step in spacing)
         outer, inner = self.out_channels, self.in_channels
         if self.transposed:
             outer, inner = inner, outer

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from monai_sre.layers.conv import SREConv1d, SREConv2d, SREConv3d
 from monai_sre.ops.arguments import int_tuple
-from monai_sre.ops.energy import energy_nd, mixed_energies_nd
+from monai_sre.ops.energy import cat_groups, energy_nd, mixed_energies_nd
 from monai_sre.ops.harmonics import harmonic_stencils
 from monai_sre.ops.resample import centred_fit, pad_ends
 
@@ -183,20 +183,23 @@ class HarmonicConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         unbatched = x.dim() == self.mix.weight.dim() - 1
-        y = self.radial(x.unsqueeze(0) if unbatched else x).unflatten(1, [self.groups, -1])
-        hidden = self.hidden_channels // self.groups
-        radial, maps = [part.flatten(1, 2) for part in y.split([y.size(2) - hidden, hidden], dim=2)]
+        y = self.radial(x.unsqueeze(0) if unbatched else x)
+        if self.groups == 1:
+            radial, maps = y.split([y.size(1) - self.hidden_channels, self.hidden_channels], dim=1)
+        else:
+            y, hidden = y.unflatten(1, [self.groups, -1]), self.hidden_channels // self.groups
+            radial, maps = [part.flatten(1, 2) for part in y.split([y.size(2) - hidden, hidden], dim=2)]
         stencils: list[Tensor] = []
         parts: list[Tensor] = []
         for energy in self.energies:
             if self._lean:
                 stencils.append(energy.stencils)  # type: ignore[arg-type]
             else:
-                parts.append(energy(maps).unflatten(1, [self.groups, hidden]))
+                parts.append(energy(maps))
         if self._lean:
             mixed = mixed_energies_nd(maps, stencils, self.mix.weight, self.mix.bias, self.groups, self.eps)
         else:
-            mixed = self.mix(self.norm(torch.cat(parts, dim=2).flatten(1, 2)))
+            mixed = self.mix(self.norm(cat_groups(parts, self.groups)))
         out = radial + mixed
         return out.squeeze(0) if unbatched else out
 

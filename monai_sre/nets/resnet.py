@@ -11,7 +11,7 @@ import torch
 from monai.networks.layers.factories import Pool
 from monai.networks.layers.utils import get_dropout_layer
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _NormBase
 from torch.utils.checkpoint import checkpoint
 
 from monai_sre.nets.parts import LayerMaker, ResidualBlock
@@ -208,7 +208,7 @@ def _checkpointed(stage: nn.Module, x: Tensor) -> Tensor:
 
 @contextmanager
 def _frozen_statistics(module: nn.Module) -> Iterator[None]:
-    norms = [norm for norm in module.modules() if isinstance(norm, _BatchNorm) and norm.track_running_stats]
+    norms = [norm for norm in module.modules() if isinstance(norm, _NormBase) and norm.track_running_stats]
     momenta = [norm.momentum for norm in norms]
     tracked = [norm.num_batches_tracked for norm in norms if norm.num_batches_tracked is not None]
     counts = [(count, count.clone()) for count in tracked]

@@ -44,8 +44,9 @@ def _sampled(x: Tensor, axis: int, step: int, count: int, sigma: float) -> Tenso
     ``axis`` counts from the end. The weights of each output, within three ``sigma``, add up to 1.
     """
     size = x.size(axis)
-    pixels = torch.arange(size, device=x.device, dtype=torch.float64)
-    outputs = torch.arange(count, device=x.device, dtype=torch.float64)
+    exact = torch.float32 if x.device.type == "mps" else torch.float64  # which that device lacks
+    pixels = torch.arange(size, device=x.device, dtype=exact)
+    outputs = torch.arange(count, device=x.device, dtype=exact)
     places = (size - 1) / 2 + step * (outputs - (count - 1) / 2)
     distance = (pixels - places.unsqueeze(1)).abs()
     weights = torch.exp(-0.5 * (distance / sigma).square()) * (distance <= int(3 * sigma) + 0.5)

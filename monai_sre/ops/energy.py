@@ -11,7 +11,7 @@ from torch.nn import functional
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from monai_sre.ops import energy_cpu
-from monai_sre.ops.ring import plain, ring_available
+from monai_sre.ops.ring import is_transformed, plain, ring_available
 
 
 def harmonic_energy(x: Tensor, stencils: Tensor, eps: float = 1e-3) -> Tensor:
@@ -102,8 +102,23 @@ def mixed_energies_nd(
 def _all_energies(x: Tensor, stencils: list[Tensor], groups: int, eps: float) -> Tensor:
     parts: list[Tensor] = []
     for stencil in stencils:
-        parts.append(energy_nd(x, stencil, eps).unflatten(1, [groups, -1]))
-    return torch.cat(parts, dim=2).flatten(1, 2)
+        parts.append(energy_nd(x, stencil, eps))
+    return cat_groups(parts, groups)
+
+
+def cat_groups(parts: list[Tensor], groups: int) -> Tensor:
+    """Maps joined along the channels, those of a group beside each other.
+
+    Example:
+        >>> cat_groups([torch.tensor([[1, 2]]), torch.tensor([[3, 4]])], groups=2).tolist()
+        [[1, 3, 2, 4]]
+    """
+    if groups == 1:
+        return torch.cat(parts, dim=1)
+    blocks: list[Tensor] = []
+    for part in parts:
+        blocks.append(part.unflatten(1, [groups, -1]))
+    return torch.cat(blocks, dim=2).flatten(1, 2)
 
 
 def energy_nd(x: Tensor, stencils: Tensor, eps: float) -> Tensor:
@@ -121,16 +136,19 @@ def energy_nd(x: Tensor, stencils: Tensor, eps: float) -> Tensor:
 
 def _energy_graph(x: Tensor, stencils: Tensor, eps: float) -> Tensor:
     padding: list[int] = []
+    sizes: list[int] = []  # one by one, or ONNX takes them for constants
     for axis in range(1, stencils.dim()):
         padding.append(stencils.size(axis) // 2)
-    maps, weight = x.flatten(0, 1).unsqueeze(1), stencils.unsqueeze(1)  # each map an image of its own
+        sizes.append(x.size(axis + 1))
+    maps = x.reshape([x.size(0) * x.size(1), 1] + sizes)  # noqa: RUF005 - each an image of its own
+    weight = stencils.unsqueeze(1)
     if stencils.dim() == 2:
         parts = functional.conv1d(maps, weight, None, 1, padding)
     elif stencils.dim() == 3:
         parts = functional.conv2d(maps, weight, None, 1, padding)
     else:
         parts = functional.conv3d(maps, weight, None, 1, padding)
-    return parts.square().sum(dim=1).add(eps).sqrt().reshape(x.shape)
+    return parts.square().sum(dim=1).add(eps).sqrt().reshape([x.size(0), x.size(1)] + sizes)  # noqa: RUF005
 
 
 def _fused_energy(x: Tensor, stencils: Tensor, eps: float) -> Tensor:
@@ -161,8 +179,12 @@ class _Energy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None]:  # type: ignore[override]
         x, stencils = ctx.saved_tensors
-        if torch.is_grad_enabled():  # create_graph: formulas that torch can differentiate again
-            (slope,) = torch.autograd.grad(_energy_graph(x, stencils, ctx.eps), x, grad, create_graph=True)
+        again = torch.is_grad_enabled()  # create_graph: formulas that torch can differentiate again
+        if again or is_transformed(grad):
+            with torch.enable_grad():
+                source = x if again else x.detach().requires_grad_()
+                values = _energy_graph(source, stencils, ctx.eps)
+            (slope,) = torch.autograd.grad(values, source, grad, create_graph=again)
             return slope, None, None
         _, slope = energy_cpu.energies(
             _whole_images(x), stencils.contiguous(), ctx.eps, _whole_images(grad), with_values=False
@@ -188,7 +210,7 @@ class _MixedEnergies(torch.autograd.Function):
         mirrored = weight.unflatten(0, (ctx.groups, -1)).transpose(1, 2).flatten(0, 1)
         slopes = mix(grad, mirrored, groups=ctx.groups)
         again = torch.is_grad_enabled()  # create_graph: formulas that torch can differentiate again
-        if again or not energy_cpu.available(x.dtype):
+        if again or is_transformed(grad) or not energy_cpu.available(x.dtype):
             with torch.enable_grad():
                 source = x if again and x.requires_grad else x.detach().requires_grad_()
                 energies = _all_energies(source, stencils, ctx.groups, ctx.eps)

@@ -80,12 +80,12 @@ class NativeLibrary:
         sources = [path.read_text() for path in (self._source, *self._headers)]
         identity = "\0".join([*sources, compiler, version, str(options), str(runtime), _processor()])
         name = f"{self._source.stem}_{real}_{hashlib.sha256(identity.encode()).hexdigest()[:24]}.so"
-        target = _cache_folder() / name
         try:
+            target = _cache_folder() / name
             if not target.is_file():
                 target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
                 _compile(compiler, options, runtime, self._source, target)
-        except OSError:  # nothing can be kept there: compile for this process alone
+        except (OSError, RuntimeError):  # nothing can be kept there, or nobody is at home: for this process alone
             target = Path(tempfile.mkdtemp(prefix="monai_sre_")) / name
             atexit.register(shutil.rmtree, target.parent, ignore_errors=True)
             _compile(compiler, options, runtime, self._source, target)
@@ -138,6 +138,7 @@ def _run(command: list[str]) -> str:
 
 
 def _cache_folder() -> Path:
+    """Where libraries are kept; ``RuntimeError`` where the user has no home."""
     chosen = os.environ.get("MONAI_SRE_CACHE")
     if chosen:
         return Path(chosen)

@@ -216,8 +216,9 @@ def learned_gaussian(
     free = math.prod(length for axis, length in enumerate(size) if axis not in round_axes)
     count = len(centred_basis(kernel_size, num_rings, profile, circular, False, spacing, axes)) // free
     offsets = tap_offsets([size[axis] for axis in round_axes], [steps[axis] for axis in round_axes])
-    unit, edge = (_profile_values(name, offsets, count, circular, {"width": width}) for width in (1.0, 1e9))
-    squares = torch.where(edge > 0, -2 * (unit / edge).log(), 0.0)
+    edge = _profile_values(name, offsets, count, circular, {"width": math.inf})
+    distance, _ = _ring_distances(offsets, count, _reach(offsets) if circular else float(_radii(offsets).max()))
+    squares = torch.where(edge > 0, distance.square(), 0.0)
     parts = (_free_axes(part, size, round_axes) for part in (squares, edge))
     return next(parts), next(parts), float(options.get("width", 0.7))
 
@@ -347,9 +348,7 @@ def _profile_values(
         inside = [(radii >= low) & (radii < high) for low, high in pairwise(edges)]
         return torch.stack(inside).to(torch.float64)
     end = reach if circular or name == "isotropic" else farthest
-    centres = torch.linspace(0, end, count, dtype=torch.float64)
-    step = end / (count - 1) if count > 1 and end > 0 else 1.0
-    distance = radii - centres.reshape(-1, *[1] * radii.ndim)
+    distance, step = _ring_distances(offsets, count, end)
     if name in ("linear", "isotropic"):
         values = (1 - distance.abs() / step).clamp(min=0)
     else:
@@ -360,6 +359,13 @@ def _profile_values(
     if name == "isotropic":
         values = project_isotropic(values, offsets, reach + 1 if circular else math.inf)
     return values
+
+
+def _ring_distances(offsets: Sequence[Tensor], count: int, end: float) -> tuple[Tensor, float]:
+    """Distance of each tap to each of ``count`` rings at equal steps from 0 to ``end``, and the step."""
+    radii = _radii(offsets)
+    centres = torch.linspace(0, end, count, dtype=torch.float64)
+    return radii - centres.reshape(-1, *[1] * radii.ndim), end / (count - 1) if count > 1 and end > 0 else 1.0
 
 
 def _fault(rings: Tensor) -> str | None:

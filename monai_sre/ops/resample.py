@@ -18,12 +18,19 @@ from torch.nn import functional
 
 
 def _script_if_tracing(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Scripted inside a trace, so that the trace serves all sizes; but not for ONNX, whose runtimes fail on its loops."""
+    """Scripted inside a trace, so that the trace serves all sizes.
+
+    But not for ONNX, whose runtimes fail on its loops: such a graph holds the centring of one size. That of the TorchScript
+    exporter refuses any other; that of ``torch.export`` must be told no dynamic spatial axes, as it drops guards on sizes.
+    """
     scripted = torch.jit.script_if_tracing(function)
 
     @wraps(scripted)
     def call(*args: Any, **kwargs: Any) -> Tensor:
-        result: Tensor = (function if torch.onnx.is_in_onnx_export() else scripted)(*args, **kwargs)
+        if torch.onnx.is_in_onnx_export():
+            sizes = [int(length) for length in args[0].shape[1:]]
+            return function(args[0].expand([-1, *sizes]), *args[1:], **kwargs)
+        result: Tensor = scripted(*args, **kwargs)
         return result
 
     return call
@@ -259,9 +266,10 @@ def centred_upsample(x: Tensor, scale_factor: int, size: list[int]) -> Tensor:
 def _refine_short_axis(x: Tensor, axis: int, scale: int, fine: int) -> Tensor:
     """One axis of :func:`centred_upsample`, by the matrix of the interpolation."""
     coarse = x.size(axis)
-    steps = torch.arange(fine, device=x.device, dtype=torch.float64)
+    exact = torch.float32 if x.device.type == "mps" else torch.float64  # which that device lacks
+    steps = torch.arange(fine, device=x.device, dtype=exact)
     place = ((steps - (fine - 1) / 2) / scale + (coarse - 1) / 2).clamp(0, coarse - 1)
-    nodes = torch.arange(coarse, device=x.device, dtype=torch.float64)
+    nodes = torch.arange(coarse, device=x.device, dtype=exact)
     matrix = (1 - (place.unsqueeze(1) - nodes).abs()).clamp(min=0).to(x.dtype)
     return torch.matmul(x.transpose(axis, -1), matrix.t()).transpose(axis, -1)
 

@@ -72,9 +72,16 @@ def ring_available(x: Tensor, weight: Tensor) -> bool:
         and x.dtype in _DTYPES
         and weight.dtype in _DTYPES
         and torch._C._len_torch_dispatch_stack() == 0
-        and torch._C._functorch.peek_interpreter_stack() is None
+        and not is_transformed()
         and torch.autograd.forward_ad._current_level < 0
     )
+
+
+def is_transformed(grad: Tensor | None = None) -> bool:
+    """Whether a ``torch.func`` transform is at work, or ``grad`` is a batch of gradients: operations must be torch's own."""
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return True
+    return grad is not None and torch._C._functorch.is_legacy_batchedtensor(grad)
 
 
 def plain(x: Tensor) -> Tensor:
@@ -181,7 +188,7 @@ class _RingConv(torch.autograd.Function):
         stride, padding, dilation, groups = ctx.sizes
         wanted = (ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.has_bias and ctx.needs_input_grad[2])
         with torch.autocast("cpu", enabled=False):
-            if torch.is_grad_enabled():  # create_graph: formulas that torch can differentiate again
+            if torch.is_grad_enabled() or is_transformed(grad):  # create_graph: what torch can differentiate again
                 grads = _dense_backward(grad, x, weight, basis, stride, padding, dilation, groups, wanted)
             else:
                 grads = _backward(grad, x, weight, _problem(x, basis, stride, padding, dilation, groups), wanted)
@@ -205,7 +212,8 @@ def _dense_backward(
     grad_x, grad_kernel, grad_bias = torch.ops.aten.convolution_backward(
         grad, x, kernel, [weight.shape[0]], stride, padding, dilation, False, zeros, groups, wanted
     )
-    grad_weight = grad_kernel.flatten(2) @ flat.T if wanted[1] else None
+    # reshape, not flatten, which batches of gradients do not know
+    grad_weight = grad_kernel.reshape(*grad_kernel.shape[:2], -1) @ flat.T if wanted[1] else None
     return grad_x if wanted[0] else None, grad_weight, grad_bias if wanted[2] else None
 
 

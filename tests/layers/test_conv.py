@@ -9,6 +9,7 @@ import io
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from monai.data.meta_tensor import MetaTensor
@@ -21,6 +22,7 @@ from monai_sre.layers import (
     SREConvTranspose1d,
     SREConvTranspose2d,
     SREConvTranspose3d,
+    SREHarmonicConv2d,
 )
 from monai_sre.ops.ring import ring_conv
 from tests.testers import Case, LayerTester, check_compiled, lattice_symmetries, relative_error
@@ -417,6 +419,22 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"axes": (2,)}, ValueError, r"axes must be None or different spatial axes out of \(0, 1\), got \(2,\)"),
     ({"algorithm": "fft"}, ValueError, r"algorithm must be one of \('auto'.*got 'fft'"),
 ]
+
+
+@pytest.mark.parametrize("layer", [SREConv2d(2, 3, 5, algorithm="ring"), SREHarmonicConv2d(2, 3, 3, padding=1)])
+def test_batches_of_gradients(layer: torch.nn.Module) -> None:
+    x = torch.randn(2, 2, 7, 6, requires_grad=True)
+    out, inputs = layer(x), [x, *layer.parameters()]
+    slopes = torch.randn(3, *out.shape)
+    batched = torch.autograd.grad(out, inputs, slopes, is_grads_batched=True, retain_graph=True)
+    for number, slope in enumerate(slopes):
+        for one, many in zip(torch.autograd.grad(out, inputs, slope, retain_graph=True), batched, strict=True):
+            torch.testing.assert_close(many[number], one, rtol=1e-4, atol=1e-4)
+
+
+def test_spacing_as_an_array() -> None:
+    layer = SREConv2d(1, 2, 3, spacing=np.array([2.0, 1.0]))
+    assert repr(layer) == repr(SREConv2d(1, 2, 3, spacing=(2.0, 1.0)))
 
 
 @pytest.mark.parametrize(("options", "error", "message"), WRONG, ids=lambda value: str(value)[:60])

@@ -80,6 +80,14 @@ def test_captured_graphs_copies_and_checkpoints() -> None:
     assert float(layer.log_width.detach().exp()) == pytest.approx(0.8)
 
 
+def test_rings_far_away() -> None:
+    """Gaussians of width 1 vanish beyond 38 units; the distances must not."""
+    layer = SREConv3d(1, 2, (9, 3, 3), padding="same", spacing=(10.0, 1.0, 1.0), profile=LEARNED)
+    layer(torch.randn(1, 1, 9, 6, 6)).square().sum().backward()
+    assert layer.log_width.grad.isfinite()
+    assert layer.log_width.grad.abs() > 0
+
+
 def test_networks_and_refusals() -> None:
     net = SREResNet(2, 1, 3, width=4, profile=LEARNED)
     net(torch.randn(2, 1, 8, 8)).sum().backward()

@@ -111,6 +111,17 @@ class TestCache:
         assert ring_cpu.available(torch.float32)
         assert obstacle.read_text() == "not a folder"
 
+    def test_nobody_at_home(self, unloaded: dict[torch.dtype, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+        """A container's user without an entry in passwd."""
+
+        def nowhere() -> Path:
+            raise RuntimeError("Could not determine home directory.")
+
+        for name in ("MONAI_SRE_CACHE", "XDG_CACHE_HOME"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setattr(Path, "home", nowhere)
+        assert ring_cpu.available(torch.float32)
+
     def test_two_processes_at_once(self, tmp_path: Path) -> None:
         code = "import torch; from monai_sre.ops import ring_cpu; assert ring_cpu.available(torch.float32)"
         environment = {**os.environ, "MONAI_SRE_CACHE": str(tmp_path)}
