@@ -49,18 +49,24 @@ class CentredShuffle(nn.Module):
 
     Args:
         scale_factor: how many times finer the output is.
+        spatial_dims: number of the last axes that are made finer; None: all behind the second.
 
     Example:
         >>> CentredShuffle(2)(torch.arange(4.0).reshape(1, 4, 1, 1)).flatten().tolist()
         [1.5, 1.5, 1.5, 1.5]
     """
 
-    def __init__(self, scale_factor: int) -> None:
+    def __init__(self, scale_factor: int, spatial_dims: int | None = None) -> None:
         super().__init__()
-        self.scale_factor = scale_factor
+        self.scale_factor, self.spatial_dims = scale_factor, spatial_dims
 
     def forward(self, x: Tensor) -> Tensor:
-        ndim = x.dim() - 2
+        ndim = x.dim() - 2 if self.spatial_dims is None else self.spatial_dims
+        if x.dim() == ndim + 1:
+            return self._finer(x.unsqueeze(0), ndim).squeeze(0)
+        return self._finer(x, ndim)
+
+    def _finer(self, x: Tensor, ndim: int) -> Tensor:
         parts = self.scale_factor**ndim
         if x.size(1) % parts != 0:
             raise ValueError(f"the channels must be a multiple of {parts} for a pixel shuffle, got {x.size(1)}")

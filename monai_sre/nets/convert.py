@@ -17,6 +17,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from monai_sre.layers.interpolate import CentredPadPool
 from monai_sre.nets import blocks, making, probe, rules
 from monai_sre.nets.report import ATTRIBUTE, ConversionReport, Entry, RefusedError, conversion_report, describe, refusal
+from monai_sre.nets.sharing import tie
 from monai_sre.ops.arguments import int_tuple
 from monai_sre.ops.symmetry import lattice_generators
 
@@ -85,7 +86,8 @@ def convert_to_sre(
             Parameters of these layers get new names. With ``init="project"`` the energies start with weights of zero.
         strict: raise where a module cannot be made equivariant; otherwise it stays, and the report lists it.
         verify: ``True`` looks for an input size that the network accepts; else the shape ``(N, C, *spatial)`` or the input to
-            check, or a tuple of all arguments. ``False`` checks nothing.
+            check, or a tuple of all arguments. Where the network takes them, maps a few pixels larger are checked too, as
+            grids are off centre at some sizes only. ``False`` checks nothing.
 
     Returns:
         The same network; a new module where it is itself a single layer. :func:`conversion_report` says what was done.
@@ -128,7 +130,7 @@ def convert_to_sre(
         arguments = probe.find_input(network, ndim)
     elif verify is not False:
         arguments = probe.as_arguments(verify, ndim)  # type: ignore[arg-type]
-    expected = None if arguments is None else probe.output_shapes(network, arguments)
+    examples = [] if arguments is None else probe.examples(network, arguments, ndim)
 
     plan = _Plan(options, _spacings(network, options, arguments, ndim))
     plan.read(network)
@@ -137,7 +139,7 @@ def convert_to_sre(
     converted = plan.apply(network)
     try:
         if verify is not False:
-            _verify(converted, plan.report, options, arguments, expected, ndim)
+            _verify(converted, plan.report, options, examples, ndim)
         if strict and plan.report.refused:
             raise ValueError(refusal(plan.report.refused))
     except BaseException:
@@ -203,6 +205,7 @@ class _Plan:
         for name, module in modules:
             if id(module) not in self.new:
                 self._attempt(name, module, self._read_layer)
+        self.report.entries.extend(tie(network, self.new))
 
     def apply(self, network: nn.Module) -> nn.Module:
         """Carry the plan out; returns the network, or what replaces it."""
@@ -232,7 +235,7 @@ class _Plan:
     def _attempt(self, name: str, module: nn.Module, rule: Any) -> None:
         try:
             rule(name, module)
-        except RefusedError as error:
+        except ValueError as error:  # RefusedError, or that of a layer that cannot be made
             self.report.entries.append(Entry(name, "refused", describe(module), str(error)))
 
     def _replace(self, name: str, old: nn.Module, result: Any) -> None:
@@ -314,7 +317,7 @@ class _Plan:
         elif isinstance(module, nn.Upsample):
             self._replace(name, module, rules.convert_upsample(module, self.rules))
         elif isinstance(module, nn.PixelShuffle):
-            self._replace(name, module, blocks.CentredShuffle(module.upscale_factor))
+            self._replace(name, module, blocks.CentredShuffle(module.upscale_factor, 2))
         elif isinstance(getattr(module, "padding", None), tuple) and "Pad" in type(module).__name__:
             self._replace(name, module, rules.check_padding(module, self.rules))
 
@@ -337,7 +340,7 @@ def _spacings(
 ) -> dict[int, tuple[float, ...]]:
     """Voxel size at each layer's input, where strides that differ between axes change its proportions."""
     strides = [getattr(module, "stride", 1) for module in network.modules()]
-    uneven = any(isinstance(stride, tuple) and len(set(stride)) > 1 for stride in strides)
+    uneven = any(isinstance(stride, (tuple, list)) and len(set(stride)) > 1 for stride in strides)
     if options.spacing is None or not uneven:
         return {}
     arguments = probe.find_input(network, ndim, divisible=True) or arguments
@@ -362,31 +365,33 @@ def _verify(
     network: nn.Module,
     report: ConversionReport,
     options: making.Rules,
-    arguments: probe.Arguments | None,
-    expected: list[tuple[int, ...]] | None,
+    examples: Sequence[probe.Example],
     ndim: int,
 ) -> None:
     """Measure the errors into the report, and refuse the modules that cause them."""
-    if arguments is None or expected is None:
+    if not examples:
         raise ValueError(
             "verify must be an example input, its shape or a tuple of arguments: no input size was found that this network "
             "accepts (verify=False converts without the check)"
         )
     symmetries = lattice_generators(ndim, options.spacing, options.axes)
-    report.errors, shapes = probe.symmetry_errors(network, arguments, symmetries, ndim)
-    report.input_shape = next((tuple(a.shape) for a in arguments if isinstance(a, Tensor)), None)
-    known = {entry.name for entry in report.refused}
-    if shapes != expected:
-        report.entries.append(
-            Entry(
-                "", "refused", type(network).__name__, f"the shapes of its outputs change from {expected} to {shapes}"
-            )
-        )
-    worst = max(report.errors, key=lambda name: report.errors[name])
-    if report.errors[worst] <= probe.TOLERANCE:
-        return
-    found = probe.find_culprits(network, arguments, symmetries[worst], ndim) or [("", network)]
-    for name, module in found:
-        if name not in known:
-            why = f"it does not commute with {worst} (relative error of the network {report.errors[worst]:.1e})"
-            report.entries.append(Entry(name, "refused", type(module).__name__, why))
+    for arguments, expected in examples:
+        shape = next((tuple(a.shape) for a in arguments if isinstance(a, Tensor)), None)
+        try:
+            errors, shapes = probe.symmetry_errors(network, arguments, symmetries, ndim)
+        except Exception as error:  # whatever a forward raises
+            why = f"converted, it raises {type(error).__name__} on an input of shape {shape}: {error}"
+            report.entries.append(Entry("", "refused", type(network).__name__, why))
+            return
+        report.errors = {name: max(value, report.errors.get(name, 0.0)) for name, value in errors.items()}
+        report.input_shape = report.input_shape or shape
+        if shapes != expected:
+            why = f"the shapes of its outputs change from {expected} to {shapes}"
+            report.entries.append(Entry("", "refused", type(network).__name__, why))
+        worst = max(errors, key=lambda name: errors[name])
+        if errors[worst] > probe.TOLERANCE:
+            known = {entry.name for entry in report.refused}
+            found = probe.find_culprits(network, arguments, symmetries[worst], ndim) or [("", network)]
+            why = f"it does not commute with {worst} (relative error of the network {errors[worst]:.1e})"
+            report.entries += [Entry(n, "refused", type(m).__name__, why) for n, m in found if n not in known]
+            return

@@ -19,11 +19,13 @@ def fold_sre(network: nn.Module) -> nn.Module:
     """Replace radial layers, in place, by plain convolutions with the kernels that they have now.
 
     Outputs are the same to rounding. A layer of stride 1 becomes ``torch.nn.Conv*d`` itself, a strided one a subclass that
-    centres its grid before it convolves. Parameters keep their names, and shapes are those of the original architecture, but
-    for kernels that the conversion has enlarged: so a state dict needs no ``monai_sre`` to be read, and what is scripted,
-    traced or exported to ONNX needs none to run. Layers with energies of harmonics stay, as no plain network has them, with
-    plain convolutions inside: such a network is exported without this package, but read by it. Train before folding, not
-    after: nothing holds folded kernels radial.
+    centres its grid before it convolves, and so does a transposed one of a converted network. Parameters keep their names,
+    and shapes are those of the original architecture, but for kernels that the conversion has enlarged: so a state dict
+    needs no ``monai_sre`` to be read, and what is scripted, traced or exported to ONNX needs none to run. Layers with
+    energies of harmonics stay, as no plain network has them, with plain convolutions inside: such a network is exported
+    without this package, but read by it. Train before folding, not after: nothing holds folded kernels radial. Centring
+    depends on the sizes of the maps: a TorchScript file serves all sizes, an ONNX file only that which it was exported at, so
+    name no dynamic axes but the batch.
 
     Args:
         network: any network with layers of this package; deepcopy it first to keep it.
@@ -69,13 +71,8 @@ def _fold(source: nn.Module) -> nn.Module | None:
         )
         new.far_padding, new.antialias = module.far_padding, module.antialias
     elif isinstance(source, _CentredConvTranspose):
-        options = _options(module)
-        if all(amount >= 0 and amount % 2 == 0 for amount in module.margin):
-            options["padding"] = tuple(amount // 2 for amount in module.margin)
-            new = _TRANSPOSED[module.spatial_dims - 1](**options)
-        else:
-            new = _FOLDED_TRANSPOSED[module.spatial_dims - 1](**options)
-            new.margin = module.margin
+        new = _FOLDED_TRANSPOSED[module.spatial_dims - 1](**_options(module))
+        new.margin, new.output_padding = module.margin, module.output_padding
     if new is None:
         return None
     with torch.no_grad():
@@ -134,6 +131,7 @@ class _FoldedTranspose:
         bias: Any
         stride: Any
         margin: Any
+        output_padding: Any
         dilation: Any
         groups: Any
 
@@ -144,7 +142,13 @@ class _FoldedTranspose:
             for axis in range(ndim):
                 taps = self.dilation[axis] * (self.weight.size(axis + 2) - 1) + 1
                 full = (x.size(axis - ndim) - 1) * self.stride[axis] + taps
-                margin[axis] = full - output_size[len(output_size) - ndim + axis]
+                smallest = full - margin[axis] - self.output_padding[axis]
+                wanted = output_size[len(output_size) - ndim + axis]
+                if wanted < smallest or wanted >= smallest + max(self.stride[axis], self.dilation[axis]):
+                    raise ValueError(
+                        f"output_size must be from {smallest} up to a stride larger along axis {axis}, got {output_size}"
+                    )
+                margin[axis] = full - wanted
         return centred_conv_transpose(
             x, self.weight, self.bias, list(self.stride), margin, list(self.dilation), self.groups
         )

@@ -26,6 +26,10 @@ _SIZES: dict[int, tuple[tuple[int, ...], ...]] = {
 #: The largest relative error, in float64, of a module that commutes, and of a whole network, which amplifies rounding.
 MODULE_TOLERANCE, TOLERANCE = 1e-9, 1e-6
 Arguments = tuple[Any, ...]
+#: Arguments, and the shapes of what the network returns.
+Example = tuple[Arguments, list[tuple[int, ...]]]
+#: Pixels to add along the axes: grids of strides 2, 4 and 8 that fit some sizes are off centre at the others.
+_GROWTH = ((1, 2, 4), (4, 1, 2))
 
 
 def spatial_dims_of(network: nn.Module) -> int:
@@ -107,12 +111,37 @@ def output_shapes(network: nn.Module, arguments: Arguments) -> list[tuple[int, .
     return [tuple(leaf.shape) for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
 
 
+def examples(network: nn.Module, arguments: Arguments, spatial_dims: int) -> list[Example]:
+    """The arguments, and those with larger maps that the network takes, unless the first tell enough.
+
+    Raises:
+        ValueError: the network does not run on ``arguments``.
+    """
+    found = [(arguments, output_shapes(network, arguments))]
+    sizes = {tuple(leaf.shape[-spatial_dims:]) for leaf in tree_leaves(arguments) if _is_map(leaf, spatial_dims)}
+    for growth in () if sizes == {_SIZES[spatial_dims][0]} else _GROWTH:
+
+        def larger(leaf: Any, growth: tuple[int, ...] = growth) -> Any:
+            if not _is_map(leaf, spatial_dims):
+                return leaf
+            pads = [amount for more in reversed(growth[:spatial_dims]) for amount in (0, more)]
+            return torch.nn.functional.pad(leaf, pads, value=0.5)
+
+        grown = tree_map(larger, arguments)
+        try:
+            found.append((grown, output_shapes(network, grown)))
+        except ValueError:  # this size does not suit it
+            continue
+    return found
+
+
 def symmetry_errors(
     network: nn.Module, arguments: Arguments, symmetries: Mapping[str, LatticeSymmetry], spatial_dims: int
 ) -> tuple[dict[str, float], list[tuple[int, ...]]]:
     """Relative error of each symmetry, and the shapes of the outputs.
 
-    Outputs with at least ``spatial_dims + 2`` axes are to turn with the input, all others to stay.
+    Outputs with at least ``spatial_dims + 2`` axes are to turn with the input, all others to stay; those with one axis less
+    may do either, as maps without channels do.
     """
     plain = [leaf for leaf in tree_leaves(run(network, arguments)) if isinstance(leaf, Tensor)]
     errors = {}
@@ -217,7 +246,12 @@ def _turned(arguments: Any, symmetry: LatticeSymmetry, spatial_dims: int) -> Any
 
 
 def _error(old: Tensor, new: Any, symmetry: LatticeSymmetry, spatial_dims: int) -> float:
-    wanted = symmetry(old) if _is_map(old, spatial_dims) else old
+    if isinstance(old, Tensor) and old.dim() == spatial_dims + 1:
+        return min(_difference(old, new), _difference(symmetry(old), new))
+    return _difference(symmetry(old) if _is_map(old, spatial_dims) else old, new)
+
+
+def _difference(wanted: Tensor, new: Any) -> float:
     if not isinstance(new, Tensor) or wanted.shape != new.shape:
         return float("inf")
     if not wanted.is_floating_point() or wanted.numel() == 0:

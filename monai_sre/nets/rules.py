@@ -67,6 +67,11 @@ def convert_conv(conv: _ConvNd, rules: Rules, spacing: tuple[float, ...] | None,
         "algorithm": rules.algorithm,
     }
     plain = all(s == 1 for s in stride) and all(k % 2 for k in size) and not any(amount % 2 for amount in total)
+    if conv.padding_mode != "zeros" and any(amount % 2 for amount in total):
+        raise RefusedError(
+            f"its padding is odd in all, {tuple(total)} pixels, half of which padding_mode={conv.padding_mode!r} cannot "
+            "place at either end"
+        )
     if not plain:
         options["far_padding"] = tuple(amount % 2 for amount in total)
         options["antialias"] = rules.antialias if any(s > 1 for s in stride) else False

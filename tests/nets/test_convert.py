@@ -449,6 +449,27 @@ class Positions(nn.Module):
         return x + self.position_embeddings
 
 
+class Pooled(Sliced):
+    """Its pool is centred at even sizes only."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.max_pool2d(self.conv(x), 2)
+
+
+class Classes(Sliced):
+    """Maps without an axis of channels."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x).mean(dim=1)
+
+
+def tied() -> nn.Module:
+    """A weight in two layers, of which one grows by a tap."""
+    network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Conv2d(2, 2, 3, 2, 1), nn.ConvTranspose2d(2, 2, 3, 2, 1, 1))
+    network[2].weight = network[1].weight
+    return network
+
+
 class TestRefusals:
     """What cannot be made equivariant is named, with the reason, and the network is left as it was."""
 
@@ -479,6 +500,13 @@ class TestRefusals:
                 r"1 \(Positions.*position_embeddings is a position embedding",
             ),
             (
+                lambda: nn.Sequential(
+                    nn.Conv2d(1, 2, 3), nn.Conv2d(2, 2, 4, padding="same", dilation=3, padding_mode="circular")
+                ),
+                r"1 \(Conv2d.*its padding is odd in all, \(9, 9\) pixels, half of which padding_mode='circular' cannot",
+            ),
+            (tied, r"2 \(ConvTranspose2d.*its weight is shared with 1"),
+            (
                 lambda: nets.Regressor((1, 16, 16), (3,), (2, 4), (2, 2)),
                 r"final\.0 \(Flatten|final \(|reshape|does not commute",
             ),
@@ -493,6 +521,21 @@ class TestRefusals:
         assert [type(module) for module in network.modules()] == [type(module) for module in before.modules()]
         assert all(torch.equal(a, b) for a, b in zip(network.parameters(), before.parameters(), strict=True))
         assert not hasattr(network, "conversion")
+
+    def test_sizes_that_were_not_given_are_checked_too(self) -> None:
+        with pytest.raises(ValueError, match=r"\(root\) \(Pooled\).*does not commute"):
+            convert_to_sre(Pooled(), verify=(1, 1, 32, 32))
+
+    def test_maps_without_channels(self) -> None:
+        assert max(conversion_report(convert_to_sre(Classes())).errors.values()) < 1e-9
+
+    def test_what_a_converted_network_cannot_take(self) -> None:
+        small = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1, padding_mode="reflect"), nn.ReLU())
+        with pytest.raises(
+            ValueError, match=r"\(root\).*converted, it raises RuntimeError on an input of shape .1, 1, 5, 5"
+        ):
+            convert_to_sre(small, kernel_size=13, verify=(1, 1, 5, 5))
+        assert isinstance(small[0], nn.Conv2d)
 
     def test_not_strict(self) -> None:
         network = convert_to_sre(Sliced(), strict=False)
@@ -541,6 +584,13 @@ class TestRefusals:
             convert_to_sre(nn.Sequential(nn.Conv2d(1, 2, 3), Reshape(2, 11, 7)))
 
 
+def test_pixel_shuffle_without_a_batch() -> None:
+    network = convert_to_sre(nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.PixelShuffle(2)))
+    x = torch.randn(1, 10, 12)
+    assert network(x).shape == (1, 20, 24)
+    torch.testing.assert_close(network(x), network(x[None])[0])
+
+
 class TestHousekeeping:
     """What the caller had stays: modes, flags, devices, dtypes, names, sharing."""
 
@@ -575,6 +625,22 @@ class TestHousekeeping:
         assert network["a"] is network["b"][0]
         dynunet = convert_to_sre(ARCHITECTURES[15].build(2))
         assert dynunet.input_block.conv1.conv is dynunet.skip_layers.downsample.conv1.conv
+
+    @pytest.mark.parametrize("options", [{}, {"init": "reset"}, {"conv": "harmonic"}])
+    def test_tied_parameters_stay_tied(self, options: dict[str, Any]) -> None:
+        first, second, third = (
+            nn.Conv2d(2, 2, 3, padding=1),
+            nn.Conv2d(2, 2, 3, stride=2, padding=1),
+            nn.Conv2d(2, 2, 1),
+        )
+        second.weight, third.bias = first.weight, first.bias
+        network: Any = convert_to_sre(nn.Sequential(first, second, third), **options)
+        ours, theirs = (dict(layer.named_parameters()) for layer in network[:2])
+        assert ours.keys() == theirs.keys()
+        for name, parameter in ours.items():
+            assert (theirs[name] is parameter) != name.endswith("bias"), name
+        if not options.get("conv"):
+            assert network[2].bias is network[0].bias
 
     def test_twice_is_harmless(self) -> None:
         network = convert_to_sre(nets.BasicUNet(2, 1, 2, features=(4, 4, 8, 8, 16, 4)))
@@ -644,6 +710,11 @@ class TestGeometry:
         x = torch.randn(1, 1, 8, 16, 24, dtype=torch.float64)
         group = list(lattice_generators(3, spacing=(5, 1, 1)).values())
         assert worst_error(network.eval(), x, group) <= 1e-12
+
+    def test_spacing_follows_pools_of_lists(self) -> None:
+        network: Any = nn.Sequential(nn.Conv3d(1, 2, 3), nn.MaxPool3d([1, 2, 2]), nn.Conv3d(2, 2, 3))
+        convert_to_sre(network, spacing=(4.0, 1.0, 1.0), verify=(1, 1, 8, 16, 16))
+        assert network[2]._geometry["spacing"] == (4.0, 2.0, 2.0)
 
     def test_axes(self) -> None:
         network = nets.UNet(3, 1, 2, channels=(4, 8), strides=((1, 2, 2),), kernel_size=3).double().eval()

@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves
 
 from monai_sre import SREConv2d, convert_to_sre, fold_sre
 from monai_sre.layers.centred import CentredConv2d, CentredConvTranspose2d
+from monai_sre.nets import SREResNet, SREUNet
 from tests.nets.networks import ARCHITECTURES, Architecture
 from tests.testers import relative_error
 
@@ -90,6 +91,29 @@ def test_onnx(architecture: Architecture, ndim: int, dynamo: bool) -> None:
     assert relative_error([torch.from_numpy(np.array(item)) for item in out], wanted) < 1e-5
 
 
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize(
+    ("network", "size"),
+    [(SREResNet(2, 1, 2, width=4, conv="harmonic"), (28, 24)), (SREUNet(2, 1, 2, channels=(4, 8)), (16, 20))],
+    ids=["SREResNet", "SREUNet"],
+)
+def test_onnx_serves_any_batch_and_refuses_other_sizes(network: nn.Module, size: tuple[int, int]) -> None:
+    """Never silently wrong: a graph holds the centring of one size."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    network.eval()
+    buffer = io.BytesIO()
+    axes = {"x": {0: "n", 2: "h", 3: "w"}}
+    torch.onnx.export(network, (torch.randn(1, 1, *size),), buffer, dynamo=False, input_names=["x"], dynamic_axes=axes)
+    session = onnxruntime.InferenceSession(buffer.getvalue(), providers=["CPUExecutionProvider"])
+    x = torch.randn(3, 1, *size)
+    with torch.no_grad():
+        assert relative_error(torch.from_numpy(session.run(None, {"x": x.numpy()})[0]), network(x)) < 1e-5
+    other = torch.randn(1, 1, size[0] + 1, size[1] + 2)
+    with pytest.raises(Exception, match="invalid expand shape"):
+        session.run(None, {"x": other.numpy()})
+
+
 def test_round_trip() -> None:
     """Original, converted, folded, original: MONAI loads the state, and it converts to the same network again."""
     torch.manual_seed(0)
@@ -108,6 +132,29 @@ def test_round_trip() -> None:
     assert torch.equal(reloaded(x), network(x))
 
 
+class Skipping(nn.Module):
+    """A U-Net's way up, told the size of the skip."""
+
+    def __init__(self, kernel_size: int, padding: int) -> None:
+        super().__init__()
+        self.down = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.MaxPool2d(2))
+        self.up = nn.ConvTranspose2d(4, 2, kernel_size, 2, padding)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.up(self.down(x), output_size=x.shape[2:])
+
+
+@pytest.mark.parametrize(("kernel_size", "padding"), [(2, 0), (4, 1), (3, 0)])
+def test_output_size(kernel_size: int, padding: int) -> None:
+    network = convert_to_sre(Skipping(kernel_size, padding).double(), verify=False)
+    x = torch.randn(1, 1, 20 + kernel_size % 2, 21, dtype=torch.float64)
+    out = network(x)
+    fold_sre(network)
+    assert relative_error(network(x), out) <= 1e-12
+    with pytest.raises(ValueError, match="output_size must be from"):
+        network.up(torch.randn(1, 4, 10, 10, dtype=torch.float64), output_size=[30, 30])
+
+
 def test_plain_types_and_flags() -> None:
     network = nn.Sequential(
         nn.Conv2d(1, 4, 3, padding=1, padding_mode="reflect"),
@@ -123,7 +170,7 @@ def test_plain_types_and_flags() -> None:
     fold_sre(network)
     assert relative_error(network(x), out) <= 1e-12
     assert type(network[0]) is nn.Conv2d
-    assert type(network[1]) is nn.ConvTranspose2d
+    assert isinstance(network[1], nn.ConvTranspose2d)
     assert all(isinstance(network[index], (nn.Conv2d, nn.ConvTranspose2d)) for index in (2, 3))
     assert [module.training for module in network] == [False, True, True, True]
     assert [p.requires_grad for p in network[1].parameters()] == [False, True]
