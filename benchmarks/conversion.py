@@ -3,7 +3,8 @@
     python -m benchmarks.conversion [--slow]
 
 writes ``benchmarks/results/conversion.json`` and ``conversion.md``. Errors are the largest relative error over all symmetries
-(in float64 all 8 in 2-D, else those that generate the group) and sizes; ``max|f(g x) - g f(x)| / max|f(x)|``.
+(of converted networks in float64 all 8 in 2-D, else those that generate the group) and sizes;
+``max|f(g x) - g f(x)| / max|f(x)|``.
 """
 
 from __future__ import annotations

@@ -271,7 +271,8 @@ def table(result: dict[str, Any]) -> str:
     lines += [
         "## A whole random ResNet18, kernels 9, 9, 5, 5",
         "",
-        "Error of the logits for noise of width 2 within a disc, against how much logits differ between images.",
+        "Untrained, width 8. Error of the logits for noise of width 2 within a disc, against how much logits differ between",
+        "images.",
         "",
     ]
     for case, rows in result["networks"].items():

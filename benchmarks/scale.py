@@ -11,7 +11,7 @@ inferer (windows, overlap, blending) come from the configs of the bundle for ret
   or more;
 * memory: as in :mod:`benchmarks.memory`, the growth of the resident memory at its peak during a whole pass, over what is
   resident once network and input are there and a pass over a tiny input is done, each in a fresh process.
-  The output is part of it, the input is not. Repetitions differ by 0.3 % at most.
+  The output is part of it, the input is not.
 """
 
 from __future__ import annotations

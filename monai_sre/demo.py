@@ -1,7 +1,7 @@
 """The main job on the embedded data: ``python -m monai_sre.demo`` trains, evaluates and infers with the 2-D bundle.
 
 An SRE network and a plain one of the same skeleton see the same upright patches of real images; then both are tested on
-patches that are rotated at random. Needs no download and takes about two minutes on two cores.
+patches that are rotated at random. Needs no download and takes about three minutes on two cores.
 """
 
 from __future__ import annotations
