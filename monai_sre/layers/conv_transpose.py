@@ -11,6 +11,7 @@ from torch import Tensor
 
 from monai_sre.layers.conv import _RadialNd, _SREConvNd
 from monai_sre.ops.arguments import int_tuple
+from monai_sre.ops.centred import extra_padding
 from monai_sre.ops.conv import sre_conv_transposend
 from monai_sre.ops.radial import initial_std
 
@@ -64,23 +65,15 @@ class _RadialTransposeNd(_RadialNd):
         self.margin = tuple(2 * pad - extra for pad, extra in zip(self.padding, self.output_padding, strict=True))
 
     def _extra(self, x: Tensor, output_size: list[int]) -> list[int]:
-        """The output padding that gives ``output_size`` (spatial axes, or all axes as in ``torch.nn``)."""
-        ndim = len(self.kernel_size)
-        wanted = output_size[-ndim:]
-        smallest: list[int] = []
-        extra: list[int] = []
-        fits = len(output_size) in (ndim, x.dim())
-        for axis in range(ndim):
-            reach = self.dilation[axis] * (self.kernel_size[axis] - 1)
-            full = (x.size(axis - ndim) - 1) * self.stride[axis] + reach + 1
-            smallest.append(full - self.margin[axis] - self.output_padding[axis])
-            extra.append(wanted[axis] - smallest[axis] if fits else -1)
-            fits = fits and 0 <= extra[axis] < max(self.stride[axis], self.dilation[axis])
-        if not fits:
-            raise ValueError(
-                f"output_size must be {ndim} sizes from {smallest} up to a stride larger, got {output_size}"
-            )
-        return extra
+        return extra_padding(
+            x,
+            output_size,
+            list(self.kernel_size),
+            list(self.stride),
+            list(self.dilation),
+            list(self.margin),
+            list(self.output_padding),
+        )
 
     def _initial_std(self, basis: Tensor) -> Tensor:
         """An output sees every ``stride``-th tap, from a start that its place decides: the mean power over these counts."""

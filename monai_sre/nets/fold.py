@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from monai_sre.layers.centred import _CentredConv, _CentredConvTranspose
 from monai_sre.layers.conv import _SREConv, _SREConvNd
-from monai_sre.ops.centred import centred_conv_dense, centred_conv_transpose
+from monai_sre.ops.centred import centred_conv_dense, centred_conv_transpose, extra_padding
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -129,6 +129,7 @@ class _FoldedTranspose:
     if TYPE_CHECKING:  # TorchScript would read these
         weight: Any
         bias: Any
+        kernel_size: Any
         stride: Any
         margin: Any
         output_padding: Any
@@ -138,17 +139,16 @@ class _FoldedTranspose:
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
         margin = list(self.margin)
         if output_size is not None:
-            ndim = len(margin)
-            for axis in range(ndim):
-                taps = self.dilation[axis] * (self.weight.size(axis + 2) - 1) + 1
-                full = (x.size(axis - ndim) - 1) * self.stride[axis] + taps
-                smallest = full - margin[axis] - self.output_padding[axis]
-                wanted = output_size[len(output_size) - ndim + axis]
-                if wanted < smallest or wanted >= smallest + max(self.stride[axis], self.dilation[axis]):
-                    raise ValueError(
-                        f"output_size must be from {smallest} up to a stride larger along axis {axis}, got {output_size}"
-                    )
-                margin[axis] = full - wanted
+            extra = extra_padding(
+                x,
+                output_size,
+                list(self.kernel_size),
+                list(self.stride),
+                list(self.dilation),
+                margin,
+                list(self.output_padding),
+            )
+            margin = [margin[axis] + self.output_padding[axis] - extra[axis] for axis in range(len(margin))]
         return centred_conv_transpose(
             x, self.weight, self.bias, list(self.stride), margin, list(self.dilation), self.groups
         )

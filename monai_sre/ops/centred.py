@@ -141,6 +141,46 @@ def centred_conv_dense(
     return functional.conv3d(x, kernel, bias, stride, amounts, dilation, groups)
 
 
+def extra_padding(
+    x: Tensor,
+    output_size: list[int],
+    kernel_size: list[int],
+    stride: list[int],
+    dilation: list[int],
+    margin: list[int],
+    output_padding: list[int],
+) -> list[int]:
+    """The output padding with which a transposed convolution gives ``output_size``.
+
+    Args:
+        x: the input.
+        output_size: spatial axes, or all axes, as in ``torch.nn``.
+        kernel_size: with ``stride`` and ``dilation``, one integer a spatial axis, those of the layer.
+        margin: how much smaller than all that the taps reach its output is.
+        output_padding: its own, contained in ``margin``.
+
+    Raises:
+        ValueError: the layer cannot give that size.
+
+    Example:
+        >>> extra_padding(torch.ones(1, 1, 4), [8], [3], [2], [1], [2], [0])
+        [1]
+    """
+    ndim = len(kernel_size)
+    wanted = output_size[-ndim:]
+    smallest: list[int] = []
+    extra: list[int] = []
+    fits = len(output_size) in (ndim, x.dim())
+    for axis in range(ndim):
+        full = (x.size(axis - ndim) - 1) * stride[axis] + dilation[axis] * (kernel_size[axis] - 1) + 1
+        smallest.append(full - margin[axis] - output_padding[axis])
+        extra.append(wanted[axis] - smallest[axis] if fits else -1)
+        fits = fits and 0 <= extra[axis] < max(stride[axis], dilation[axis])
+    if not fits:
+        raise ValueError(f"output_size must be {ndim} sizes from {smallest} up to a stride larger, got {output_size}")
+    return extra
+
+
 @_script_if_tracing
 def centred_conv_transpose(
     x: Tensor,

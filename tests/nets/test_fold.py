@@ -151,7 +151,7 @@ def test_output_size(kernel_size: int, padding: int) -> None:
     out = network(x)
     fold_sre(network)
     assert relative_error(network(x), out) <= 1e-12
-    with pytest.raises(ValueError, match="output_size must be from"):
+    with pytest.raises(ValueError, match="output_size must be 2 sizes from"):
         network.up(torch.randn(1, 4, 10, 10, dtype=torch.float64), output_size=[30, 30])
 
 
