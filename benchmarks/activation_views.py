@@ -3,7 +3,7 @@
     python -m benchmarks.activation_views --dataset_dir DIR [--plain PATH]
 
 The image is the first malignant one of the test set that both networks decide rightly. The plain network, a ResNet18 of
-3 x 3 kernels as wide as the shipped one, is trained first (40 epochs, some minutes) unless ``--plain`` names the weights of
+3 x 3 kernels as wide as the shipped one, is trained first (100 epochs, some minutes) unless ``--plain`` names the weights of
 such a training. The feature maps are those of the first stage. All maps are laid around the centre of the image, as usual;
 the strides of the plain network sample a grid that lies almost half a step off that centre.
 """
@@ -43,7 +43,6 @@ def train_plain(dataset_dir: Path, folder: Path) -> Path:
         bundle_root=str(BUNDLE),
         dataset_dir=str(dataset_dir),
         output_dir=str(folder),
-        max_epochs=40,
         progress=False,
         tensorboard=False,
     )
