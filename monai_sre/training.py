@@ -13,11 +13,10 @@ import torch
 from ignite.engine import Engine, Events
 from monai.inferers import SimpleInferer
 from monai.utils import set_determinism
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.utils._pytree import tree_map
 
 from monai_sre.data.dataset import BatchLoader, mix_seed
-
-#: What PyTorch's schedules call the number of epochs after which they end.
-_LENGTHS = ("T_max", "total_iters")
 
 
 class EpochSeed:
@@ -49,7 +48,7 @@ class EpochSeed:
 
 
 class AutocastInferer(SimpleInferer):
-    """``SimpleInferer`` under bfloat16 autocast of the input's own device, CPU or GPU; logits come back in float32.
+    """``SimpleInferer`` under bfloat16 autocast of the input's own device, CPU or GPU; all outputs come back in float32.
 
     Args:
         enabled: whether to autocast at all.
@@ -64,9 +63,13 @@ class AutocastInferer(SimpleInferer):
         super().__init__()
         self.enabled = enabled
 
-    def __call__(self, inputs: torch.Tensor, network: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def __call__(self, inputs: torch.Tensor, network: Any, *args: Any, **kwargs: Any) -> Any:
         with torch.autocast(inputs.device.type, dtype=torch.bfloat16, enabled=self.enabled):
-            return super().__call__(inputs, network, *args, **kwargs).float()
+            return tree_map(_wide, super().__call__(inputs, network, *args, **kwargs))
+
+
+def _wide(output: Any) -> Any:
+    return output.float() if isinstance(output, torch.Tensor) and output.is_floating_point() else output
 
 
 class Checkpoints:
@@ -86,7 +89,9 @@ class Checkpoints:
         patience: end the training after so many validations without improvement; 0 is never.
         rank: rank of this process; only rank 0 writes.
 
-    A run that is resumed with more epochs, or fewer, goes on along the learning rates of a run of so many epochs.
+    The options of the optimizer and of the schedule are those of the run that resumes: with more epochs, fewer, or another
+    learning rate, it goes on along the rates of a run that had them from the start. ``ReduceLROnPlateau`` goes on from the
+    rate that it had reached.
 
     Raises:
         FileNotFoundError: ``resume`` is on and there is no ``last.pt``.
@@ -126,34 +131,28 @@ class Checkpoints:
         path = self.folder / "last.pt"
         if not path.is_file():
             raise FileNotFoundError(f"resume=True, but ckpt_dir={str(self.folder)!r} holds no last.pt to resume from")
-        scheduler = self.parts["lr_scheduler"]
-        lengths = {name: getattr(scheduler, name) for name in _LENGTHS if hasattr(scheduler, name)}
+        scheduler, optimizer = self.parts["lr_scheduler"], self.parts["optimizer"]
+        options = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
-            for name, part in self.parts.items():
-                part.load_state_dict(state[name])
+            self.parts["network"].load_state_dict(state["network"])
+            optimizer.load_state_dict(state["optimizer"])
+            if isinstance(scheduler, ReduceLROnPlateau):
+                scheduler.load_state_dict(state["lr_scheduler"])
             self.best, self.waited, epoch = state["best"], state["waited"], state["epoch"]
         except Exception as error:
             raise ValueError(f"cannot resume from {path}: it is damaged or of another network ({error})") from error
         if epoch >= engine.state.max_epochs:
             raise ValueError(f"{path} holds a training that is complete at epoch {epoch}; give a larger max_epochs")
-        if any(getattr(scheduler, name) != length for name, length in lengths.items()):
-            self._replay(lengths)
+        if not isinstance(scheduler, ReduceLROnPlateau):
+            for group, own in zip(optimizer.param_groups, options, strict=True):
+                group.update(own)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
+                for _ in range(_steps_done(state["lr_scheduler"])):
+                    scheduler.step()
         engine.state.epoch = epoch
         engine.state.iteration = epoch * engine.state.epoch_length
-
-    def _replay(self, lengths: dict[str, int]) -> None:
-        """Bring the learning rates to where a schedule of other lengths has them now."""
-        scheduler, optimizer = self.parts["lr_scheduler"], self.parts["optimizer"]
-        done, scheduler.last_epoch = scheduler.last_epoch, 0
-        for name, length in lengths.items():
-            setattr(scheduler, name, length)
-        for group in optimizer.param_groups:
-            group["lr"] = group["initial_lr"]
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
-            for _ in range(done):
-                scheduler.step()
 
     def _save(self, engine: Engine) -> None:
         if self._validated:
@@ -178,6 +177,11 @@ class Checkpoints:
             draft = self.folder / f"{name}.tmp"
             torch.save(content, draft)
             draft.replace(self.folder / name)
+
+
+def _steps_done(schedule: dict[str, Any]) -> int:
+    """How often the schedule of a state dict was stepped; one that chains others counts nothing itself."""
+    return int(schedule["last_epoch"]) if "last_epoch" in schedule else _steps_done(schedule["_schedulers"][0])
 
 
 def process_rank() -> int:

@@ -11,6 +11,8 @@ from monai.metrics import CumulativeIterationMetric
 from monai.utils import optional_import
 from torch import Tensor, float32, promote_types
 
+from monai_sre.data.dataset import TASKS
+
 roc_auc_score, _ = optional_import("sklearn.metrics", name="roc_auc_score")
 
 MULTI_LABEL = "multi-label, binary-class"
@@ -36,21 +38,49 @@ def probabilities(logits: Tensor, task: str) -> Tensor:
     return wide.sigmoid() if task == MULTI_LABEL else wide.softmax(dim=1)
 
 
+def check_scores(scores: np.ndarray, labels: np.ndarray, task: str) -> np.ndarray:
+    """The labels, without their last axis where that is one of a single class number.
+
+    Raises:
+        ValueError: they do not fit the scores, or the task is unknown.
+
+    Example:
+        >>> check_scores(np.zeros((3, 2)), np.array([[0], [1], [0]]), "binary-class").shape
+        (3,)
+    """
+    if task not in TASKS:
+        raise ValueError(f"task must be one of {TASKS}, got {task!r}")
+    if scores.ndim != 2 or (task != MULTI_LABEL and scores.shape[1] < 2):
+        raise ValueError(f"scores of task {task!r} must have shape (N, num_classes), got {scores.shape}")
+    if task != MULTI_LABEL and labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    wanted = scores.shape if task == MULTI_LABEL else scores.shape[:1]
+    if labels.shape != wanted:
+        raise ValueError(f"labels of task {task!r} must have shape {wanted} as the scores have, got {labels.shape}")
+    return labels
+
+
 def accuracy(scores: np.ndarray, labels: np.ndarray, task: str) -> float:
     """Share of correct decisions (Yang et al., Scientific Data 10:41, 2023).
 
     Multi-label: the mean over labels, each decided at 0.5. Binary: the last class is decided at 0.5. Otherwise, ordinal
-    regression included: the class of the highest score.
+    regression included: the class of the highest score. NaN if any score is.
 
     Args:
         scores: shape ``(N, num_classes)``, in 0..1.
-        labels: shape ``(N,)``, or ``(N, num_classes)`` of 0 and 1 for multi-label tasks.
+        labels: shape ``(N,)`` or ``(N, 1)``, or ``(N, num_classes)`` of 0 and 1 for multi-label tasks.
         task: MedMNIST's name of the kind of task.
+
+    Raises:
+        ValueError: the shapes do not fit, or the task is unknown.
 
     Example:
         >>> accuracy(np.array([[0.9, 0.1], [0.2, 0.8]]), np.array([0, 0]), "binary-class")
         0.5
     """
+    labels = check_scores(scores, labels, task)
+    if np.isnan(scores).any():
+        return float("nan")
     if task == MULTI_LABEL:
         return float(((scores > 0.5) == (labels > 0.5)).mean())
     if task == "binary-class":
@@ -62,17 +92,23 @@ def area_under_curve(scores: np.ndarray, labels: np.ndarray, task: str) -> float
     """Area under the ROC curve (Yang et al., 2023): of the last class if binary, else the mean over classes or labels.
 
     A class that no sample, or every sample, belongs to has no curve: it is left out of the mean, with a warning. NaN if
-    none is left.
+    none is left, or if any score is.
 
     Args:
         scores: shape ``(N, num_classes)``, in 0..1.
-        labels: shape ``(N,)``, or ``(N, num_classes)`` of 0 and 1 for multi-label tasks.
+        labels: shape ``(N,)`` or ``(N, 1)``, or ``(N, num_classes)`` of 0 and 1 for multi-label tasks.
         task: MedMNIST's name of the kind of task.
+
+    Raises:
+        ValueError: the shapes do not fit, or the task is unknown.
 
     Example:
         >>> area_under_curve(np.array([[0.9, 0.1], [0.2, 0.8], [0.4, 0.6]]), np.array([0, 1, 0]), "binary-class")
         1.0
     """
+    labels = check_scores(scores, labels, task)
+    if np.isnan(scores).any():
+        return float("nan")
     classes = range(scores.shape[1])
     if task == "binary-class":
         classes = range(scores.shape[1] - 1, scores.shape[1])

@@ -71,7 +71,7 @@ def equivariance_error(
         True
     """
     actions = _resolve(transforms, x, interpolation, margin)
-    with _undisturbed(network, training), torch.no_grad():
+    with undisturbed(network, training), torch.no_grad():
         outputs = {faded: network(action.prepare(x)) for faded, action in _inputs(actions)}
         errors = {}
         for name, action in actions.items():
@@ -113,7 +113,7 @@ def layer_errors(
     """
     actions = _resolve(transforms, x, interpolation, margin)
     recorder = _Recorder(actions, x.dim())
-    with _undisturbed(network, training), torch.no_grad():
+    with undisturbed(network, training), torch.no_grad():
         handles = []
         try:
             for name, module in network.named_modules():
@@ -199,6 +199,8 @@ class _Action:
 
 def _resolve(transforms: Transforms, x: Tensor, interpolation: str, margin: float) -> dict[str, _Action]:
     ndim = x.dim() - 2
+    if not x.is_floating_point():
+        raise ValueError(f"x must hold floating-point numbers, got {x.dtype}")
     if not 1 <= ndim <= 3:
         raise ValueError(f"x must have shape (N, C, *spatial) with 1 to 3 spatial axes, got {tuple(x.shape)}")
     if interpolation not in INTERPOLATIONS:
@@ -332,7 +334,7 @@ class _Recorder:
             args, kwargs = _mapped(call, turn)
             try:
                 pairs = list(_pairs(output, module(*args, **kwargs)))
-            except (RuntimeError, ValueError):  # a reshape to fixed sizes, say, cannot take turned maps
+            except Exception:  # a reshape to fixed sizes, say, cannot take turned maps
                 self.errors.setdefault(name, {})[key] = float("inf")
                 continue
             if not pairs or any(2 < old.dim() < self.ndim for old, _ in pairs):
@@ -350,7 +352,7 @@ def _number(value: float | None) -> str:
 
 
 @contextmanager
-def _undisturbed(network: Any, training: bool) -> Iterator[None]:
+def undisturbed(network: Any, training: bool) -> Iterator[None]:
     """Run in the mode asked for, then put back every module's mode, every buffer and the random state."""
     if not isinstance(network, nn.Module):
         yield
@@ -359,8 +361,9 @@ def _undisturbed(network: Any, training: bool) -> Iterator[None]:
     buffers = {buffer: buffer.detach().clone() for buffer in network.buffers()} if training else {}
     if training or any(modes.values()):
         network.train(training)
+    devices = sorted({p.device.index for p in network.parameters() if p.is_cuda and p.device.index is not None})
     try:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=devices):
             yield
     finally:
         for module, mode in modes.items():

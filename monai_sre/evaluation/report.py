@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import math
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,10 @@ import torch.distributed as dist
 from ignite.engine import Engine, Events
 from monai.utils import evenly_divisible_all_gather
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from monai_sre.data.dataset import DatasetInfo
-from monai_sre.evaluation.classification import MULTI_LABEL, accuracy, area_under_curve
+from monai_sre.evaluation.classification import MULTI_LABEL, accuracy, area_under_curve, check_scores
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -162,7 +164,8 @@ class ClassificationReport:
             gathered, labels = _in_order(gathered), _in_order(labels)
         if self.rank != 0:
             return
-        scores, truth = gathered.cpu().numpy(), labels.cpu().numpy()
+        scores = gathered.cpu().numpy()
+        truth = check_scores(scores, labels.cpu().numpy(), self.info.task)
         names = self.info.class_names
         rows = []
         for index, (score, label) in enumerate(zip(scores, truth, strict=True)):
@@ -258,10 +261,14 @@ def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write indented JSON, whole or not at all."""
+    """Write indented JSON, whole or not at all; NaN, which JSON does not know, becomes ``null``."""
     draft = path.with_suffix(".tmp")
-    draft.write_text(json.dumps(content, indent=2) + "\n")
+    draft.write_text(json.dumps(tree_map(_finite, content), indent=2, allow_nan=False) + "\n")
     draft.replace(path)
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _in_order(local: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ def rotate(x: Tensor, degrees: float, dims: tuple[int, int] = (-2, -1), interpol
         Tensor of the shape, dtype and device of ``x``; computed on the CPU in float64. No gradient.
 
     Raises:
-        ValueError: an unknown interpolation.
+        ValueError: an unknown interpolation, or integers, which would not hold the result.
 
     Example:
         >>> x = torch.randn(2, 3, 8, 8)
@@ -37,6 +37,8 @@ def rotate(x: Tensor, degrees: float, dims: tuple[int, int] = (-2, -1), interpol
     """
     if interpolation not in INTERPOLATIONS:
         raise ValueError(f"interpolation must be one of {tuple(INTERPOLATIONS)}, got {interpolation!r}")
+    if not x.is_floating_point():
+        raise ValueError(f"x must hold floating-point numbers, got {x.dtype}")
     from scipy import ndimage
 
     order = INTERPOLATIONS[interpolation]

@@ -16,8 +16,10 @@ from monai.utils import convert_to_tensor
 from torch import Tensor
 from torch.nn import functional
 
+from monai_sre.data.dataset import TASKS
 from monai_sre.data.geometry import background_value, flip_batch, rotate_batch
 from monai_sre.evaluation.classification import MULTI_LABEL, accuracy, area_under_curve, probabilities
+from monai_sre.evaluation.equivariance import undisturbed
 from monai_sre.evaluation.report import new_figure, writable_folder, write_csv, write_json
 from monai_sre.evaluation.segmentation import MAP_METRICS, as_arrays, map_scores, nan_mean
 
@@ -97,7 +99,7 @@ def sweep_transformations(
     if protocol not in PROTOCOLS:
         raise ValueError(f"protocol must be one of {tuple(PROTOCOLS)}, got {protocol!r}")
     step = (10 if spatial_dims == 2 else 30) if step is None else step
-    if step <= 0 or 360 % step:
+    if step <= 0 or abs(360 / step - round(360 / step)) > 1e-9:
         raise ValueError(f"step must be a positive divisor of 360 degrees, got {step!r}")
     found = {"0": Transformation(protocol=protocol)}
     for axis in [None] if spatial_dims == 2 else range(3):
@@ -181,7 +183,9 @@ class _MapScores:
 
     def add(self, name: str, batch: Mapping[str, Tensor], transformation: Transformation, network: _Network) -> None:
         image, label = _square(batch["image"], background_value(batch["image"])), _square(batch["label"], -1.0)
-        score = network(transformation(image)).softmax(dim=1).cpu()
+        score = probabilities(network(transformation(image)), "multi-class").cpu()
+        if score.dim() != image.dim() or score.shape[1] < 2:
+            raise ValueError(f"network must return maps (N, num_classes, *spatial), got shape {tuple(score.shape)}")
         if name == "0":
             self._upright = torch.where(label.cpu() >= 0, score.argmax(dim=1, keepdim=True), -1).float()
         truth, same = transformation.on_classes(label).cpu(), transformation.on_classes(self._upright)
@@ -239,8 +243,9 @@ def rotation_sweep(
         world_size: number of processes, each of which calls this with its share of the data; all get the scores of the whole.
 
     Raises:
-        ValueError: the images are volumes whose affine says that their voxels are no cubes: rotated by anything but their
-            symmetries, they would be sheared.
+        ValueError: an argument is not one of those above, there is no image, or what the network returns or the labels do
+            not fit the task; or the images are volumes whose affine says that their voxels are no cubes: rotated by anything
+            but their symmetries, they would be sheared.
 
     Example:
         >>> batch = {"image": torch.randn(8, 1, 6, 6), "label": torch.tensor([0, 1] * 4)}
@@ -248,18 +253,22 @@ def rotation_sweep(
         >>> rotation_sweep(net, [batch], sweep_transformations(2, step=90), "binary-class").consistency
         1.0
     """
-    training = isinstance(network, torch.nn.Module) and network.training
-    if isinstance(network, torch.nn.Module):
-        network.eval()
+    if task not in (*TASKS, SEGMENTATION):
+        raise ValueError(f"task must be one of {(*TASKS, SEGMENTATION)}, got {task!r}")
+    if next(iter(transformations), None) != "0":
+        raise ValueError(f"transformations must begin with the identity, '0', got {list(transformations)}")
     call = network if inferer is None else partial(inferer, network=network)
     scores: _ClassScores | _MapScores = _MapScores() if task == SEGMENTATION else _ClassScores(task)
-    for batch in batches:
-        _check_cubes(batch["image"])
-        batch = {key: convert_to_tensor(batch[key], device=device) for key in ("image", "label")}
-        for name, transformation in transformations.items():
-            scores.add(name, batch, transformation, call)
-    if training and isinstance(network, torch.nn.Module):
-        network.train()
+    seen = 0
+    with undisturbed(network, training=False):
+        for batch in batches:
+            _check_cubes(batch["image"])
+            batch = {key: convert_to_tensor(batch[key], device=device) for key in ("image", "label")}
+            seen += len(batch["image"])
+            for name, transformation in transformations.items():
+                scores.add(name, batch, transformation, call)
+    if seen == 0 and world_size == 1:
+        raise ValueError("batches must hold at least one image, got none")
     if world_size > 1:
         parts: list[Any] = [None] * world_size
         dist.all_gather_object(parts, scores)

@@ -98,8 +98,13 @@ class _RadialNd(nn.Module):
         }
         self._geometry = geometry
         basis = self._exact_basis()
-        if spacing is not None:  # arrays of numpy and torch would not compare
+        # copies: the basis is made again whenever the layer moves; and arrays of numpy and torch would not compare
+        if spacing is not None:
             geometry["spacing"] = tuple(float(step) for step in spacing)
+        if axes is not None:
+            geometry["axes"] = tuple(axes)
+        if not isinstance(profile, str):
+            geometry["profile"] = (profile[0], dict(profile[1]))
         outer, inner = self.out_channels, self.in_channels
         if self.transposed:
             outer, inner = inner, outer
@@ -125,16 +130,17 @@ class _RadialNd(nn.Module):
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         """Refill the basis after a change of dtype or device, or it would stay rounded, or empty after ``to_empty``."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, buffer in self.named_buffers(recurse=False):
+            if buffer.is_inference():  # built in inference mode, and not to be written to outside
+                setattr(self, name, buffer.clone())
         self._fill_basis()
         return self
 
     def _exact_basis(self) -> Tensor:
-        with torch.device("cpu"):  # whatever the default device, which may hold no values
-            return self.make_basis(self.kernel_size, **self._geometry)
+        return self.make_basis(self.kernel_size, **self._geometry)
 
     def _learned_basis(self) -> tuple[Tensor, Tensor, float] | None:
-        with torch.device("cpu"):
-            return learned_gaussian(self.kernel_size, **self._geometry)
+        return learned_gaussian(self.kernel_size, **self._geometry)
 
     def _fill_basis(self) -> None:
         """Write the exact basis into the buffers."""

@@ -13,7 +13,7 @@ from monai_sre.layers.conv import SREConv1d, SREConv2d, SREConv3d
 from monai_sre.ops.arguments import int_tuple
 from monai_sre.ops.energy import cat_groups, energy_nd, mixed_energies_nd
 from monai_sre.ops.harmonics import harmonic_stencils
-from monai_sre.ops.resample import centred_fit, pad_ends
+from monai_sre.ops.resample import centred_fit, extend_ends
 
 _POINTWISE = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -59,22 +59,25 @@ class HarmonicEnergy(nn.Module):
         if not isinstance(eps, (int, float)) or not eps > 0:
             raise ValueError(f"eps must be a positive number, got {eps!r}")
         self.order, self.eps, self.padding_mode = order, float(eps), padding_mode
-        self._geometry = {"taps": taps, "width": width, "spacing": spacing, "axes": axes}
+        geometry: dict[str, Any] = {"taps": taps, "width": width, "spacing": spacing, "axes": axes}
+        self._geometry = geometry
         exact = self._exact_stencils(spatial_dims)
+        for name in ("spacing", "axes"):  # copies: the stencils are made again whenever the layer moves
+            if geometry[name] is not None:
+                geometry[name] = tuple(geometry[name])
         self._reach = [length // 2 for length in exact.shape[1:]]
         wide = torch.float64 if (dtype or torch.get_default_dtype()) == torch.float64 else torch.float32
         self.register_buffer("stencils", exact.to(torch.empty(0, device=device, dtype=wide)), persistent=False)
         self.stencils: Tensor
 
     def _exact_stencils(self, spatial_dims: int) -> Tensor:
-        with torch.device("cpu"):  # whatever the default device, which may hold no values
-            return harmonic_stencils(self.order, spatial_dims, **self._geometry)  # type: ignore[arg-type]
+        return harmonic_stencils(self.order, spatial_dims, **self._geometry)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         """Stencils of full precision after a change of dtype or device: rounded, the symmetry of 3-D ones is inexact."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        if self.stencils.dtype.itemsize < 4:
-            self.stencils = self.stencils.float()
+        if self.stencils.dtype.itemsize < 4 or self.stencils.is_inference():
+            self.stencils = self.stencils.clone() if self.stencils.dtype.itemsize >= 4 else self.stencils.float()
         with torch.no_grad():
             self.stencils.copy_(self._exact_stencils(self.stencils.dim() - 1))
         return self
@@ -85,7 +88,7 @@ class HarmonicEnergy(nn.Module):
         size: list[int] = []
         for axis in range(2, x.dim()):
             size.append(x.size(axis))
-        return centred_fit(energy_nd(pad_ends(x, self._reach, self.padding_mode), self.stencils, self.eps), size)
+        return centred_fit(energy_nd(extend_ends(x, self._reach, self.padding_mode), self.stencils, self.eps), size)
 
     def extra_repr(self) -> str:
         """Order and stencil."""
@@ -271,7 +274,11 @@ class _SREHarmonicConv(HarmonicConv):
             raise ValueError(f"groups must divide out_channels={out_channels}, got {groups}")
         hidden = hidden_maps(out_channels, groups, hidden_channels)
         sizes = (kernel_size, stride, padding, dilation, groups, False, padding_mode, device, dtype)
-        radial = {"profile": "gaussian", "orthonormal": True, **radial}
+        profile = radial.setdefault("profile", "gaussian")
+        if isinstance(profile, str) or not profile[1].get(
+            "learn_width", False
+        ):  # a learned width leaves no fixed basis
+            radial.setdefault("orthonormal", True)
         conv: Any = self.radial_type(in_channels, out_channels + hidden, *sizes, **radial)
         super().__init__(
             conv,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from monai_sre.ops.arguments import int_tuple
+from monai_sre.ops.arguments import check_flags, int_tuple
 from monai_sre.ops.blur import WIDTH, blur_width, blurred_avg_pool, blurred_max_pool, centred_blur_pool
 from monai_sre.ops.resample import centred_avg_pool, centred_max_pool, centred_upsample
 
@@ -29,6 +29,7 @@ class _CentredPool(nn.Module):
         self.padding = int_tuple("padding", padding, self.spatial_dims, minimum=0)
         if any(2 * amount > length for amount, length in zip(self.padding, self.kernel_size, strict=True)):
             raise ValueError(f"padding must be at most half of kernel_size={self.kernel_size}, got {padding!r}")
+        check_flags(ceil_mode=ceil_mode)
         self.ceil_mode, self.antialias = ceil_mode, blur_width(antialias)
 
     def extra_repr(self) -> str:
@@ -48,6 +49,7 @@ class _CentredAvgPool(_CentredPool):
         antialias: bool | float = False,
     ) -> None:
         super().__init__(kernel_size, stride, padding, ceil_mode, antialias)
+        check_flags(count_include_pad=count_include_pad)
         self.count_include_pad = count_include_pad
 
     def forward(self, x: Tensor) -> Tensor:

@@ -55,7 +55,9 @@ def load_sre_checkpoint(network: nn.Module, checkpoint: str | PathLike[str] | Ma
     Args:
         network: the :class:`monai_sre.nets.SREResNet` to fill; untouched when anything does not fit.
         checkpoint: a file written by ``torch.save`` (read with ``weights_only=True``), or a state dict. Either may hold the
-            state dict under ``"state_dict"`` or ``"model"``, and its names may start with ``"module."``.
+            state dict under ``"state_dict"``, ``"model"`` or ``"network"`` (the ``last.pt`` of a bundle), and its names may
+            start with ``"module."`` or ``"_orig_mod."``. Our own weights say nothing of their basis: build the network with
+            the profile and the ``orthonormal`` that they were trained with.
 
     Returns:
         Whose it was: ``"SRE-Conv"``, ``"SRI-Conv"``, ``"GMR-Conv"`` or ``"monai_sre"``.
@@ -108,7 +110,7 @@ def _state_dict(checkpoint: str | PathLike[str] | Mapping[str, Any]) -> dict[str
             raise ValueError(f"{path!r} cannot be read as a checkpoint: {reason}") from error
     else:
         content = checkpoint
-    for key in ("state_dict", "model"):
+    for key in ("state_dict", "model", "network"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
     if not isinstance(content, Mapping):
@@ -121,9 +123,10 @@ def _state_dict(checkpoint: str | PathLike[str] | Mapping[str, Any]) -> dict[str
         raise ValueError(
             f"checkpoint must hold a state dict of tensors, got {f'also {others[:5]}' if state else 'none'}"
         )
-    if all(name.startswith("module.") for name in state):  # saved from a DataParallel
-        state = {name.removeprefix("module."): value for name, value in state.items()}
-    return state
+    for wrapper in ("_orig_mod.", "module.", "_orig_mod."):  # torch.compile's and DataParallel's, in either order
+        if all(name.startswith(wrapper) for name in state):
+            state = {name.removeprefix(wrapper): value for name, value in state.items()}
+    return {name: value.cpu() for name, value in state.items()}
 
 
 def _kind(state: Mapping[str, Tensor], wanted: set[str]) -> str:

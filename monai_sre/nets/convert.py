@@ -24,6 +24,7 @@ from monai_sre.ops.symmetry import lattice_generators
 logger = logging.getLogger(__name__)
 INITS = ("project", "reset")
 _ABSENT = object()
+_EXAMPLE = "an example input, its shape or a tuple of arguments"
 #: Modules without an equivariant counterpart, by a base class of theirs.
 _HOPELESS: dict[type[nn.Module], str] = {
     nn.RNNBase: "a recurrent layer reads positions in an order",
@@ -108,6 +109,8 @@ def convert_to_sre(
         raise TypeError(f"network must be an nn.Module that is not scripted, got {type(network).__name__}")
     if init not in INITS:
         raise ValueError(f"init must be one of {INITS}, got {init!r}")
+    if any(parameter.is_meta for parameter in network.parameters()):
+        raise ValueError("network must hold values, but some of its parameters are on the meta device")
     ndim = probe.spatial_dims_of(network)
     if kernel_size is not None:
         int_tuple("kernel_size", kernel_size, ndim, minimum=1)
@@ -126,19 +129,23 @@ def convert_to_sre(
     )
     options.check(ndim)
     arguments: probe.Arguments | None = None
+    reason = ""
     if verify is True:
-        arguments = probe.find_input(network, ndim)
+        arguments, reason = probe.find_input(network, ndim)
     elif verify is not False:
         arguments = probe.as_arguments(verify, ndim)  # type: ignore[arg-type]
     examples = [] if arguments is None else probe.examples(network, arguments, ndim)
 
     plan = _Plan(options, _spacings(network, options, arguments, ndim))
-    plan.read(network)
+    with torch.device("cpu"):  # new layers hold values, whatever the default device; then they go where the old ones are
+        plan.read(network)
     if strict and plan.report.refused:
         raise ValueError(refusal(plan.report.refused))
     converted = plan.apply(network)
     try:
         if verify is not False:
+            if not examples:
+                raise ValueError(f"verify must be {_EXAMPLE} (False converts without the check); {reason}")
             _verify(converted, plan.report, options, examples, ndim)
         if strict and plan.report.refused:
             raise ValueError(refusal(plan.report.refused))
@@ -343,11 +350,12 @@ def _spacings(
     uneven = any(isinstance(stride, (tuple, list)) and len(set(stride)) > 1 for stride in strides)
     if options.spacing is None or not uneven:
         return {}
-    arguments = probe.find_input(network, ndim, divisible=True) or arguments
+    found, reason = probe.find_input(network, ndim, divisible=True)
+    arguments = found or arguments
     if arguments is None:
         raise ValueError(
-            "verify must be an input or its shape: strides that differ between axes change the spacing on the way through "
-            "the network, and no input size was found that it accepts"
+            f"verify must be {_EXAMPLE}, as strides that differ between axes change the spacing on the way through the "
+            f"network; {reason}"
         )
     sizes = probe.input_sizes(network, arguments, ndim)
     whole = arguments[0].shape[-ndim:]
@@ -369,11 +377,6 @@ def _verify(
     ndim: int,
 ) -> None:
     """Measure the errors into the report, and refuse the modules that cause them."""
-    if not examples:
-        raise ValueError(
-            "verify must be an example input, its shape or a tuple of arguments: no input size was found that this network "
-            "accepts (verify=False converts without the check)"
-        )
     symmetries = lattice_generators(ndim, options.spacing, options.axes)
     for arguments, expected in examples:
         shape = next((tuple(a.shape) for a in arguments if isinstance(a, Tensor)), None)

@@ -52,8 +52,8 @@ def spatial_dims_of(network: nn.Module) -> int:
     return found.pop()
 
 
-def find_input(network: nn.Module, spatial_dims: int, divisible: bool = False) -> Arguments | None:
-    """A small random input that ``network`` accepts, or ``None``.
+def find_input(network: nn.Module, spatial_dims: int, divisible: bool = False) -> tuple[Arguments | None, str]:
+    """A small random input that ``network`` accepts, or ``None``; and why the last one that failed did.
 
     Args:
         network: any network of one input ``(N, C, *spatial)``.
@@ -65,15 +65,22 @@ def find_input(network: nn.Module, spatial_dims: int, divisible: bool = False) -
         if isinstance(module, _ConvNd) or (hasattr(module, "kernel_size") and hasattr(module, "in_channels")):
             channels.append(module.in_channels)
             break
-    for size in _SIZES[spatial_dims][1 if divisible else 0 :]:
-        for count in dict.fromkeys(channels):
-            x = torch.randn(1, int(count), *size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-            try:
-                run(network, (x,))
-            except Exception:  # whatever it raises: this size does not suit it
-                continue
-            return (x,)
-    return None
+    sizes = _SIZES[spatial_dims][1 if divisible else 0 :]
+    shapes = [(int(count), *size) for size in sizes for count in dict.fromkeys(channels)]
+    declared = getattr(network, "in_shape", None)  # of MONAI's networks of a fixed size
+    if isinstance(declared, Sequence) and len(declared) == spatial_dims + 1:
+        shapes.append(tuple(int(length) for length in declared))
+    reason = "no input was found to try it with"
+    for shape in shapes:
+        x = _noise((1, *shape))
+        try:
+            run(network, (x,))
+        except Exception as error:  # whatever it raises: this size does not suit it
+            why = f"{type(error).__name__}: {error}"
+            reason = f"no input was found that it accepts; one of shape {tuple(x.shape)} raises {why}"
+            continue
+        return (x,), ""
+    return None, reason
 
 
 def run(network: nn.Module, arguments: Arguments) -> Any:
@@ -91,8 +98,12 @@ def run(network: nn.Module, arguments: Arguments) -> Any:
         state[name] = buffer.double() if buffer.is_floating_point() else buffer
     device = next((t.device for t in state.values()), torch.device("cpu"))
     arguments = tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, arguments)
-    with _eval(network), torch.no_grad(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    gpus = [device] if device.type == "cuda" else []
+    with _eval(network), torch.no_grad(), torch.random.fork_rng(devices=gpus):
+        torch.random.default_generator.manual_seed(0)
+        for gpu in gpus:
+            with torch.cuda.device(gpu):
+                torch.cuda.manual_seed(0)
         return torch.func.functional_call(network, state, arguments)
 
 
@@ -231,10 +242,14 @@ def as_arguments(example: Tensor | Sequence[Any], spatial_dims: int) -> Argument
             raise ValueError(
                 f"verify must be a shape of {spatial_dims + 2} integers, an input, or a bool, got {example!r}"
             )
-        return (torch.randn(items, generator=torch.Generator().manual_seed(0), dtype=torch.float64),)
+        return (_noise(items),)
     return tuple(
         item.detach().double() if isinstance(item, Tensor) and item.is_floating_point() else item for item in items
     )
+
+
+def _noise(shape: tuple[int, ...]) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64, device="cpu")
 
 
 def _is_map(leaf: Any, spatial_dims: int) -> bool:

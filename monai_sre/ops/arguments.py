@@ -2,7 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import ParamSpec, TypeVar
+
+import torch
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def on_cpu(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Let a function compute its constants on the CPU, whatever the default device, which may hold no values.
+
+    Example:
+        >>> with torch.device("meta"):
+        ...     on_cpu(torch.ones)(2).device
+        device(type='cpu')
+    """
+
+    @wraps(function)
+    def guarded(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        with torch.device("cpu"):
+            return function(*args, **kwargs)
+
+    return guarded
 
 
 def check_flags(**values: bool) -> None:

@@ -23,13 +23,14 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from monai_sre.ops.arguments import int_tuple
+from monai_sre.ops.arguments import int_tuple, on_cpu
 from monai_sre.ops.radial import _check_geometry
 
 #: A polynomial: coefficients by exponents.
 Polynomial = dict[tuple[int, ...], float]
 
 
+@on_cpu
 def harmonic_stencils(
     order: int,
     spatial_dims: int,

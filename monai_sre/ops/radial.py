@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from monai_sre.ops.arguments import check_flags, int_tuple
+from monai_sre.ops.arguments import check_flags, int_tuple, on_cpu
 from monai_sre.ops.isotropy import project_isotropic
 
 PROFILES = ("band", "linear", "gaussian", "isotropic")
@@ -130,6 +130,7 @@ def radial_basis(
     return centred_basis(odd, num_rings, profile, circular, orthonormal, spacing, axes)
 
 
+@on_cpu
 def centred_basis(
     kernel_size: Sequence[int],
     num_rings: int | None = None,
@@ -181,6 +182,7 @@ def centred_basis(
     )
 
 
+@on_cpu
 def learned_gaussian(
     kernel_size: Sequence[int],
     num_rings: int | None = None,
@@ -245,6 +247,7 @@ def change_basis(weight: Tensor, old: Tensor, new: Tensor) -> Tensor:
     return (weight.double() @ matrix.to(weight.device)).to(weight.dtype)
 
 
+@on_cpu
 def initial_std(basis: Tensor, fan_in: int, gain: float = math.sqrt(2.0)) -> Tensor:
     r"""Standard deviation of each ring's weights that keeps the scale of activations through a deep network.
 

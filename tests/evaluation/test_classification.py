@@ -63,3 +63,33 @@ def test_probabilities_are_a_softmax_or_sigmoids() -> None:
 def test_an_unknown_metric_is_refused() -> None:
     with pytest.raises(ValueError, match=r"metric must be one of .* got .F1."):
         ClassificationScore("F1", "multi-class")
+
+
+@pytest.mark.parametrize("task", [name for name in KINDS if not name.startswith("multi-label")])
+def test_labels_of_one_column_are_class_numbers(task: str) -> None:
+    scores, labels = (np.asarray(part) for part in case(task))
+    for metric in (accuracy, area_under_curve):
+        assert metric(scores, labels.reshape(-1, 1), task) == metric(scores, labels.reshape(-1), task)
+
+
+@pytest.mark.parametrize(
+    ("scores", "labels", "task", "message"),
+    [
+        (np.zeros((4, 3)), np.zeros((4, 2)), "multi-class", r"labels of task .* shape \(4,\) .* got \(4, 2\)"),
+        (np.zeros((4, 3)), np.zeros(4), "multi-label, binary-class", r"shape \(4, 3\) .* got \(4,\)"),
+        (np.zeros((4, 1)), np.zeros(4), "binary-class", r"scores of task 'binary-class' .* got \(4, 1\)"),
+        (np.zeros((4, 3)), np.zeros(4), "multiclass", r"task must be one of .* got 'multiclass'"),
+    ],
+)
+def test_what_does_not_fit_is_refused(scores: np.ndarray, labels: np.ndarray, task: str, message: str) -> None:
+    for metric in (accuracy, area_under_curve):
+        with pytest.raises(ValueError, match=message):
+            metric(scores, labels, task)
+
+
+@pytest.mark.parametrize("task", KINDS)
+def test_nan_scores_have_nan_metrics(task: str) -> None:
+    scores, labels = (np.asarray(part).astype(float) for part in case(task))
+    scores[1, 0] = np.nan
+    assert np.isnan(accuracy(scores, labels, task))
+    assert np.isnan(area_under_curve(scores, labels, task))

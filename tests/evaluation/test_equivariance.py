@@ -287,3 +287,21 @@ def test_bad_shapes() -> None:
         equivariance_error(lambda image: image.flatten(2), torch.randn(1, 1, 4, 4))
     with pytest.raises(ValueError, match="no tensor"):
         equivariance_error(lambda image: None, torch.randn(1, 1, 4, 4))
+
+
+def test_integers_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"x must hold floating-point numbers, got torch\.uint8"):
+        equivariance_error(lambda image: image.float(), torch.ones(1, 1, 8, 8, dtype=torch.uint8), 30)
+    with pytest.raises(ValueError, match=r"x must hold floating-point numbers, got torch\.int64"):
+        rotate(torch.ones(8, 8, dtype=torch.int64), 30)
+
+
+def test_a_module_that_asserts_its_size_is_named() -> None:
+    class Fixed(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            assert x.shape[-2:] == (6, 8)
+            return x
+
+    net = nn.Sequential(nn.ReLU(), Fixed())
+    errors = layer_errors(net, torch.randn(1, 1, 6, 8), "rot90(0,1)")
+    assert errors["1"] == {"rot90(0,1)": float("inf")}

@@ -206,3 +206,54 @@ def test_a_curve_has_the_colour_of_its_name(tmp_path: Path) -> None:
             reds[name] = (np.asarray(picture.convert("RGB")) == (255, 0, 0)).all(axis=-1).sum()
     assert reds["a"] > 500
     assert reds["b"] == 0
+
+
+def test_steps_that_floating_point_cannot_divide_exactly() -> None:
+    assert len(sweep_transformations(2, step=7.2, flips=False)) == 50
+    with pytest.raises(ValueError, match="step must be a positive divisor of 360 degrees, got 7"):
+        sweep_transformations(2, step=7)
+
+
+def test_the_network_is_left_as_it_was() -> None:
+    net = torch.nn.Sequential(torch.nn.BatchNorm2d(1), CornerNet())
+    net.train()
+    net[0].eval()  # a frozen normalisation
+    turns = sweep_transformations(2, step=180)
+    rotation_sweep(net, [batch()], turns, "binary-class")
+    assert (net.training, net[0].training) == (True, False)
+    with pytest.raises(ValueError, match="labels of task"):
+        rotation_sweep(net, [{**batch(), "label": torch.zeros(4, 2)}], turns, "binary-class")
+    with pytest.raises(RuntimeError):
+        rotation_sweep(net, [{**batch(), "image": torch.zeros(4, 3, 5, 5)}], turns, "binary-class")
+    assert (net.training, net[0].training) == (True, False)
+
+
+def test_maps_of_a_bfloat16_network() -> None:
+    class Narrow(Threshold):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x).bfloat16()
+
+    upright = sweep_transformations(2, step=180)
+    expected = rotation_sweep(Threshold(), [maps(8, 8)], upright, "segmentation").summary()
+    assert rotation_sweep(Narrow(), [maps(8, 8)], upright, "segmentation").summary() == pytest.approx(
+        expected, abs=1e-2
+    )
+
+
+@pytest.mark.parametrize(
+    ("batches", "names", "task", "message"),
+    [
+        ([], ["0", "180"], "binary-class", "at least one image"),
+        ([batch()], ["180"], "binary-class", r"must begin with the identity, '0', got \['180'\]"),
+        ([batch()], ["0", "180"], "segmantation", "task must be one of .* got 'segmantation'"),
+        ([batch()], ["0", "180"], "segmentation", r"maps \(N, num_classes, \*spatial\), got shape \(4, 2\)"),
+    ],
+)
+def test_what_a_sweep_cannot_do(
+    batches: list[dict[str, torch.Tensor]], names: list[str], task: str, message: str
+) -> None:
+    known = sweep_transformations(2, step=180)
+    if task == "segmentation":
+        batches = [{**each, "label": each["image"]} for each in batches]
+    with pytest.raises(ValueError, match=message):
+        rotation_sweep(CornerNet(), batches, {name: known[name] for name in names}, task)

@@ -462,3 +462,22 @@ def test_wrong_arguments(options: dict[str, Any], error: type[Exception], messag
 def test_wrong_arguments_of_transposed_layers(options: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         SREConvTranspose2d(**{"in_channels": 6, "out_channels": 4, "kernel_size": 5, **options})
+
+
+def test_options_are_copied() -> None:
+    options, axes = {"width": 0.7}, [1, 2]
+    layer = SREConv3d(1, 1, (1, 5, 5), profile=("gaussian", options), axes=axes)
+    before = layer.basis.clone()
+    options["width"], axes[0] = 2.0, 0
+    assert torch.equal(layer.float().basis, before)
+
+
+@pytest.mark.parametrize("kind", [SREConv2d, SREHarmonicConv2d])
+def test_a_layer_built_in_inference_mode_can_move(kind: type[nn.Module]) -> None:
+    x = torch.randn(1, 2, 8, 8)
+    with torch.inference_mode():
+        layer = kind(2, 4, 5, padding=2)
+        expected = layer(x)
+    layer.to("cpu")
+    with torch.inference_mode():
+        torch.testing.assert_close(layer(x), expected)

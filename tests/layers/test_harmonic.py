@@ -127,3 +127,24 @@ def test_parameters_against_the_radial_layer() -> None:
 def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises((ValueError, TypeError), match=message):
         SREHarmonicConv2d(**{"in_channels": 4, "out_channels": 8, "kernel_size": 3, **arguments})
+
+
+@pytest.mark.parametrize(
+    ("mode", "size"), [("reflect", (2, 2)), ("reflect", (1, 3)), ("circular", (1, 1)), ("circular", (1, 2))]
+)
+def test_maps_smaller_than_the_stencils(mode: str, size: tuple[int, int]) -> None:
+    padding = 0 if 1 in size and mode == "reflect" else 1
+    kernel = 1 if padding == 0 else 3
+    layer = SREHarmonicConv2d(2, 4, kernel, padding=padding, padding_mode=mode).double()
+    x = torch.randn(1, 2, *size, dtype=torch.float64)
+    out = layer(x)
+    assert out.shape == nn.Conv2d(2, 4, kernel, padding=padding, padding_mode=mode).double()(x).shape
+    for symmetry in lattice_symmetries(2):
+        torch.testing.assert_close(layer(symmetry(x)), symmetry(out))
+
+
+def test_a_learned_width_needs_no_further_word() -> None:
+    layer = SREHarmonicConv2d(2, 4, 5, profile=("gaussian", {"learn_width": True}))
+    assert layer.radial.log_width.requires_grad
+    with pytest.raises(ValueError, match="orthonormal must be False"):
+        SREHarmonicConv2d(2, 4, 5, profile=("gaussian", {"learn_width": True}), orthonormal=True)

@@ -215,3 +215,12 @@ def test_our_own_and_foreign_state_dicts() -> None:
         load_sre_checkpoint(ours, {})
     with pytest.raises(TypeError, match="network must be an SREResNet, got dict"):
         load_sre_checkpoint({}, {})  # type: ignore[arg-type]
+
+
+def test_our_own_state_dicts_in_their_wrappings() -> None:
+    ours, other = SREResNet(2, 3, 5, width=8), SREResNet(2, 3, 5, width=8)
+    for prefix in ("module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."):
+        wrapped = {f"{prefix}{name}": value for name, value in other.state_dict().items()}
+        nn.init.zeros_(ours.fc.weight)
+        assert load_sre_checkpoint(ours, {"network": wrapped, "epoch": 3}) == "monai_sre"
+        assert torch.equal(ours.fc.weight, other.fc.weight)

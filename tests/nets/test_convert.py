@@ -25,7 +25,7 @@ from monai_sre import SREConv2d, conversion_report, convert_to_sre, equivariance
 from monai_sre.layers import HarmonicConv
 from monai_sre.layers.centred import CentredConv2d, CentredConvTranspose2d
 from monai_sre.nets.rules import convert_subpixel
-from monai_sre.ops import lattice_generators
+from monai_sre.ops import lattice_generators, radial_basis
 from tests.nets.networks import ARCHITECTURES, Architecture
 from tests.testers import lattice_symmetries, relative_error
 
@@ -738,3 +738,34 @@ class TestGeometry:
         radii = [0.0, 5 / 0.7]
         assert layer.kernel()[0, 0, 0, 3, 3] == layer.kernel()[0, 0, 2, 3, 3]
         assert layer.num_rings >= len(radii)
+
+
+def test_a_default_device_without_values() -> None:
+    net = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 2, 3, padding=1))
+    with torch.device("meta"):
+        converted = convert_to_sre(net)
+        assert radial_basis((5, 5)).device.type == "cpu"
+        empty = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1))
+    assert max(conversion_report(converted).errors.values()) < 1e-9
+    with pytest.raises(ValueError, match="some of its parameters are on the meta device"):
+        convert_to_sre(empty)
+
+
+def test_a_network_that_takes_no_input_says_why() -> None:
+    class Picky(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            if x.shape[-1] != 50:
+                raise RuntimeError("fifty columns, please")
+            return super().forward(x)
+
+    def picky() -> nn.Module:
+        return Picky(nn.Conv2d(1, 2, 3, padding=1))
+
+    with pytest.raises(
+        ValueError, match=r"no input was found .* \(1, 1, 256, 320\) raises RuntimeError: fifty columns"
+    ):
+        convert_to_sre(picky())
+    declared = picky()
+    declared.in_shape = (1, 50, 50)
+    report = conversion_report(convert_to_sre(declared))
+    assert report.input_shape == (1, 1, 50, 50)
