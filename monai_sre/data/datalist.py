@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -132,9 +132,28 @@ def read_array(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def as_displayed(picture: Image.Image, palette: bool = False) -> Image.Image:
-    """A picture turned as its EXIF orientation says; palettes (or keep these) and transparency become RGB."""
+    """A picture turned as its EXIF orientation says; palettes and transparency become RGB.
+
+    Args:
+        picture: as it was opened.
+        palette: keep the entries of a palette, unless all its colours are grey, and drop a transparency that is the same
+            everywhere: what masks need.
+
+    Raises:
+        ValueError: it has several pages.
+    """
+    pages = getattr(picture, "n_frames", 1)
+    if pages > 1 and picture.format in ("TIFF", "GIF", "WEBP", "PNG"):  # the others' are previews of the first
+        raise ValueError(f"it holds {pages} pages; expected one image (save volumes as NIfTI)")
     picture = ImageOps.exif_transpose(picture)
-    return picture.convert(_MODES[picture.mode]) if picture.mode in _MODES and not palette else picture
+    if not palette:
+        return picture.convert(_MODES[picture.mode]) if picture.mode in _MODES else picture
+    if picture.mode == "P":
+        red, green, blue = (np.asarray(channel) for channel in picture.convert("RGB").split())
+        return picture.convert("L") if np.array_equal(red, green) and np.array_equal(red, blue) else picture
+    if picture.mode in ("LA", "RGBA") and len(set(picture.getchannel("A").getextrema())) == 1:
+        return picture.convert(picture.mode[:-1])
+    return picture
 
 
 def fit_images(images: torch.Tensor, size: int, affine: np.ndarray | None = None) -> torch.Tensor:
@@ -163,7 +182,8 @@ def fit_images(images: torch.Tensor, size: int, affine: np.ndarray | None = None
     return (x + 1e-3).round().clamp(0, 255).to(images.dtype)
 
 
-def _open(path: Path) -> dict[str, Any]:
+def _open(path: Path, sections: Sequence[str] = tuple(_SECTIONS.values())) -> dict[str, Any]:
+    """A datalist, whose entries in the sections named are images with labels."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -172,7 +192,7 @@ def _open(path: Path) -> dict[str, Any]:
         raise ValueError(
             f"{path} is not a datalist; expected lists 'training', 'validation', 'test' of image and label"
         )
-    for section in _SECTIONS.values():
+    for section in sections:
         for number, entry in enumerate(content.get(section) or []):
             if not isinstance(entry, dict) or not isinstance(entry.get("image"), str) or "label" not in entry:
                 raise ValueError(f"{path}: {section}[{number}] is {entry!r}; expected {{'image': path, 'label': ...}}")

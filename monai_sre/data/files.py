@@ -17,11 +17,15 @@ from monai_sre.data.datalist import is_nifti, read_array, read_image
 from monai_sre.data.dataset import DatasetInfo
 from monai_sre.data.grids import Grid
 
+#: File in a folder of outputs that lists them, see :func:`note_output`: they are no inputs, and may be renewed.
+OUTPUTS = ".monai_sre_outputs"
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".nii", ".nii.gz", ".npy", ".npz")
 
 
 def find_images(source: str | Path | Sequence[str | Path]) -> list[Path]:
-    """The files to infer on: those named, and those in the folders named whose suffix is an image's and that are not hidden.
+    """The files to infer on: those named, and those in the folders named whose suffix is an image's.
+
+    Of a folder, hidden files and what earlier inferences have written (:func:`earlier_outputs`) do not count.
 
     Raises:
         FileNotFoundError: a name is neither a file nor a folder, or no image is found at all.
@@ -30,9 +34,9 @@ def find_images(source: str | Path | Sequence[str | Path]) -> list[Path]:
     found: list[Path] = []
     for item in map(Path, sources):
         if item.is_dir():
-            found += sorted(
-                path for path in item.rglob("*") if path.is_file() and _is_shown_image(path.relative_to(item))
-            )
+            written = {output for record in item.rglob(OUTPUTS) for output in earlier_outputs(record.parent)}
+            images = (path for path in item.rglob("*") if path.is_file() and _is_shown_image(path.relative_to(item)))
+            found += sorted(path for path in images if path.resolve() not in written)
         elif item.is_file():
             found.append(item)
         else:
@@ -46,6 +50,42 @@ def find_images(source: str | Path | Sequence[str | Path]) -> list[Path]:
 
 def _is_shown_image(path: Path) -> bool:
     return path.name.lower().endswith(_SUFFIXES) and not any(part.startswith(".") for part in path.parts)
+
+
+def earlier_outputs(folder: Path) -> set[Path]:
+    """What inferences have written below a folder and nobody has changed since: resolved paths, by the list kept there.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp()).resolve()
+        >>> _ = (folder / "a_seg.png").write_text("a map")
+        >>> note_output(folder / "a_seg.png", folder)
+        >>> earlier_outputs(folder) == {folder / "a_seg.png"}
+        True
+        >>> _ = (folder / "a_seg.png").write_text("corrected by hand")
+        >>> earlier_outputs(folder)
+        set()
+    """
+    record = folder / OUTPUTS
+    if not record.is_file():
+        return set()
+    lines = record.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    stamps = {name: stamp for stamp, _, name in (line.partition(" ") for line in lines)}
+    return {(folder / name).resolve() for name, stamp in stamps.items() if _stamp(folder / name) == stamp}
+
+
+def note_output(path: Path, folder: Path) -> None:
+    """Add a file just written to the list of outputs in a folder: what tells its state, and its path from there."""
+    with (folder / OUTPUTS).open("a", encoding="utf-8", errors="surrogateescape") as file:
+        file.write(f"{_stamp(path)} {os.path.relpath(path, folder)}\n")
+
+
+def _stamp(path: Path) -> str:
+    """Size and time of the last change of a file."""
+    if not path.is_file():
+        return ""
+    state = path.stat()
+    return f"{state.st_size}-{state.st_mtime_ns}"
 
 
 def relative_names(paths: Sequence[Path]) -> list[str]:

@@ -22,6 +22,12 @@ from .datalist import as_displayed, is_nifti
 __all__ = ["CheckImaged", "ClassMapd", "FieldOfViewd", "IgnoreOutsided", "NormalizeFieldd", "ReadImaged"]
 
 
+#: Share of the foreground that may lie outside of a field of view.
+_OUTSIDE = 0.05
+#: Endings of pictures that keep their pixels as they are, and of those that blur them.
+_EXACT, _BLURRED = (".png", ".gif", ".bmp", ".tif", ".tiff"), (".jpg", ".jpeg", ".webp")
+#: Values of a mask that is all foreground.
+_FOREGROUND = (1, 255, 65535)
 #: Endings of files that hold numbers, which nobody blurs.
 _NUMBERS = (".nii", ".gz", ".npy", ".npz")
 
@@ -35,8 +41,8 @@ class ReadImaged(MapTransform):
 
     Args:
         keys: of the paths.
-        as_classes: keep the entries of a palette, which are class numbers in masks; otherwise palettes, and transparency,
-            become RGB.
+        as_classes: keep the entries of a palette, which are class numbers in masks, unless all its colours are grey;
+            otherwise palettes, and transparency, become RGB.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -59,7 +65,10 @@ class ReadImaged(MapTransform):
             raise FileNotFoundError(f"{path} is missing")
         reader = self._reader(path.name.lower())
         try:
-            array, meta = reader.get_data(reader.read(path))
+            opened = reader.read(path)
+            if isinstance(opened, list):
+                raise ValueError(f"it holds {len(opened)} arrays; expected one image")
+            array, meta = reader.get_data(opened)
         except Exception as error:  # each reader has its own exceptions for a damaged file
             raise ValueError(f"{path} cannot be read as an image: {type(error).__name__}: {error}") from error
         if array.dtype.kind not in "buif":
@@ -78,6 +87,8 @@ class ReadImaged(MapTransform):
 
 class CheckImaged(MapTransform):
     """Refuse an image that the network cannot take; a grey image feeds a network of several channels.
+
+    Further axes at the end of one pixel each are dropped, such as the third of a slice in NIfTI.
 
     Args:
         keys: of the images, shape ``(C, *spatial)``.
@@ -100,7 +111,7 @@ class CheckImaged(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
         for key in self.key_iterator(d):
-            image, name = d[key], _name(d[key], key)
+            image, name = _without_ends(d[key], self.spatial_dims), _name(d[key], key)
             if image.dim() - 1 != self.spatial_dims:
                 raise ValueError(
                     f"{name} has {image.dim() - 1} spatial axes; the network takes images of {self.spatial_dims}"
@@ -121,9 +132,8 @@ class CheckImaged(MapTransform):
 class ClassMapd(MapTransform):
     """Masks as files hold them to class numbers, shape ``(1, *spatial)``, float32.
 
-    With two classes any coding of two values will do (0 and 1, 0 and 255, 1 and 2, grey or RGB): the foreground is the larger
-    one. A picture whose edges are blurred, as JPEG leaves them, is split at half of its largest value. With more classes, the
-    values are the class numbers.
+    With two classes the background is 0 and the foreground any other value (1, 255, grey or RGB). A picture whose edges are
+    blurred, as JPEG leaves them, is split at half of its largest value. With more classes, the values are the class numbers.
 
     Args:
         keys: of the masks, shape ``(C, *spatial)``.
@@ -131,8 +141,8 @@ class ClassMapd(MapTransform):
         num_classes: number of classes, the background included.
 
     Raises:
-        ValueError: a mask differs from its image in shape or, as NIfTI, in its place in space, has channels that differ, or
-            values that are no class numbers; the message names the file.
+        ValueError: a mask differs from its image in shape or, as NIfTI, in its place in space, has channels that differ,
+            values that are no class numbers, or, of two classes, another background than 0; the message names the file.
 
     Example:
         >>> mask = torch.tensor([[[0.0, 255.0, 255.0]]])
@@ -148,12 +158,14 @@ class ClassMapd(MapTransform):
         d = dict(data)
         image = d[self.image_key]
         for key in self.key_iterator(d):
-            mask, name = d[key], _name(d[key], key)
+            mask, name = _without_ends(d[key], image.dim() - 1), _name(d[key], key)
             if mask.shape[1:] != image.shape[1:]:
                 raise ValueError(
                     f"{name} has shape {tuple(mask.shape[1:])} and its image {tuple(image.shape[1:])}; they must be alike"
                 )
             _check_place(image, mask, name)
+            if not bool(mask.isfinite().all()):
+                raise ValueError(f"{name} holds NaN or infinite values; expected class numbers")
             if not bool((mask == mask[:1]).all()):
                 raise ValueError(f"{name} has {mask.shape[0]} channels that differ; expected one map of classes")
             mask = mask[:1].float()
@@ -169,7 +181,7 @@ class FieldOfViewd(MapTransform):
     """Add the field of view of a fundus camera, the bright disc in a dark frame, as a mask of 0 and 1, ``(1, *spatial)``.
 
     It is the largest connected region, holes filled, where the brightest channel exceeds ``threshold`` times the 99th
-    percentile of its values.
+    percentile of its values. An image with negative values is no photograph: all of it counts.
 
     Args:
         keys: of the images, shape ``(C, *spatial)``.
@@ -196,7 +208,7 @@ class FieldOfViewd(MapTransform):
         return d
 
     def _field(self, brightest: np.ndarray) -> np.ndarray:
-        if self.threshold <= 0:
+        if self.threshold <= 0 or brightest.min() < 0:
             return np.ones_like(brightest)
         regions, count = ndimage.label(brightest > self.threshold * np.percentile(brightest, 99))
         if count == 0:
@@ -244,6 +256,10 @@ class IgnoreOutsided(_FieldTransform):
         keys: of the class maps, shape ``(1, *spatial)``.
         field_key: of the field's mask, see :class:`FieldOfViewd`.
 
+    Raises:
+        ValueError: more than a twentieth of the foreground lies outside, so that the field is none; the message names the
+            file.
+
     Example:
         >>> data = {"label": torch.tensor([[[1.0, 0.0, 0.0]]]), "fov": torch.tensor([[[1.0, 1.0, 0.0]]])}
         >>> IgnoreOutsided("label", "fov")(data)["label"].tolist()
@@ -253,13 +269,33 @@ class IgnoreOutsided(_FieldTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
         for key in self.key_iterator(d):
+            foreground, inside = d[key] > 0, d[self.field_key] > 0
+            total, outside = int(foreground.sum()), int((foreground & ~inside).sum())
+            if outside > _OUTSIDE * total:
+                raise ValueError(
+                    f"{_name(d[key], key)}: {outside / total:.0%} of its foreground lies outside of the field of view found "
+                    "in its image; field_threshold=0 takes the whole of images that are no photographs of a bright disc"
+                )
             d[key] = torch.where(d[self.field_key] > 0, d[key], torch.full_like(d[key], -1.0))
         return d
 
 
+def _without_ends(image: Tensor, spatial_dims: int) -> Tensor:
+    """Without axes of one pixel at the end, as far as there are more than so many spatial ones."""
+    while image.dim() - 1 > spatial_dims and image.shape[-1] == 1:
+        image = image[..., 0]
+    return image
+
+
 def _two_classes(mask: Tensor, name: str) -> Tensor:
-    values = torch.unique(mask)
-    if len(values) > 2 and (float(values[-1]) < 128 or Path(name).suffix.lower() in _NUMBERS):
+    values, ending = torch.unique(mask), Path(name).suffix.lower()
+    classes = float(values[-1]) < 128 or ending in _NUMBERS or (len(values) <= 4 and ending in _EXACT)
+    if len(values) == 1 and float(values) in _FOREGROUND:
+        return torch.ones_like(mask)
+    if len(values) <= 2 and float(values[0]) != 0 and ending not in _BLURRED:
+        shown = " and ".join(f"{value:g}" for value in values.tolist())
+        raise ValueError(f"{name} holds {shown}; the background of a mask of two classes is 0")
+    if len(values) > 2 and classes:
         shown = ", ".join(f"{value:g}" for value in values[:5].tolist()) + (", ..." if len(values) > 5 else "")
         raise ValueError(f"{name} holds {len(values)} values ({shown}); a mask of two classes holds two")
     middle = values.mean() if len(values) == 2 else values[-1] / 2
@@ -273,7 +309,8 @@ def _check_place(image: Tensor, mask: Tensor, name: str) -> None:
         return
     ours, theirs = (convert_to_tensor(item.affine).double() for item in (image, mask))  # type: ignore[attr-defined]
     ends = [(0.0, float(length - 1)) for length in image.shape[1:]]
-    corners = torch.tensor([[*corner, 1.0] for corner in itertools.product(*ends)], dtype=torch.float64)
+    flat = [0.0] * (len(ours) - 1 - len(ends))  # images lie in the first plane of their space
+    corners = torch.tensor([[*corner, *flat, 1.0] for corner in itertools.product(*ends)], dtype=torch.float64)
     away = ((theirs - ours) @ corners.T)[:-1].norm(dim=0).max()
     if away > 0.1 * ours[:-1, :-1].norm(dim=0).min():
         raise ValueError(

@@ -65,6 +65,7 @@ def load_pairs(
     labels: str = "labels/*.png",
     num_val: int = 0,
     num_test: int = 0,
+    world_size: int = 1,
 ) -> list[dict[str, str]]:
     """The pairs of one split, from a folder or from a MONAI datalist.
 
@@ -78,13 +79,14 @@ def load_pairs(
         images: with ``labels``, see :func:`find_pairs`.
         num_val: number of pairs to validate on.
         num_test: number of pairs to test on.
+        world_size: number of processes that share them.
 
     Returns:
-        Dictionaries ``{"image": path, "label": path}``, at least one.
+        Dictionaries ``{"image": path, "label": path}``, at least one a process.
 
     Raises:
         FileNotFoundError: a folder or a listed file is missing.
-        ValueError: ``split`` is unknown or empty, or the pairs cannot be made.
+        ValueError: ``split`` is unknown, empty or too small, or the pairs cannot be made.
     """
     if split not in _SECTIONS:
         raise ValueError(f"split must be one of {tuple(_SECTIONS)}, got {split!r}")
@@ -102,6 +104,8 @@ def load_pairs(
         chosen = {"train": pairs[:val], "val": pairs[val:test], "test": pairs[test:]}[split]
     if not chosen:
         raise ValueError(f"split={split!r} of {str(dataset_dir)!r} is empty; give num_val and num_test, or list it")
+    if len(chosen) < world_size:
+        raise ValueError(f"split={split!r} of {str(dataset_dir)!r} has {len(chosen)} pairs for {world_size} processes")
     return chosen
 
 
@@ -119,7 +123,7 @@ def _match(folder: Path, name: str, pattern: str) -> dict[str, Path]:
 
 
 def _from_datalist(path: Path, section: str) -> list[dict[str, str]]:
-    entries: list[dict[str, Any]] = _open(path).get(section) or []
+    entries: list[dict[str, Any]] = _open(path, [section]).get(section) or []
     for number, entry in enumerate(entries):
         if not isinstance(entry["label"], str):
             raise ValueError(

@@ -14,7 +14,7 @@ def save_like(values: np.ndarray, source: Any, target: Path) -> None:
 
     Args:
         values: shape ``(*spatial)``; the file has their dtype.
-        source: the image, as ``nibabel.load`` gives it; its spatial axes have that shape.
+        source: the image, as ``nibabel.load`` gives it; its spatial axes have that shape, but for those of one voxel.
         target: of the file.
 
     Example:
@@ -26,6 +26,9 @@ def save_like(values: np.ndarray, source: Any, target: Path) -> None:
         >>> written.shape, written.affine.diagonal().tolist(), written.get_data_dtype()
         ((4, 3, 2), [2.0, 3.0, 4.0, 1.0], dtype('uint8'))
     """
+    spatial = source.shape[:3]
+    if values.size == int(np.prod(spatial)):
+        values = values.reshape(spatial)
     header = source.header.copy()
     header.set_data_dtype(values.dtype)
     header["cal_min"] = header["cal_max"] = 0

@@ -8,10 +8,12 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from ignite.engine import Engine, Events
 from torch import Tensor
 
 from monai_sre.data.dataset import DatasetInfo
+from monai_sre.data.files import earlier_outputs, note_output
 from monai_sre.evaluation.activation import ClassActivation
 from monai_sre.evaluation.classification import MULTI_LABEL
 from monai_sre.evaluation.report import writable_folder
@@ -34,7 +36,7 @@ class FileTable(ABC):
         self.rows: list[dict[str, Any]] = []
         self._claimed: set[Path] = set()
         self._written = 0
-        self._earlier: set[str] = set()
+        self._earlier: set[Path] = set()
 
     def attach(self, engine: Engine) -> None:
         """Register with an evaluator whose batches hold ``"path"`` and ``"error"``, and whose output holds ``"score"``."""
@@ -66,36 +68,29 @@ class FileTable(ABC):
             source: path of the input file.
 
         Raises:
-            OSError: another file has claimed that path, something that no earlier table lists lies there beside the input, or
-                its folder cannot be created.
+            OSError: another file has claimed that path, something that no inference has written lies there beside the input,
+                or its folder cannot be created.
         """
         stem = name[: -len(".nii.gz")] if name.lower().endswith(".nii.gz") else str(Path(name).with_suffix(""))
         target = self.path.parent / f"{stem}{ending}"
         if target in self._claimed:
             raise OSError(f"{target} is that of another file already")
         beside = target.parent.resolve() == Path(source).parent.resolve()
-        if beside and target.exists() and str(target) not in self._earlier:
-            raise OSError(f"{target} exists and is none of this table's; choose an output folder apart from the inputs")
+        if beside and target.exists() and target.resolve() not in self._earlier:
+            raise OSError(f"{target} exists and is no output of before; choose an output folder apart from the inputs")
         self._claimed.add(target)
         target.parent.mkdir(parents=True, exist_ok=True)
         return target
 
     def _start(self, _: Engine) -> None:
         self.rows, self._claimed, self._written = [], set(), 0
-        self._earlier = self._listed()
         writable_folder(self.path.parent)
+        self._earlier = earlier_outputs(self.path.parent)
         self.path.write_text("")
-
-    def _listed(self) -> set[str]:
-        """All that a table of an earlier run names."""
-        if not self.path.is_file():
-            return set()
-        with self.path.open(newline="") as file:
-            return {value for row in csv.reader(file) for value in row}
 
     def _append(self, _: Engine) -> None:
         """Add the newest rows to the file: whatever stops the run, it holds all files so far."""
-        with self.path.open("a", newline="") as file:
+        with self.path.open("a", newline="", encoding="utf-8", errors="surrogateescape") as file:
             writer = csv.DictWriter(file, list(self.rows[0]))
             if self._written == 0:
                 writer.writeheader()
@@ -134,6 +129,8 @@ class PredictionWriter(FileTable):
         names = self.info.class_names
         maps = self._maps(output, batch["error"])
         for index, (path, error, score) in enumerate(zip(batch["path"], batch["error"], scores, strict=True)):
+            if not error and not np.isfinite(score).all():
+                error = f"{path}: the network gives NaN"
             row: dict[str, Any] = {"file": path, "class": "", "name": ""}
             if self.info.task == MULTI_LABEL:
                 chosen = [number for number, value in enumerate(score) if value > 0.5]
@@ -150,6 +147,7 @@ class PredictionWriter(FileTable):
                         target = self.claim(batch["name"][index], "_activation.nii.gz", path)
                         shape = output["image"].shape[2:]
                         self.activation.save(maps[index], shape, Path(path), target, self.info.size)
+                        note_output(target, self.path.parent)
                         row["activation"] = str(target)
                     except OSError as problem:
                         error = f"{path}: its activation map cannot be written: {problem}"

@@ -33,7 +33,7 @@ def map_scores(score: np.ndarray, label: np.ndarray, metrics: Sequence[str] = MA
         metrics: which of them.
 
     Returns:
-        One value a metric; NaN where the image has none, such as the Dice of a class that is absent.
+        One value a metric; NaN where the image has none, such as the Dice of a class that is absent, or where a score is NaN.
 
     Raises:
         ValueError: a metric is unknown, or the shapes differ.
@@ -49,6 +49,8 @@ def map_scores(score: np.ndarray, label: np.ndarray, metrics: Sequence[str] = MA
         raise ValueError(f"metrics must be some of {MAP_METRICS}, got {sorted(unknown)}")
     if score.shape[1:] != label.shape:
         raise ValueError(f"score {score.shape} must be (C, *spatial) and label {label.shape} (*spatial)")
+    if not np.isfinite(score).all():
+        return dict.fromkeys(metrics, NAN)
     inside, decided = label >= 0, score.argmax(axis=0)
     rows = []
     for index in range(1, len(score)):

@@ -15,6 +15,7 @@ from monai.transforms import Invertd, InvertibleTransform
 from monai.utils import convert_to_tensor
 from PIL import Image
 
+from monai_sre.data.files import note_output
 from monai_sre.evaluation.nifti import save_like
 from monai_sre.evaluation.predictions import FileTable
 from monai_sre.evaluation.windows import FileInferer
@@ -60,6 +61,8 @@ class SegmentationWriter(FileTable):
             row: dict[str, Any] = {"file": path, "output": ""}
             if not error and self.inferer is not None and self.inferer.error:
                 error = f"{path}: the network cannot take it: {self.inferer.error}"
+            elif not error and not bool(score.isfinite().all()):
+                error = f"{path}: the network gives NaN"
             shares = {f"share of {title}": "" for title in self.class_names[1:]}
             if not error:
                 try:
@@ -96,4 +99,5 @@ class SegmentationWriter(FileTable):
             Image.fromarray((classes * visible).T).save(target)  # MONAI reads columns first
         else:
             save_like(classes, nibabel.load(source), target)
+        note_output(target, self.path.parent)
         return target

@@ -11,6 +11,7 @@ import torch
 from monai.inferers import Inferer, SimpleInferer
 from monai.utils import convert_to_tensor
 from torch import Tensor
+from torch.nn import functional
 
 from monai_sre.ops.arguments import int_tuple
 
@@ -28,6 +29,8 @@ class CentredWindowInferer(Inferer):
         overlap: smallest overlap of neighbouring windows, as a share of the window.
         batch_size: windows that go through the network at once.
         sigma: standard deviation of the Gaussian weights, as a share of the window.
+        multiple_of: what the sizes of windows must be multiples of, for networks whose strides must divide them: an axis
+            that is shorter than the window is padded with zeros, alike at both ends where it can be.
         inferer: how a batch of windows goes through the network; ``None`` is ``SimpleInferer()``.
         sw_device: where the windows are computed; ``None`` is the input's device.
         device: where the output is gathered; ``None`` is the input's device.
@@ -52,10 +55,14 @@ class CentredWindowInferer(Inferer):
         inferer: Inferer | None = None,
         sw_device: torch.device | str | None = None,
         device: torch.device | str | None = None,
+        multiple_of: int = 1,
     ) -> None:
         super().__init__()
         length = 1 if isinstance(roi_size, int) else len(roi_size)
         self.roi_size = int_tuple("roi_size", roi_size, length, minimum=1)
+        (self.multiple_of,) = int_tuple("multiple_of", multiple_of, 1, minimum=1)
+        if any(size % self.multiple_of for size in self.roi_size):
+            raise ValueError(f"roi_size must be a multiple of multiple_of={self.multiple_of}, got {roi_size!r}")
         if not 0 <= overlap < 1:
             raise ValueError(f"overlap must be a number from 0 to below 1, got {overlap!r}")
         (self.batch_size,) = int_tuple("batch_size", batch_size, 1, minimum=1)
@@ -72,6 +79,14 @@ class CentredWindowInferer(Inferer):
         roi = self.roi_size * len(spatial) if len(self.roi_size) == 1 else self.roi_size
         if len(roi) != len(spatial):
             raise ValueError(f"roi_size={self.roi_size} does not have one size for each of {len(spatial)} spatial axes")
+        rests = [-length % self.multiple_of if length < w else 0 for w, length in zip(roi, spatial, strict=True)]
+        if any(rests):
+            lows = [rest // 2 for rest in rests]
+            pads = [end for rest, low in zip(reversed(rests), reversed(lows), strict=True) for end in (low, rest - low)]
+            found = self(functional.pad(inputs, pads), network, *args, **kwargs)
+            for axis, (low, length) in enumerate(zip(lows, spatial, strict=True), start=2):
+                found = found.narrow(axis, low, length)
+            return found
         window = [min(size, length) for size, length in zip(roi, spatial, strict=True)]
         starts = [window_starts(size, w, self.overlap) for size, w in zip(spatial, window, strict=True)]
         weights = [_bell(w, self.sigma) for w in window]

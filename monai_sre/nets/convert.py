@@ -128,16 +128,14 @@ def convert_to_sre(
         conv=conv,
     )
     options.check(ndim)
-    arguments: probe.Arguments | None = None
-    reason = ""
-    if verify is True:
-        arguments, reason = probe.find_input(network, ndim)
-    elif verify is not False:
+    arguments, reason = probe.find_input(network, ndim) if verify is True else (None, "")
+    if not isinstance(verify, bool):
         arguments = probe.as_arguments(verify, ndim)  # type: ignore[arg-type]
     examples = [] if arguments is None else probe.examples(network, arguments, ndim)
 
     plan = _Plan(options, _spacings(network, options, arguments, ndim))
-    with torch.device("cpu"):  # new layers hold values, whatever the default device; then they go where the old ones are
+    # new layers hold values, whatever the default device; then they go where the old ones are
+    with torch.device("cpu"):
         plan.read(network)
     if strict and plan.report.refused:
         raise ValueError(refusal(plan.report.refused))

@@ -45,6 +45,58 @@ def test_palettes_are_colours_in_images_and_classes_in_masks(tmp_path: Path) -> 
     assert read(tmp_path / "a.png", as_classes=True).tolist() == [[[0, 2], [1, 1]]]
 
 
+@pytest.mark.parametrize("name", ["a.gif", "a.png"])
+def test_palettes_of_greys_are_greys(tmp_path: Path, name: str) -> None:
+    mask = np.zeros((6, 8), dtype=np.uint8)
+    mask[1:3, 2:5] = 255
+    picture = Image.fromarray(mask).convert("RGB").quantize(2)
+    assert picture.mode == "P"
+    picture.save(tmp_path / name)
+    assert np.array_equal(read(tmp_path / name, as_classes=True)[0].numpy().T, mask)
+
+
+def test_a_constant_transparency_is_no_channel_of_a_mask(tmp_path: Path) -> None:
+    mask = Image.fromarray(np.array([[0, 255], [255, 0]], dtype=np.uint8))
+    mask.convert("LA").save(tmp_path / "a.png")
+    mask.convert("RGBA").save(tmp_path / "b.png")
+    assert [len(read(tmp_path / name, as_classes=True)) for name in ("a.png", "b.png")] == [1, 3]
+
+
+def test_several_images_in_a_file_are_refused(tmp_path: Path) -> None:
+    pages = [Image.fromarray(np.full((4, 5), value, dtype=np.uint8)) for value in (1, 2, 3)]
+    pages[0].save(tmp_path / "a.tif", save_all=True, append_images=pages[1:])
+    for reader in (read, read_image):
+        with pytest.raises(
+            ValueError, match=r"a\.tif cannot be read as an image: .* it holds 3 pages; expected one image"
+        ):
+            reader(tmp_path / "a.tif")
+    np.savez(tmp_path / "b.npz", image=np.eye(3), label=np.eye(3))
+    with pytest.raises(ValueError, match=r"b\.npz cannot be read .* it holds 2 arrays; expected one image"):
+        read(tmp_path / "b.npz")
+
+
+def test_levels_of_grey_are_no_two_classes(tmp_path: Path) -> None:
+    mask = np.array([[0, 127, 255]], dtype=np.uint8)
+    Image.fromarray(mask).save(tmp_path / "a.png")
+    data = {"image": torch.zeros(1, 3, 1), "label": read(tmp_path / "a.png", as_classes=True)}
+    with pytest.raises(ValueError, match=r"a\.png holds 3 values \(0, 127, 255\); a mask of two classes holds two"):
+        ClassMapd("label", "image", 2)(data)
+
+
+@pytest.mark.parametrize("shape", [(5, 4), (5, 4, 1)])
+def test_pairs_of_slices(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    affine = np.diag([2.0, 3, 4, 1])
+    shifted = affine.copy()
+    shifted[1, 3] = 5.0
+    for name, where in {"image": affine, "label": affine, "away": shifted}.items():
+        nibabel.save(nibabel.Nifti1Image(np.ones(shape, np.int16), where), tmp_path / f"{name}.nii.gz")
+    items = {name: read(tmp_path / f"{name}.nii.gz") for name in ("image", "label", "away")}
+    items = CheckImaged("image", 1, 2)(items)
+    assert ClassMapd("label", "image", 2)(items)["label"].shape == (1, 5, 4)
+    with pytest.raises(ValueError, match=r"away\.nii\.gz lies elsewhere in space"):
+        ClassMapd("away", "image", 2)(items)
+
+
 def test_pictures_are_turned_as_they_are_displayed(tmp_path: Path) -> None:
     pixels = np.zeros((3, 5), dtype=np.uint8)
     pixels[0, 0] = 200
@@ -102,9 +154,9 @@ def test_the_file_is_named(tmp_path: Path) -> None:
         ([[0, 255], [255, 0]], [[0, 1], [1, 0]]),
         ([[3, 250], [250, 9]], [[0, 1], [1, 0]]),  # a JPEG's
         ([[0, 0], [0, 0]], [[0, 0], [0, 0]]),
-        ([[2, 2], [2, 2]], [[1, 1], [1, 1]]),
-        ([[128, 255], [255, 128]], [[0, 1], [1, 0]]),
-        ([[1, 2], [2, 1]], [[0, 1], [1, 0]]),
+        ([[1, 1], [1, 1]], [[1, 1], [1, 1]]),
+        ([[255, 255], [255, 255]], [[1, 1], [1, 1]]),
+        ([[0, 2], [2, 0]], [[0, 1], [1, 0]]),
     ],
     ids=str,
 )
@@ -127,8 +179,11 @@ def test_class_numbers_stay() -> None:
         (torch.full((1, 3, 2), 3.0), 3, "holds values that are no class number from 0 to 2"),
         (torch.full((1, 3, 2), 0.5), 3, "holds values that are no class number from 0 to 2"),
         (torch.tensor([[[0.0, 1], [2, 0], [1, 0]]]), 2, r"holds 3 values \(0, 1, 2\); a mask of two classes holds two"),
+        (torch.tensor([[[1.0, 2], [2, 1], [1, 2]]]), 2, "holds 1 and 2; the background of a mask of two classes is 0"),
+        (torch.full((1, 3, 2), 2.0), 2, "holds 2; the background of a mask of two classes is 0"),
+        (torch.full((1, 3, 2), float("nan")), 2, "holds NaN or infinite values; expected class numbers"),
     ],
-    ids=["shape", "channels", "large", "fraction", "three classes"],
+    ids=["shape", "channels", "large", "fraction", "three classes", "no background", "one other value", "nan"],
 )
 def test_masks_that_cannot_be_used(mask: torch.Tensor, classes: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
@@ -203,6 +258,21 @@ def test_normalisation_inside_of_the_field() -> None:
 
 
 def test_ignored_outside_of_the_field() -> None:
-    field = torch.tensor([[[1.0, 0.0]]])
-    data = IgnoreOutsided("label", "field")({"label": torch.ones(1, 1, 2), "field": field})
+    label, field = torch.tensor([[[1.0, 0.0]]]), torch.tensor([[[1.0, 0.0]]])
+    data = IgnoreOutsided("label", "field")({"label": label, "field": field})
     assert data["label"].tolist() == [[[1.0, -1.0]]]
+
+
+def test_a_field_that_holds_not_the_foreground_is_refused() -> None:
+    label, field = torch.zeros(1, 4, 10), torch.ones(1, 4, 10)
+    label[..., 5:], field[0, 0, 9] = 1.0, 0.0  # 1 of 20
+    assert IgnoreOutsided("label", "field")({"label": label, "field": field})["label"].sum() == 18
+    field[0, 1, 9] = 0.0
+    with pytest.raises(ValueError, match=r"the item 'label': 10% of its foreground .* field_threshold=0 takes"):
+        IgnoreOutsided("label", "field")({"label": label, "field": field})
+
+
+def test_images_with_negative_values_are_all_field() -> None:
+    image = torch.full((1, 6, 6), -1000.0)
+    image[0, 2:4, 2:4] = 40.0
+    assert FieldOfViewd("image", "fov")({"image": image})["fov"].sum() == 36

@@ -99,6 +99,19 @@ def test_errors(folder: Path, options: dict, error: type[Exception], message: st
         load_pairs(folder, **{**PATTERNS, **options})
 
 
+def test_sections_that_are_not_asked_for_may_lack_labels(folder: Path) -> None:
+    entry = {"image": "images/a.png", "label": "labels/a.png"}
+    for name in ("images", "labels"):
+        (folder / name).mkdir(exist_ok=True)
+        (folder / name / "a.png").touch()
+    (folder / "list.json").write_text(json.dumps({"training": [entry], "validation": [entry], "test": ["a.nii.gz"]}))
+    assert len(load_pairs(folder / "list.json", "train")) == 1
+    with pytest.raises(ValueError, match=r"test\[0\] is 'a.nii.gz'; expected"):
+        load_pairs(folder / "list.json", "test")
+    with pytest.raises(ValueError, match=r"split='val' of .* has 1 pairs for 2 processes"):
+        load_pairs(folder / "list.json", "val", world_size=2)
+
+
 def test_a_missing_folder(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="is neither a folder nor a JSON datalist"):
         load_pairs(tmp_path / "nowhere")

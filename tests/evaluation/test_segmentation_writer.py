@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from pathlib import Path
 from typing import Any
 
@@ -147,11 +148,66 @@ def test_what_lies_beside_the_inputs_is_not_replaced(tmp_path: Path) -> None:
     run(tmp_path / "a.npy", tmp_path, 2)
     run(tmp_path / "a.npy", tmp_path, 2)
     assert table(tmp_path)[0]["error"] == ""
-    (tmp_path / "segmentations.csv").unlink()
     np.save(tmp_path / "a_seg.npy", np.zeros(2))  # somebody's ground truth
-    run(tmp_path / "a.npy", tmp_path, 2)
-    assert "a_seg.npy exists and is none of this table's" in table(tmp_path)[0]["error"]
-    assert np.load(tmp_path / "a_seg.npy").shape == (2,)
+    for _ in range(2):  # of a folder, it is an input too
+        run(tmp_path, tmp_path, 2)
+        errors = {Path(row["file"]).name: row["error"] for row in table(tmp_path)}
+        assert "a_seg.npy exists and is no output of before" in errors["a.npy"]
+        assert np.load(tmp_path / "a_seg.npy").shape == (2,)
+
+
+def test_outputs_among_the_inputs_are_renewed_and_are_no_inputs(tmp_path: Path) -> None:
+    for name in "abc":
+        np.save(tmp_path / f"{name}.npy", np.eye(3))
+    for source in (tmp_path, tmp_path / "a.npy", tmp_path):  # a shorter run in between
+        run(source, tmp_path, 2)
+        assert [row["error"] for row in table(tmp_path)] == [""] * len(table(tmp_path))
+    assert {Path(row["file"]).name for row in table(tmp_path)} == {"a.npy", "b.npy", "c.npy"}
+    for _ in range(2):
+        run(tmp_path, tmp_path / "maps", 2)
+        assert len(table(tmp_path / "maps")) == 3
+
+
+def test_outputs_are_known_by_any_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    np.save(tmp_path / "a.npy", np.eye(3))
+    run(tmp_path, tmp_path, 2)
+    monkeypatch.chdir(tmp_path)
+    run(Path("a.npy"), Path(), 2)
+    assert table(tmp_path)[0]["error"] == ""
+
+
+def test_names_that_are_no_text(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.eye(3))
+    odd = tmp_path / os.fsdecode(b"b_\xe9.npy")
+    try:
+        odd.write_bytes((tmp_path / "a.npy").read_bytes())
+    except OSError:
+        pytest.skip("this file system has names of text only")
+    np.save(tmp_path / "c.npy", np.eye(3))
+    for _ in range(2):
+        run(tmp_path, tmp_path, 2)
+        with (tmp_path / "segmentations.csv").open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+            assert [row["error"] for row in csv.DictReader(file)] == ["", "", ""]
+
+
+def test_a_network_of_nan_is_an_error(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.eye(6))
+    run(tmp_path, tmp_path / "out", 2, network=lambda x: torch.cat([x, x], dim=1) * float("nan"))
+    (row,) = table(tmp_path / "out")
+    assert row["error"].endswith("a.npy: the network gives NaN")
+    assert row["output"] == ""
+
+
+def test_a_slice_stays_one(tmp_path: Path) -> None:
+    affine = np.diag([2.0, 3, 4, 1])
+    for name, shape in {"a": (5, 4, 1), "b": (5, 4)}.items():
+        nibabel.save(nibabel.Nifti1Image(np.ones(shape, np.int16), affine), tmp_path / f"{name}.nii.gz")
+        run(tmp_path / f"{name}.nii.gz", tmp_path / "out", 2)
+        assert table(tmp_path / "out")[0]["error"] == ""
+        found = nibabel.load(tmp_path / f"out/{name}_seg.nii.gz")
+        assert found.shape == shape
+        assert np.array_equal(found.affine, affine)
+        assert (found.get_fdata() == 1).all()
 
 
 def test_large_nifti_stays_of_its_kind(tmp_path: Path) -> None:

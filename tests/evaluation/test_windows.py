@@ -111,6 +111,22 @@ def test_errors(options: dict, message: str) -> None:
         CentredWindowInferer(**{"roi_size": 4, **options})
 
 
+@pytest.mark.parametrize("size", [(13, 30), (14, 9), (16, 16), (40, 13)])
+def test_windows_of_a_multiple(size: tuple[int, int]) -> None:
+    shapes = set()
+
+    def network(x: torch.Tensor) -> torch.Tensor:
+        shapes.add(tuple(x.shape[2:]))
+        return 2 * x
+
+    x = torch.randn(2, 1, *size)
+    found = CentredWindowInferer(16, multiple_of=4)(x, network)
+    torch.testing.assert_close(found, 2 * x)
+    assert all(length % 4 == 0 for shape in shapes for length in shape)
+    with pytest.raises(ValueError, match="roi_size must be a multiple of multiple_of=4, got 15"):
+        CentredWindowInferer(15, multiple_of=4)
+
+
 def test_maps_of_another_size_are_refused() -> None:
     with pytest.raises(ValueError, match=r"the network gives maps of \(2, 2\) for windows of \(4, 4\)"):
         CentredWindowInferer(4)(torch.randn(1, 1, 8, 8), nn.AvgPool2d(2))
