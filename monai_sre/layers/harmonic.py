@@ -76,8 +76,10 @@ class HarmonicEnergy(nn.Module):
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         """Stencils of full precision after a change of dtype or device: rounded, the symmetry of 3-D ones is inexact."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        if self.stencils.dtype.itemsize < 4 or self.stencils.is_inference():
-            self.stencils = self.stencils.clone() if self.stencils.dtype.itemsize >= 4 else self.stencils.float()
+        if self.stencils.dtype.itemsize < 4:
+            self.stencils = self.stencils.float()
+        elif self.stencils.is_inference():  # built in inference mode, and not to be written to outside
+            self.stencils = self.stencils.clone()
         with torch.no_grad():
             self.stencils.copy_(self._exact_stencils(self.stencils.dim() - 1))
         return self
@@ -240,7 +242,7 @@ class _SREHarmonicConv(HarmonicConv):
         norm: normalisation of the energies in MONAI's notation, ``None`` for none.
         eps: see :class:`HarmonicEnergy`.
         radial: the keyword arguments of :class:`monai_sre.layers.SREConv2d`, such as ``spacing`` and ``axes``. Rings are
-            Gaussian and orthonormal if they do not say otherwise.
+            Gaussian and, unless their width is learned, orthonormal if they do not say otherwise.
     """
 
     spatial_dims: int
@@ -275,10 +277,8 @@ class _SREHarmonicConv(HarmonicConv):
         hidden = hidden_maps(out_channels, groups, hidden_channels)
         sizes = (kernel_size, stride, padding, dilation, groups, False, padding_mode, device, dtype)
         profile = radial.setdefault("profile", "gaussian")
-        if isinstance(profile, str) or not profile[1].get(
-            "learn_width", False
-        ):  # a learned width leaves no fixed basis
-            radial.setdefault("orthonormal", True)
+        # a width that is learned leaves no basis to be orthonormal
+        radial.setdefault("orthonormal", isinstance(profile, str) or not profile[1].get("learn_width", False))
         conv: Any = self.radial_type(in_channels, out_channels + hidden, *sizes, **radial)
         super().__init__(
             conv,
