@@ -96,8 +96,9 @@ def write(models: dict[str, Model], cells: Path, step: float) -> None:
         f"Rotated: mean over the rotations by multiples of {step} degrees (in 3-D about each axis), the identity once.",
         "`clean`: bilinear, filled with each image's background. `paper`: nearest, filled with 0 after normalisation.",
         "One recipe for all (the bundles' `train.json`). Up to three learning rates are tried with seed 0, one or two of",
-        "them with all seeds (below), and of these that of the best mean validation AUC is taken; the wide networks of ours",
-        "and the trainings of 100 epochs have that of the same network in the bundles' width, or in 40 epochs, alone.",
+        "them with all seeds (below), and of these that of the best mean validation AUC is taken; the wide networks of ours,",
+        "the trainings of 100 epochs and those of images of 64 pixels a side (`_64`) have that of the same network in the",
+        "bundles' width, in 40 epochs, or on images of 28 pixels, alone.",
         "Another package's own network is built and initialised by that package and runs on this project's engine, which",
         "takes the same steps of training, faster (`tests/test_peer_networks.py`).",
         "Epochs: 100 is the published recipe; fewer are what two cores had time for, and where the loss is high more help.",
@@ -121,8 +122,9 @@ def write(models: dict[str, Model], cells: Path, step: float) -> None:
         docs = bundle_of(info.spatial_dims) / "docs"
         into_card(docs / "README.md", task.dataset, [f"{task.epochs} epochs:", "", *table])
         drawn = [model for model in found if models[model].colour]
-        seeds = max(len(members) for members in found.values())
-        if drawn:
+        if len(drawn) > 1:
+            counts = sorted({len(found[model]) for model in drawn})
+            seeds = " to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))
             draw_sweep(
                 {titles[model]: mean_sweep(found[model]) for model in drawn},
                 docs / f"rotation_{task.dataset}.png",
