@@ -207,7 +207,10 @@ def test_inference_reports_bad_files_and_does_the_others(
             probabilities = [float(row["p(0)"]), float(row["p(1)"])]
             assert sum(probabilities) == pytest.approx(1, abs=1e-5)
             assert int(row["class"]) == int(np.argmax(probabilities))
-    assert len(list((tmp_path / "out").iterdir())) == 1 + len(good)
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    maps = {Path(table[name]["activation"]).name for name in good}
+    assert written == {"predictions.csv", ".monai_sre_outputs", *maps}
+    assert len(maps) == len(good)
     run(dims, "inference", **{**options, "output_dir": str(tmp_path / "without")}, input=str(folder / "a.npy"))
     assert [path.name for path in (tmp_path / "without").iterdir()] == ["predictions.csv"]  # no maps unless asked for
     run(dims, "train", "evaluate", **{**options, "output_dir": str(tmp_path / "evaluation")})
