@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from monai_sre.ops.arguments import int_tuple
 from monai_sre.ops.conv import check_algorithm, expand_kernel, sre_convnd
+from monai_sre.ops.padding import pad_ends
 from monai_sre.ops.radial import centred_basis, initial_std, learned_gaussian, radial_basis
-from monai_sre.ops.resample import pad_ends
 
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 

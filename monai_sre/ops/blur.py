@@ -14,7 +14,8 @@ import math
 import torch
 from torch import Tensor
 
-from monai_sre.ops.resample import _max_pool, _script_if_tracing, pad_ends, window_count
+from monai_sre.ops.padding import pad_ends
+from monai_sre.ops.resample import _max_pool, _script_if_tracing, window_count
 
 #: Standard deviation of the filter, in steps of the coarse grid, where the caller names none: that of binomial weights of 7
 #: taps at stride 2, the widest of Zhang's. Wider ones alias less and blur more.

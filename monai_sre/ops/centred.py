@@ -14,7 +14,8 @@ from torch.nn import functional
 
 from monai_sre.ops.blur import centred_blur
 from monai_sre.ops.conv import expand_kernel, sre_convnd
-from monai_sre.ops.resample import _script_if_tracing, centred_margin, join_neighbours, pad_ends
+from monai_sre.ops.padding import pad_ends
+from monai_sre.ops.resample import _script_if_tracing, centred_margin, join_neighbours
 
 
 def join_taps(kernel: Tensor, dim: int) -> Tensor:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from itertools import product
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -15,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from monai_sre.ops.resample import centred_avg_pool, centred_grid, centred_max_pool, centred_upsample, extend_ends
+from monai_sre.ops.resample import centred_avg_pool, centred_grid, centred_max_pool, centred_upsample
 from tests.testers import assert_symmetric, lattice_symmetries
 
 AVERAGE = (functional.avg_pool1d, functional.avg_pool2d, functional.avg_pool3d)
@@ -250,16 +249,3 @@ def test_gradients_share_ties_evenly() -> None:
     centred_max_pool(x, [1], [2], [0], [1]).sum().backward()
     assert x.grad is not None
     assert x.grad.tolist() == [[[0.5, 0.5]]]
-
-
-@pytest.mark.parametrize(
-    ("mode", "size", "amount"), [("reflect", 3, 7), ("reflect", 2, 5), ("circular", 3, 8), ("circular", 1, 4)]
-)
-def test_extensions_go_on_with_their_period(mode: str, size: int, amount: int) -> None:
-    x = torch.arange(float(size)).reshape(1, 1, size)
-    places = np.arange(-amount, size + amount)
-    period = 2 * (size - 1) if mode == "reflect" else size
-    places = places % period
-    if mode == "reflect":
-        places = np.minimum(places, period - places)
-    assert extend_ends(x, [amount], mode).flatten().tolist() == places.tolist()
