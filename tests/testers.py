@@ -26,6 +26,7 @@ import torch
 from monai.data.meta_tensor import MetaTensor
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 Transform = Callable[[Tensor], Tensor]
@@ -253,6 +254,15 @@ class _Tester:
         """``torch.compile(fullgraph=True)``: outputs and gradients."""
         check_compiled(case, "aot_eager")
 
+    @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+    def test_device(self, case: Case, training: bool) -> None:
+        """On another device (``meta``: shapes alone), neither forward nor backward touches a tensor of the CPU."""
+        module = case.module().train(training).to("meta")
+        x = case.input().to("meta").requires_grad_()
+        with _CPUTensors() as used:
+            sum(leaf.sum() for leaf in tree_leaves(module(x))).backward()
+        assert not used.operators
+
     @pytest.mark.gpu
     def test_cuda(self, case: Case) -> None:
         module, x = case.module(dtype=torch.float64), case.input(dtype=torch.float64)
@@ -260,6 +270,20 @@ class _Tester:
         out = moved(x.cuda())
         assert all(leaf.is_cuda for leaf in tree_leaves(out))
         assert relative_error([leaf.cpu() for leaf in tree_leaves(out)], tree_leaves(module(x))) < 1e-10
+
+
+class _CPUTensors(TorchDispatchMode):
+    """Lists the operators that read or make a tensor of the CPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operators: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if any(isinstance(leaf, Tensor) and leaf.device.type == "cpu" for leaf in tree_leaves((args, kwargs, out))):
+            self.operators.add(str(func))
+        return out
 
 
 class LayerTester(_Tester):

@@ -37,23 +37,24 @@ def served(cases: tuple[Case, ...]) -> tuple[Case, ...]:
 
 
 class TestGraphs(LayerTester):
-    """All checks, among them that a captured graph, which holds the dense algorithm, agrees with the ring algorithm."""
+    """All checks on the CPU, among them that a captured graph (the dense algorithm) agrees with the ring algorithm."""
 
     cases = (
         Case("2d", lambda: SREConv2d(2, 3, 5, padding="same", algorithm="ring"), (2, 2, 6, 7), sizes=((7, 7),)),
         Case("3d", lambda: SREConv3d(2, 2, 3, padding=1, algorithm="ring"), (2, 2, 3, 4, 5), sizes=((4, 4, 4),)),
     )
+    test_device = None
 
 
 class TestLayers(LayerTester):
     """The checks that run outside graphs."""
 
     cases = served((*test_conv.CASES, *test_centred.TestCentred.cases))
-    test_script = test_trace = test_export = test_onnx = test_compile = None
+    test_script = test_trace = test_export = test_onnx = test_compile = test_device = None
 
 
 class TestNets(NetTester):
     """The checks that run outside graphs."""
 
     cases = served(test_resnet.TestSREResNet.cases)
-    test_script = test_trace = test_export = test_onnx = test_compile = None
+    test_script = test_trace = test_export = test_onnx = test_compile = test_device = None
