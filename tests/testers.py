@@ -259,7 +259,7 @@ class _Tester:
         """On another device (``meta``: shapes alone), neither forward nor backward touches a tensor of the CPU."""
         module = case.module().train(training).to("meta")
         x = case.input().to("meta").requires_grad_()
-        with _CPUTensors() as used:
+        with CPUTensors() as used:
             sum(leaf.sum() for leaf in tree_leaves(module(x))).backward()
         assert not used.operators
 
@@ -272,7 +272,7 @@ class _Tester:
         assert relative_error([leaf.cpu() for leaf in tree_leaves(out)], tree_leaves(module(x))) < 1e-10
 
 
-class _CPUTensors(TorchDispatchMode):
+class CPUTensors(TorchDispatchMode):
     """Lists the operators that read or make a tensor of the CPU."""
 
     def __init__(self) -> None:

@@ -61,9 +61,12 @@ def background_value(x: torch.Tensor) -> torch.Tensor:
         >>> background_value(x).item()
         0.0
     """
-    border = torch.ones(x.shape[2:], dtype=torch.bool, device=x.device)
-    border[tuple(slice(1, -1) for _ in range(x.ndim - 2))] = False
-    median = x.flatten(2)[:, :, border.flatten()].median(dim=-1).values
+    faces, rest = [], x  # slices: a mask would make a GPU wait
+    for axis in range(2, x.ndim):
+        last = rest.shape[axis] - 1
+        faces += [rest.narrow(axis, place, 1).flatten(2) for place in {0, last}]
+        rest = rest.narrow(axis, 1, max(last - 1, 0))
+    median = torch.cat(faces, 2).median(dim=-1).values
     return median.reshape(*x.shape[:2], *([1] * (x.ndim - 2)))
 
 

@@ -149,28 +149,35 @@ class _ClassScores:
 
     def __init__(self, task: str) -> None:
         self.task = task
-        self.scores: dict[str, list[np.ndarray]] = {}
-        self.labels: dict[str, list[np.ndarray]] = {}
+        self.names: list[str] = []
+        self.scores: list[np.ndarray] = []
+        self.labels: list[np.ndarray] = []
 
-    def add(self, name: str, batch: Mapping[str, Tensor], transformation: Transformation, network: _Network) -> None:
-        logits = network(transformation(batch["image"]))
-        self.scores.setdefault(name, []).append(probabilities(logits, self.task).cpu().numpy())
-        self.labels.setdefault(name, []).append(batch["label"].cpu().numpy())
+    def add(
+        self, batch: Mapping[str, Tensor], transformations: Mapping[str, Transformation], network: _Network
+    ) -> None:
+        swept = [probabilities(network(move(batch["image"])), self.task) for move in transformations.values()]
+        self.names = list(transformations)
+        self.scores.append(torch.stack(swept).cpu().numpy())  # of all at once: a GPU does not wait in between
+        self.labels.append(batch["label"].cpu().numpy())
 
     def extend(self, other: _ClassScores) -> None:
-        for name in other.scores:
-            self.scores.setdefault(name, []).extend(other.scores[name])
-            self.labels.setdefault(name, []).extend(other.labels[name])
+        self.names = self.names or other.names
+        self.scores += other.scores
+        self.labels += other.labels
 
     def result(self) -> SweepResult:
-        rows, decisions = [], []
-        for name, parts in self.scores.items():
-            score, truth = np.concatenate(parts), np.concatenate(self.labels[name])
-            metrics = {"ACC": accuracy(score, truth, self.task), "AUC": area_under_curve(score, truth, self.task)}
-            rows.append({"transformation": name, **metrics})
-            decisions.append(score > 0.5 if self.task == MULTI_LABEL else score.argmax(axis=1)[:, None])
-        same = np.all([decision == decisions[0] for decision in decisions], axis=(0, 2))
-        return SweepResult(rows, float(same.mean()))
+        scores, truth = np.concatenate(self.scores, axis=1), np.concatenate(self.labels)
+        rows = [
+            {
+                "transformation": name,
+                "ACC": accuracy(score, truth, self.task),
+                "AUC": area_under_curve(score, truth, self.task),
+            }
+            for name, score in zip(self.names, scores, strict=True)
+        ]
+        decisions = scores > 0.5 if self.task == MULTI_LABEL else scores.argmax(axis=2)[..., None]
+        return SweepResult(rows, float((decisions == decisions[0]).all(axis=(0, 2)).mean()))
 
 
 class _MapScores:
@@ -179,22 +186,25 @@ class _MapScores:
     def __init__(self) -> None:
         self.rows: dict[str, list[dict[str, float]]] = {}
         self.agreement: list[float] = []
-        self._upright = torch.empty(0)
 
-    def add(self, name: str, batch: Mapping[str, Tensor], transformation: Transformation, network: _Network) -> None:
+    def add(
+        self, batch: Mapping[str, Tensor], transformations: Mapping[str, Transformation], network: _Network
+    ) -> None:
         image, label = _square(batch["image"], background_value(batch["image"])), _square(batch["label"], -1.0)
-        score = probabilities(network(transformation(image)), "multi-class").cpu()
-        if score.dim() != image.dim() or score.shape[1] < 2:
-            raise ValueError(f"network must return maps (N, num_classes, *spatial), got shape {tuple(score.shape)}")
-        if name == "0":
-            self._upright = torch.where(label.cpu() >= 0, score.argmax(dim=1, keepdim=True), -1).float()
-        truth, same = transformation.on_classes(label).cpu(), transformation.on_classes(self._upright)
-        for index in range(len(score)):
-            pair = as_arrays(score[index], truth[index])
-            self.rows.setdefault(name, []).append(map_scores(*pair, metrics=MAP_METRICS[:4]))
-            if name != "0":
-                pair = as_arrays(score[index], same[index])
-                self.agreement.append(map_scores(*pair, metrics=("Dice",))["Dice"])
+        upright = torch.empty(0)
+        for name, transformation in transformations.items():
+            score = probabilities(network(transformation(image)), "multi-class").cpu()
+            if score.dim() != image.dim() or score.shape[1] < 2:
+                raise ValueError(f"network must return maps (N, num_classes, *spatial), got shape {tuple(score.shape)}")
+            if name == "0":
+                upright = torch.where(label.cpu() >= 0, score.argmax(dim=1, keepdim=True), -1).float()
+            truth, same = transformation.on_classes(label).cpu(), transformation.on_classes(upright)
+            for index in range(len(score)):
+                pair = as_arrays(score[index], truth[index])
+                self.rows.setdefault(name, []).append(map_scores(*pair, metrics=MAP_METRICS[:4]))
+                if name != "0":
+                    pair = as_arrays(score[index], same[index])
+                    self.agreement.append(map_scores(*pair, metrics=("Dice",))["Dice"])
 
     def extend(self, other: _MapScores) -> None:
         for name, rows in other.rows.items():
@@ -265,8 +275,7 @@ def rotation_sweep(
             _check_cubes(batch["image"])
             batch = {key: convert_to_tensor(batch[key], device=device) for key in ("image", "label")}
             seen += len(batch["image"])
-            for name, transformation in transformations.items():
-                scores.add(name, batch, transformation, call)
+            scores.add(batch, transformations, call)
     if seen == 0 and world_size == 1:
         raise ValueError("batches must hold at least one image, got none")
     if world_size > 1:

@@ -20,6 +20,7 @@ from monai_sre.data import (
     resize_batch,
     rotate_batch,
 )
+from tests.testers import CPUTensors
 
 
 def slow_rotation(image: np.ndarray, degrees: float, mode: str, fill: float) -> tuple[np.ndarray, np.ndarray]:
@@ -333,3 +334,24 @@ def test_augment_arguments_are_checked(bad: dict) -> None:
         BatchAugment2d(**bad)
     with pytest.raises(ValueError, match="scale"):
         BatchAugment3d(scale=1.0)
+
+
+@pytest.mark.parametrize(
+    ("function", "shape"),
+    [
+        (BatchPreprocess(mean=[0.5, 0.4, 0.3], std=0.2), (2, 3, 28, 26)),
+        (BatchAugment2d(contrast=0.1, hue=0.1, rotation=180, flip_probability=0.5, fill="background"), (2, 3, 28, 26)),
+        (BatchAugment2d(fill="minimum"), (2, 1, 28, 26)),
+        (BatchAugment3d(rotation=True, flip_probability=0.5, fill="background"), (2, 1, 8, 7, 6)),
+        (lambda x: rotate_batch(x, 30.0, mode="bilinear", fill="background"), (2, 1, 28, 26)),
+        (lambda x: rotate_batch(x, 30.0, axis=1, mode="bilinear", fill="background"), (2, 1, 8, 7, 6)),
+        (lambda x: rotate_batch(x, 30.0), (2, 1, 28, 26)),
+        (lambda x: flip_batch(x, 0), (2, 1, 28, 26)),
+    ],
+)
+def test_batches_stay_on_their_device(function, shape):
+    """On another device (``meta``: shapes alone) nothing touches the CPU or depends on values: a GPU would wait for it."""
+    x = torch.empty(shape, dtype=torch.uint8, device="meta")
+    with CPUTensors() as used:
+        assert function(x).device.type == "meta"
+    assert not used.operators
