@@ -114,7 +114,7 @@ def write(models: dict[str, Model], cells: Path, step: float) -> None:
     for task, found in tasks.items():
         name = task.dataset.split("_")[0]
         info = dataset_info(name)
-        table = _table(found, titles, _costs(info.spatial_dims) if name == task.dataset else {})
+        table = _table(found, titles, _costs(task.dataset, info.spatial_dims))
         table += [_blind(COMMONEST[name])] if name in COMMONEST else []
         lines += ["", f"## {task}", "", *table]
         if shown[task.dataset] != task:
@@ -175,12 +175,14 @@ def _blind(commonest: float) -> str:
     )
 
 
-def _costs(spatial_dims: int) -> dict[str, tuple[float, float]]:
-    """Of each model measured, time and memory of a step of training over those of the plain network."""
+def _costs(dataset: str, spatial_dims: int) -> dict[str, tuple[float, float]]:
+    """Of each model measured on such images, time and memory of a step of training over those of the plain network."""
     path = RESULTS / "accuracy_costs.json"
-    if not path.is_file():
+    size = dataset.partition("_")[2]
+    measured = "_".join(filter(None, ({2: "breastmnist", 3: "adrenalmnist3d"}[spatial_dims], size)))
+    task = json.loads(path.read_text()).get(measured) if path.is_file() else None
+    if task is None:
         return {}
-    task = json.loads(path.read_text())[{2: "breastmnist", 3: "adrenalmnist3d"}[spatial_dims]]
     times, peaks = task["times"], task["peaks"]
     return {
         name: (times[name]["ms"] / times["plain"]["ms"], peaks[name]["mib"] / peaks["plain"]["mib"]) for name in times
