@@ -1,15 +1,16 @@
 """Accuracy upright and rotated, cell by cell (data set x model x seed), through the bundles' own configs.
 
     python -m benchmarks.accuracy fill --dataset breastmnist --model sre --seed 0 --dataset_dir DIR --work DIR
+    python -m benchmarks.accuracy shipped --dataset_dir DIR --work DIR
     python -m benchmarks.accuracy report
 
 ``fill`` trains where the work folder holds no complete training (it resumes an interrupted one), evaluates the network of
 the best validation AUC on the test set under the rotation sweep, and stores the cell as JSON at once; a cell that exists is
 skipped. Each learning rate and number of epochs has cells of its own, and ``--validation_only`` leaves the test set out
-until a rate is chosen: the same command without it adds the sweep. ``report`` turns all cells into Markdown tables, one a
-data set and number of epochs, and a picture a data set; a model enters them with the learning rate of the best validation
-AUC, the mean of its seeds. Variants of the bundles' network are evaluated on the validation set instead, and have a table
-of their own.
+until a rate is chosen: the same command without it adds the sweep. ``shipped`` sweeps the bundles' own weights. ``report``
+turns all cells into Markdown tables, one a data set and number of epochs, and a picture a data set; a model enters them
+with the learning rate of the best validation AUC, the mean of its seeds. Variants of the bundles' network are evaluated on
+the validation set instead, and have a table of their own.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any
 from monai.bundle import ConfigParser, run
 
 from benchmarks.accuracy_models import MODELS, VARIANTS, bundle_of
-from benchmarks.accuracy_tables import write
+from benchmarks.accuracy_tables import SHIPPED, write
 from benchmarks.cells import bundle_entries, is_complete, store, sweeps, train, trained
 from benchmarks.improvements import write_improvements
 from monai_sre.data import dataset_info
@@ -74,6 +75,17 @@ def fill(arguments: argparse.Namespace) -> None:
     store(cell, content)
 
 
+def shipped(arguments: argparse.Namespace) -> None:
+    """Sweep the bundles' weights with the steps that their ``evaluate.json`` has."""
+    found = {}
+    for dims, dataset in ((2, "breastmnist"), (3, "adrenalmnist3d")):
+        bundle, scores = bundle_of(dims), Path(arguments.work) / f"shipped_{dataset}"
+        configs = [str(bundle / "configs" / name) for name in ("train.json", "evaluate.json")]
+        run(config_file=configs, **bundle_entries(bundle, arguments.dataset_dir), output_dir=str(scores), sweep=True)
+        found[dataset] = sweeps(scores)
+    store(SHIPPED, found)
+
+
 def report(_: argparse.Namespace) -> None:
     """Write the tables and pictures."""
     write(MODELS, CELLS["test"], STEP)
@@ -94,6 +106,10 @@ if __name__ == "__main__":
     filling.add_argument("--learning_rate", type=float, help="another than the recipe's")
     filling.add_argument("--validation_only", action="store_true", help="no sweep: to choose a learning rate")
     filling.set_defaults(call=fill)
+    sweeping = commands.add_parser("shipped", help="sweep the bundles' weights")
+    sweeping.add_argument("--dataset_dir", required=True)
+    sweeping.add_argument("--work", required=True)
+    sweeping.set_defaults(call=shipped)
     reporting = commands.add_parser("report", help="tables and pictures from all cells")
     reporting.set_defaults(call=report)
     chosen = parser.parse_args()

@@ -84,7 +84,7 @@ def _published(package: str) -> dict[str, Any]:
 
 
 MODELS = {
-    "plain": Model("plain, 3 x 3", ("plain.json",), colour="tab:blue"),
+    "plain": Model("plain, kernels of 3", ("plain.json",), colour="tab:blue"),
     "plain-turned": Model("plain, random rotations in training", ("plain.json",), {}, _TURNED, colour="tab:orange"),
     "plain-averaged": Model("plain, averaged over rotations at test time", averaged="plain", colour="tab:green"),
     "bands": Model("SRE, bands (the published kernel)", (), {**_RADIAL, **_BANDS}, colour="tab:red"),

@@ -6,6 +6,7 @@ import json
 import re
 import statistics
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +16,8 @@ from monai_sre.data import dataset_info
 from monai_sre.evaluation import SweepResult, draw_sweep
 
 RESULTS = Path(__file__).with_name("results")
+#: Sweeps of the bundles' own weights, by data set and protocol.
+SHIPPED = RESULTS / "accuracy_shipped.json"
 #: Of a task, model and learning rate: its seeds.
 Cells = list[dict[str, Any]]
 
@@ -101,7 +104,7 @@ def write(models: dict[str, Model], cells: Path, step: float) -> None:
         "bundles' width, in 40 epochs, or on images of 28 pixels, alone.",
         "Another package's own network is built and initialised by that package and runs on this project's engine, which",
         "takes the same steps of training, faster (`tests/test_peer_networks.py`).",
-        "Epochs: 100 is the published recipe; fewer are what two cores had time for, and where the loss is high more help.",
+        "Epochs: the published recipe has 100; fewer are what two cores had time for, and where the loss is high more help.",
         "Time and memory: of a step of training, as shares of the plain network's (`accuracy_costs.json`; one thread of a",
         "CPU). Those of the packages' networks are theirs on our engine; `speed.md` has those of their own code.",
         "Loss and validation of the averaged network are those of the network before averaging.",
@@ -125,12 +128,16 @@ def write(models: dict[str, Model], cells: Path, step: float) -> None:
         if len(drawn) > 1:
             counts = sorted({len(found[model]) for model in drawn})
             seeds = " to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))
+            seeds = "1 seed" if seeds == "1" else f"mean of {seeds} seeds"
             draw_sweep(
                 {titles[model]: mean_sweep(found[model]) for model in drawn},
                 docs / f"rotation_{task.dataset}.png",
-                title=f"{task.dataset}, test set, seeds: {seeds}",
+                title=f"{task}, test set, protocol clean, {seeds}",
                 colours={titles[model]: models[model].colour for model in drawn},
             )
+    if SHIPPED.is_file():
+        sweeps = shipped_table(json.loads(SHIPPED.read_text()), ("ACC", "AUC"))
+        lines += ["", "## The bundles' weights, every 10 degrees, in 3-D every 30", "", *sweeps]
     lines += ["", *_targets(chosen), "", *rates_table(tried, titles, chosen)]
     (RESULTS / "accuracy.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
@@ -187,6 +194,17 @@ def _costs(dataset: str, spatial_dims: int) -> dict[str, tuple[float, float]]:
     return {
         name: (times[name]["ms"] / times["plain"]["ms"], peaks[name]["mib"] / peaks["plain"]["mib"]) for name in times
     }
+
+
+def shipped_table(found: dict[str, dict[str, Any]], metrics: Sequence[str]) -> list[str]:
+    """Of each data set, what both protocols' sweeps of a bundle's own weights say."""
+    keys = [f"{metric} {part}" for metric in metrics for part in ("upright", "mean", "min")] + ["consistency"]
+    head = ["data", "protocol", *(key.replace("min", "least") for key in keys)]
+    return [row(*head), row(*["---"] * len(head))] + [
+        row(dataset, f"`{protocol}`", *(f"{sweep[key]:.4f}" for key in keys))
+        for dataset, protocols in found.items()
+        for protocol, sweep in protocols.items()
+    ]
 
 
 def into_card(card: Path, dataset: str, table: list[str]) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import platform
 import re
 from pathlib import Path
 from typing import Any
 
 import torch
 from monai.bundle import run
+
+from benchmarks.timing import machine
 
 #: Names of entries of a state dict that are no parameters: statistics, and what :class:`benchmarks.variants.Averaged` keeps.
 _NO_PARAMETER = re.compile(r"running_mean$|running_var$|num_batches_tracked$|^average\.")
@@ -40,7 +41,7 @@ def summary(work: Path, metric: str) -> dict[str, Any]:
     history = (work / "metrics.csv").read_text().splitlines()
     rows = [dict(zip(history[0].split(","), line.split(","), strict=True)) for line in history[1:]]
     best = max((row for row in rows if row[metric]), key=lambda row: float(row[metric]))
-    weights = torch.load(work / "models" / "model.pt", weights_only=True)
+    weights, about = torch.load(work / "models" / "model.pt", weights_only=True), machine("wall")
     return {
         "epochs": len(rows),
         "best_epoch": int(best["epoch"]),
@@ -49,7 +50,7 @@ def summary(work: Path, metric: str) -> dict[str, Any]:
             name.removeprefix("val_"): float(value) for name, value in best.items() if name.startswith("val_")
         },
         "parameters": sum(value.numel() for name, value in weights.items() if not _NO_PARAMETER.search(name)),
-        "machine": {"processor": platform.processor() or platform.machine(), "torch": torch.__version__},
+        "machine": {key: about[key] for key in ("cpu", "capability", "threads", "torch")},
     }
 
 

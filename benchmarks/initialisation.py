@@ -1,6 +1,6 @@
 """Scale of activations through ten layers at initialisation, and the share of data work in a training step.
 
-    python benchmarks/initialisation.py DATASET_DIR
+    python -m benchmarks.initialisation DATASET_DIR
 
 Standard deviation of the activations after each of ten SRE layers with ReLU, relative to the first layer's, on white noise
 and on BreastMNIST, mean over five seeds; and the CPU time of loading and augmenting a batch against that of a training

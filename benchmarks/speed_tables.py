@@ -15,7 +15,11 @@ Rows = list[dict[str, Any]]
 
 def render(folder: Path) -> None:
     """Write ``speed.md`` and the pictures from all JSON files of a folder."""
-    text = ["# Speed and memory\n", "Made by `benchmarks/speed.py --render` from the JSON files beside it.\n"]
+    text = [
+        "# Speed and memory\n",
+        "Made by `benchmarks/speed.py --render` from the JSON files beside it. A dash: the package has no such layer, or "
+        "it was not installed.\n",
+    ]
     for path in sorted(folder.glob("speed_*.json")):
         data = json.loads(path.read_text())
         title, table = _TABLES[data["suite"]]

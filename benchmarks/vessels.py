@@ -23,7 +23,18 @@ import torch
 from monai.bundle import ConfigParser, run
 
 from benchmarks.accuracy_models import BUNDLES, Model
-from benchmarks.accuracy_tables import Cells, Task, choose, into_card, mean_sweep, rates_table, read_cells, row, spread
+from benchmarks.accuracy_tables import (
+    Cells,
+    Task,
+    choose,
+    into_card,
+    mean_sweep,
+    rates_table,
+    read_cells,
+    row,
+    shipped_table,
+    spread,
+)
 from benchmarks.cells import bundle_entries, is_complete, store, sweeps, train, trained
 from monai_sre.data.geometry import rotate_batch
 from monai_sre.evaluation import draw_maps, draw_sweep
@@ -142,31 +153,16 @@ def report(_: argparse.Namespace) -> None:
         *rates_table(tried, titles, chosen, "dice"),
     ]
     if SHIPPED.is_file():
-        text += ["", "## The bundle's weights, every 10 degrees", "", *_shipped_table()]
+        sweep = json.loads(SHIPPED.read_text())["sweep"]
+        text += ["", "## The bundle's weights, every 10 degrees", "", *shipped_table({DATASET: sweep}, ("Dice", "AUC"))]
     (RESULTS / "vessels.md").write_text("\n".join(text) + "\n")
     into_card(BUNDLE / "docs" / "README.md", DATASET, table)
     curves = {titles[name]: mean_sweep(members, ("Dice",)) for name, members in found.items()}
     seeds = max(len(members) for members in found.values())
-    title, colours = f"{DATASET}, test images, seeds: {seeds}", {model.title: model.colour for model in MODELS.values()}
+    title = f"{next(iter(chosen))[0]}, test images, protocol clean, mean of {seeds} seeds"
+    colours = {model.title: model.colour for model in MODELS.values()}
     draw_sweep(curves, BUNDLE / "docs" / "rotation_chase_db1.png", title=title, colours=colours)
     print("\n".join(text))
-
-
-def _shipped_table() -> list[str]:
-    found = json.loads(SHIPPED.read_text())["sweep"]
-    head = [
-        "protocol",
-        "Dice upright",
-        "Dice mean",
-        "Dice least",
-        "AUC upright",
-        "AUC mean",
-        "AUC least",
-        "consistency",
-    ]
-    keys = [name.replace("least", "min") for name in head[1:]]
-    lines = [row(*head), row(*["---"] * len(head))]
-    return lines + [row(f"`{name}`", *(f"{found[name][key]:.4f}" for key in keys)) for name in ("clean", "paper")]
 
 
 def picture(arguments: argparse.Namespace) -> None:
