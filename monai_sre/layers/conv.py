@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,12 @@ from monai_sre.ops.padding import pad_ends
 from monai_sre.ops.radial import centred_basis, initial_std, learned_gaussian, radial_basis
 
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
+
+
+def on_flat(function: Callable[[Tensor], Tensor], module: nn.Module) -> Callable[[Tensor], Tensor]:
+    """``function`` as ``Module._apply`` has it, on flat copies of the module's own buffers: they have no memory format."""
+    own = [id(buffer) for buffer in module._buffers.values()]
+    return lambda t: function(t.flatten()).reshape(t.shape) if id(t) in own else function(t)
 
 
 class _RadialNd(nn.Module):
@@ -129,7 +135,7 @@ class _RadialNd(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         """Refill the basis after a change of dtype or device, or it would stay rounded, or empty after ``to_empty``."""
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        super()._apply(on_flat(fn, self), recurse)  # type: ignore[no-untyped-call]
         for name, buffer in self.named_buffers(recurse=False):
             if buffer.is_inference():  # built in inference mode, and not to be written to outside
                 setattr(self, name, buffer.clone())

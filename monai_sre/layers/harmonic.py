@@ -9,7 +9,7 @@ import torch
 from monai.networks.layers.utils import get_norm_layer
 from torch import Tensor, nn
 
-from monai_sre.layers.conv import SREConv1d, SREConv2d, SREConv3d
+from monai_sre.layers.conv import SREConv1d, SREConv2d, SREConv3d, on_flat
 from monai_sre.ops.arguments import int_tuple
 from monai_sre.ops.energy import cat_groups, energy_nd, mixed_energies_nd
 from monai_sre.ops.harmonics import harmonic_stencils
@@ -76,7 +76,7 @@ class HarmonicEnergy(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         """Stencils of full precision after a change of dtype or device: rounded, the symmetry of 3-D ones is inexact."""
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        super()._apply(on_flat(fn, self), recurse)  # type: ignore[no-untyped-call]
         if self.stencils.dtype.itemsize < 4:
             self.stencils = self.stencils.float()
         elif self.stencils.is_inference():  # built in inference mode, and not to be written to outside

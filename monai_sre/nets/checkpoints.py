@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from monai_sre.layers.conv import SREConv1d, SREConv2d, SREConv3d
+from monai_sre.nets.report import unwrapped
 from monai_sre.ops.radial import change_basis
 
 #: Their names to ours, in the order in which they are tried: the 2-D ResNets, and the 3-D ones with their ``stem``.
@@ -75,6 +76,7 @@ def load_sre_checkpoint(network: nn.Module, checkpoint: str | PathLike[str] | Ma
     """
     if not isinstance(network, nn.Module):
         raise TypeError(f"network must be an SREResNet, got {type(network).__name__}")
+    network = unwrapped(network)
     state = _state_dict(checkpoint)
     wanted = network.state_dict()
     kind = _kind(state, set(wanted))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import torch
-from monai.data.utils import affine_to_spacing
 from monai.networks.blocks.upsample import SubpixelUpsample
 from monai.networks.nets.basic_unet import UpCat
 from torch import Tensor, nn
@@ -16,15 +16,24 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from monai_sre.layers.interpolate import CentredPadPool
 from monai_sre.nets import blocks, making, probe, rules
-from monai_sre.nets.report import ATTRIBUTE, ConversionReport, Entry, RefusedError, conversion_report, describe, refusal
-from monai_sre.nets.sharing import tie
+from monai_sre.nets.report import (
+    ATTRIBUTE,
+    ConversionReport,
+    Entry,
+    RefusedError,
+    conversion_report,
+    describe,
+    refusal,
+    unwrapped,
+)
+from monai_sre.nets.sharing import carry_hooks, tie
+from monai_sre.nets.spacing import layer_spacings
 from monai_sre.ops.arguments import int_tuple
 from monai_sre.ops.symmetry import lattice_generators
 
 logger = logging.getLogger(__name__)
 INITS = ("project", "reset")
 _ABSENT = object()
-_EXAMPLE = "an example input, its shape or a tuple of arguments"
 #: Modules without an equivariant counterpart, by a base class of theirs.
 _HOPELESS: dict[type[nn.Module], str] = {
     nn.RNNBase: "a recurrent layer reads positions in an order",
@@ -38,6 +47,7 @@ _HOPELESS: dict[type[nn.Module], str] = {
     nn.MaxUnpool3d: "it takes positions on the grid",
     nn.LPPool1d: "it has no centred counterpart",
     nn.LPPool2d: "it has no centred counterpart",
+    nn.LPPool3d: "it has no centred counterpart",
 }
 
 
@@ -63,7 +73,7 @@ def convert_to_sre(
     Convolutions become radial (:class:`monai_sre.layers.SREConv2d`). Strides, pools, transposed convolutions and pixel
     shuffles move to centred grids (:mod:`monai_sre.layers.centred`), and so do the paddings in the blocks of MONAI. The
     shapes of all outputs stay, and so do names of parameters, train or eval mode, ``requires_grad``, device, dtype
-    and what modules share. Create the optimiser afterwards.
+    what modules share and their hooks. Create the optimiser afterwards.
 
     Then the network is run on a small input and on its rotations and reflections, as no replacement reaches what a
     ``forward`` does by itself.
@@ -82,13 +92,14 @@ def convert_to_sre(
         antialias: blur before strides leave out pixels, in convolutions, max and average pools
             (:mod:`monai_sre.ops.blur`): less error under rotations by other angles than 90 degrees. ``True``, or the
             filter's standard deviation in steps of the coarser grid (``True`` is 0.6; wider ones err less and blur more).
-        conv: ``"harmonic"`` adds energies of harmonics to each radial convolution of more than one tap, so that it sees
-            edges too (:class:`monai_sre.layers.HarmonicConv`); its options are ``orders``, ``taps``, ``norm`` and ``eps``.
-            Parameters of these layers get new names. With ``init="project"`` the energies start with weights of zero.
+        conv: ``"harmonic"`` adds energies of harmonics to each convolution of more than one tap (not to transposed ones), so
+            that it sees edges too (:class:`monai_sre.layers.HarmonicConv`); its options are ``orders``, ``taps``, ``norm``
+            and ``eps``. Parameters of these layers get new names. With ``init="project"`` the energies start with weights
+            of zero.
         strict: raise where a module cannot be made equivariant; otherwise it stays, and the report lists it.
         verify: ``True`` looks for an input size that the network accepts; else the shape ``(N, C, *spatial)`` or the input to
-            check, or a tuple of all arguments. Where the network takes them, maps a few pixels larger are checked too, as
-            grids are off centre at some sizes only. ``False`` checks nothing.
+            check, or a tuple of all arguments. Where the network takes them, larger maps are checked too, as grids are off
+            centre at some sizes only. ``False`` checks nothing.
 
     Returns:
         The same network; a new module where it is itself a single layer. :func:`conversion_report` says what was done.
@@ -109,6 +120,13 @@ def convert_to_sre(
         raise TypeError(f"network must be an nn.Module that is not scripted, got {type(network).__name__}")
     if init not in INITS:
         raise ValueError(f"init must be one of {INITS}, got {init!r}")
+    if unwrapped(network) is not network:
+        raise TypeError(
+            f"network must be the module that {type(network).__name__} wraps: convert it, and wrap it again"
+        )
+    for name, parameter in network.named_parameters():
+        if parameter.is_complex():
+            raise TypeError(f"network must be real, but its parameter {name} is {parameter.dtype}")
     if any(parameter.is_meta for parameter in network.parameters()):
         raise ValueError("network must hold values, but some of its parameters are on the meta device")
     ndim = probe.spatial_dims_of(network)
@@ -133,7 +151,7 @@ def convert_to_sre(
         arguments = probe.as_arguments(verify, ndim)  # type: ignore[arg-type]
     examples = [] if arguments is None else probe.examples(network, arguments, ndim)
 
-    plan = _Plan(options, _spacings(network, options, arguments, ndim))
+    plan = _Plan(options, layer_spacings(network, options.spacing, arguments, ndim))
     # new layers hold values, whatever the default device; then they go where the old ones are
     with torch.device("cpu"):
         plan.read(network)
@@ -143,7 +161,7 @@ def convert_to_sre(
     try:
         if verify is not False:
             if not examples:
-                raise ValueError(f"verify must be {_EXAMPLE} (False converts without the check); {reason}")
+                raise ValueError(f"verify must be {probe.EXAMPLE} (False converts without the check); {reason}")
             _verify(converted, plan.report, options, examples, ndim)
         if strict and plan.report.refused:
             raise ValueError(refusal(plan.report.refused))
@@ -152,42 +170,9 @@ def convert_to_sre(
         raise
     if not plan.report.replaced and isinstance(getattr(converted, ATTRIBUTE, None), ConversionReport):
         plan.report.entries = conversion_report(converted).entries  # converted before: what was done then
-    setattr(converted, ATTRIBUTE, plan.report)
+    object.__setattr__(converted, ATTRIBUTE, plan.report)
     logger.info("convert_to_sre(%s): %s", type(converted).__name__, plan.report)
     return converted
-
-
-def spacing_from(image: Any) -> tuple[float, ...]:
-    """Voxel size along each spatial axis of an image, for ``convert_to_sre(..., spacing=spacing_from(image))``.
-
-    Args:
-        image: a ``monai.data.MetaTensor`` of shape ``(C, *spatial)``, or ``(N, C, *spatial)`` with one affine an image.
-
-    Returns:
-        Column norms of the affine. Sizes within 0.1 % of each other, as headers have them, are made equal.
-
-    Raises:
-        TypeError: ``image`` has no affine.
-        ValueError: the images of a batch differ in their spacing.
-
-    Example:
-        >>> from monai.data import MetaTensor
-        >>> spacing_from(MetaTensor(torch.zeros(1, 8, 64, 64), affine=torch.diag(torch.tensor([5.0, 0.7, 0.7001, 1.0]))))
-        (5.0, 0.7, 0.7)
-    """
-    affine = getattr(image, "affine", None)
-    if affine is None or not isinstance(image, Tensor):
-        raise TypeError(f"image must be a MetaTensor with an affine, got {type(image).__name__}")
-    matrices = torch.as_tensor(affine).double().reshape(-1, *affine.shape[-2:])
-    ndim = min(image.dim() - (2 if affine.dim() == 3 else 1), affine.shape[-1] - 1)
-    rows = [affine_to_spacing(matrix, r=matrix.shape[-1] - 1)[:ndim].tolist() for matrix in matrices.cpu()]
-    if any(abs(a - b) > 1e-3 * abs(b) for row in rows for a, b in zip(row, rows[0], strict=True)):
-        raise ValueError(f"the images of a batch must have one spacing, got {rows}")
-    steps: list[float] = []
-    for step in rows[0]:
-        alike = [other for other in steps if abs(other - step) <= 1e-3 * other]
-        steps.append(alike[0] if alike else float(f"{step:.6g}"))
-    return tuple(steps)
 
 
 class _Plan:
@@ -198,6 +183,8 @@ class _Plan:
         self.report = ConversionReport()
         self.new: dict[int, nn.Module] = {}
         self.merged: dict[int, rules.Pads] = {}
+        self.absorbed: list[tuple[str, nn.Module, nn.Module]] = []
+        self.parents: Counter[int] = Counter()
         self.assignments: list[tuple[Any, str, Any]] = []
         self.log: list[tuple[Any, str, Any]] = []
         self.order: dict[int, list[str]] = {}
@@ -205,11 +192,18 @@ class _Plan:
     def read(self, network: nn.Module) -> None:
         """Fill the report and the plan."""
         modules = list(network.named_modules())
+        self.parents = Counter(id(child) for _, module in modules for child in module._modules.values())
         for name, module in modules:
             self._attempt(name, module, self._read_block)
+        pads = {id(pad) for _, pad, _ in self.absorbed}
         for name, module in modules:
-            if id(module) not in self.new:
+            if id(module) not in self.new and id(module) not in pads:
                 self._attempt(name, module, self._read_layer)
+        for name, pad, conv in self.absorbed:  # by a convolution, unless that was refused
+            if id(conv) in self.new:
+                self._replace(name, pad, nn.Identity())
+            else:
+                self._attempt(name, pad, self._read_layer)
         self.report.entries.extend(tie(network, self.new))
 
     def apply(self, network: nn.Module) -> nn.Module:
@@ -249,6 +243,7 @@ class _Plan:
             self.report.entries.append(Entry(name, "kept", describe(old), str(note if new is None else new)))
             return
         new.train(old.training)
+        carry_hooks(old, new)
         self.new[id(old)] = new
         self.report.entries.append(Entry(name, "replaced", describe(old), describe(new), note))
 
@@ -268,16 +263,18 @@ class _Plan:
             self._read_shortcut(name, module)
         elif kind.__name__ == "AEKLDownsample" and isinstance(children.get("conv"), nn.Sequential):
             pad: Any = module.pad
-            self.merged[id(children["conv"].conv)] = _pairs(getattr(pad, "pad", pad))
+            conv: Any = children["conv"].conv
+            self.merged[id(conv)] = _pairs(getattr(pad, "pad", pad))
             self.assignments.append((module, "pad", nn.Identity()))
         ordered = list(children.items())
         for index, (pad_name, pad) in enumerate(ordered):
             follower = children.get(pad_name.removesuffix("_padding")) if pad_name.endswith("_padding") else None
             if kind is nn.Sequential and index + 1 < len(ordered):
                 follower = ordered[index + 1][1]
-            if type(follower) in (nn.Conv1d, nn.Conv2d, nn.Conv3d) and _is_uneven_zero_padding(pad):
+            alone = self.parents[id(pad)] == self.parents[id(follower)] == 1
+            if type(follower) in (nn.Conv1d, nn.Conv2d, nn.Conv3d) and alone and _is_uneven_zero_padding(pad):
                 self.merged[id(follower)] = _pairs(pad.padding)  # type: ignore[arg-type]
-                self._replace(f"{name}.{pad_name}".lstrip("."), pad, nn.Identity())
+                self.absorbed.append((f"{name}.{pad_name}".lstrip("."), pad, follower))  # type: ignore[arg-type]
 
     def _read_subpixel(self, name: str, module: nn.Module) -> None:
         factor: Any = module.scale_factor
@@ -340,33 +337,6 @@ def _pairs(pads: Sequence[int]) -> rules.Pads:
     return [(int(pads[index]), int(pads[index + 1])) for index in range(len(pads) - 2, -1, -2)]
 
 
-def _spacings(
-    network: nn.Module, options: making.Rules, arguments: probe.Arguments | None, ndim: int
-) -> dict[int, tuple[float, ...]]:
-    """Voxel size at each layer's input, where strides that differ between axes change its proportions."""
-    strides = [getattr(module, "stride", 1) for module in network.modules()]
-    uneven = any(isinstance(stride, (tuple, list)) and len(set(stride)) > 1 for stride in strides)
-    if options.spacing is None or not uneven:
-        return {}
-    found, reason = probe.find_input(network, ndim, divisible=True)
-    arguments = found or arguments
-    if arguments is None:
-        raise ValueError(
-            f"verify must be {_EXAMPLE}, as strides that differ between axes change the spacing on the way through the "
-            f"network; {reason}"
-        )
-    sizes = probe.input_sizes(network, arguments, ndim)
-    whole = arguments[0].shape[-ndim:]
-    spacings = {}
-    for key, size in sizes.items():
-        ratios = [
-            round(full / part) if full >= part else 1 / round(part / full)
-            for full, part in zip(whole, size, strict=True)
-        ]
-        spacings[key] = tuple(step * ratio for step, ratio in zip(options.spacing, ratios, strict=True))
-    return spacings
-
-
 def _verify(
     network: nn.Module,
     report: ConversionReport,
@@ -379,9 +349,14 @@ def _verify(
     for arguments, expected in examples:
         shape = next((tuple(a.shape) for a in arguments if isinstance(a, Tensor)), None)
         try:
+            blind = "" if report.errors else probe.blindness(network, arguments)
             errors, shapes = probe.symmetry_errors(network, arguments, symmetries, ndim)
         except Exception as error:  # whatever a forward raises
             why = f"converted, it raises {type(error).__name__} on an input of shape {shape}: {error}"
+            report.entries.append(Entry("", "refused", type(network).__name__, why))
+            return
+        if blind:
+            why = f"it cannot be checked, as {blind}; give verify an input that tells, or False"
             report.entries.append(Entry("", "refused", type(network).__name__, why))
             return
         report.errors = {name: max(value, report.errors.get(name, 0.0)) for name, value in errors.items()}

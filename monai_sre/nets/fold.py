@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from monai_sre.layers.centred import _CentredConv, _CentredConvTranspose
 from monai_sre.layers.conv import _SREConv, _SREConvNd
+from monai_sre.nets.sharing import carry_hooks
 from monai_sre.ops.centred import centred_conv_dense, centred_conv_transpose, extra_padding
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -81,6 +82,7 @@ def _fold(source: nn.Module) -> nn.Module | None:
         if module.bias is not None:
             new.bias.copy_(module.bias)
             new.bias.requires_grad_(module.bias.requires_grad)
+    carry_hooks(module, new)
     return new.train(module.training)  # type: ignore[no-any-return]
 
 

@@ -28,8 +28,11 @@ MODULE_TOLERANCE, TOLERANCE = 1e-9, 1e-6
 Arguments = tuple[Any, ...]
 #: Arguments, and the shapes of what the network returns.
 Example = tuple[Arguments, list[tuple[int, ...]]]
-#: Pixels to add along the axes: grids of strides 2, 4 and 8 that fit some sizes are off centre at the others.
-_GROWTH = ((1, 2, 4), (4, 1, 2))
+#: Pixels to add along the axes: grids of strides that fit some sizes are off centre at others. With the first of the sizes
+#: above, odd and even maps at strides 1 to 16; else so for what takes any size, and multiples of 2, 4, 8 or 16 alone.
+_MORE: dict[int, tuple[tuple[int, ...], ...]] = {1: ((14,), (11,)), 2: ((14, 6),), 3: ((15, 13, 8),)}
+_GROWTH = ((1, 2, 4), (4, 1, 2), (2, 8, 4), (4, 8, 12), (8, 16, 24), (16, 32, 16))
+EXAMPLE = "an example input, its shape or a tuple of arguments"
 
 
 def spatial_dims_of(network: nn.Module) -> int:
@@ -68,8 +71,9 @@ def find_input(network: nn.Module, spatial_dims: int, divisible: bool = False) -
     sizes = _SIZES[spatial_dims][1 if divisible else 0 :]
     shapes = [(int(count), *size) for size in sizes for count in dict.fromkeys(channels)]
     declared = getattr(network, "in_shape", None)  # of MONAI's networks of a fixed size
-    if isinstance(declared, Sequence) and len(declared) == spatial_dims + 1:
-        shapes.append(tuple(int(length) for length in declared))
+    if isinstance(declared, Sequence) and len(declared) in (spatial_dims, spatial_dims + 1):
+        sized = tuple(int(length) for length in declared)
+        shapes += [sized] if len(sized) > spatial_dims else [(int(count), *sized) for count in dict.fromkeys(channels)]
     reason = "no input was found to try it with"
     for shape in shapes:
         x = _noise((1, *shape))
@@ -83,27 +87,33 @@ def find_input(network: nn.Module, spatial_dims: int, divisible: bool = False) -
     return None, reason
 
 
-def run(network: nn.Module, arguments: Arguments) -> Any:
-    """Outputs in eval mode and float64; parameters that are all alike (zeros, ones) are stirred, so that nothing vanishes."""
+def run(network: nn.Module, arguments: Arguments, seed: int = 0) -> Any:
+    """Outputs in eval mode and float64; what starts all alike (zeros, ones) is stirred, so that nothing vanishes.
+
+    Frozen parameters of two axes or more are what somebody has made them, such as a filter.
+    """
     generator = torch.Generator().manual_seed(1)
 
-    def stirred(tensor: Tensor) -> Tensor:
-        if tensor.numel() and bool((tensor == tensor.flatten()[0]).all()):
+    def stirred(tensor: Tensor, fixed: bool) -> Tensor:
+        if tensor.numel() and not fixed and bool((tensor == tensor.flatten()[0]).all()):
             noise = torch.rand(tensor.shape, generator=generator, dtype=torch.float64).to(tensor.device)
             tensor = tensor + 0.1 * noise
         return tensor
 
-    state = {name: stirred(parameter.detach().double()) for name, parameter in network.named_parameters()}
+    state = {
+        name: stirred(parameter.detach().double(), not parameter.requires_grad and parameter.dim() > 1)
+        for name, parameter in network.named_parameters()
+    }
     for name, buffer in network.named_buffers():
         state[name] = buffer.double() if buffer.is_floating_point() else buffer
     device = next((t.device for t in state.values()), torch.device("cpu"))
     arguments = tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, arguments)
     gpus = [device] if device.type == "cuda" else []
     with _eval(network), torch.no_grad(), torch.random.fork_rng(devices=gpus):
-        torch.random.default_generator.manual_seed(0)
+        torch.random.default_generator.manual_seed(seed)
         for gpu in gpus:
             with torch.cuda.device(gpu):
-                torch.cuda.manual_seed(0)
+                torch.cuda.manual_seed(seed)
         return torch.func.functional_call(network, state, arguments)
 
 
@@ -117,33 +127,77 @@ def output_shapes(network: nn.Module, arguments: Arguments) -> list[tuple[int, .
         out = run(network, arguments)
     except Exception as error:
         raise ValueError(
-            f"verify must be what the network accepts, in float64; it raises {type(error).__name__}: {error}"
+            f"verify must be what the network accepts, in float64 (False for one that casts to another dtype itself); it "
+            f"raises {type(error).__name__}: {error}"
         ) from error
-    return [tuple(leaf.shape) for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+    return [tuple(leaf.shape) for leaf in tensors_of(out)]
+
+
+def tensors_of(out: Any, depth: int = 3) -> list[Tensor]:
+    """All tensors in what a network returns: nests of lists, tuples and dictionaries, and the attributes of other objects."""
+    found: list[Tensor] = []
+    for leaf in tree_leaves(out):
+        if isinstance(leaf, Tensor):
+            found.append(leaf)
+        elif depth and hasattr(leaf, "__dict__") and not isinstance(leaf, (type, nn.Module)):
+            found += tensors_of(dict(vars(leaf)), depth - 1)
+    return found
 
 
 def examples(network: nn.Module, arguments: Arguments, spatial_dims: int) -> list[Example]:
-    """The arguments, and those with larger maps that the network takes, unless the first tell enough.
+    """The arguments, and those with larger maps that the network takes.
 
     Raises:
         ValueError: the network does not run on ``arguments``.
     """
     found = [(arguments, output_shapes(network, arguments))]
     sizes = {tuple(leaf.shape[-spatial_dims:]) for leaf in tree_leaves(arguments) if _is_map(leaf, spatial_dims)}
-    for growth in () if sizes == {_SIZES[spatial_dims][0]} else _GROWTH:
-
-        def larger(leaf: Any, growth: tuple[int, ...] = growth) -> Any:
-            if not _is_map(leaf, spatial_dims):
-                return leaf
-            pads = [amount for more in reversed(growth[:spatial_dims]) for amount in (0, more)]
-            return torch.nn.functional.pad(leaf, pads, value=0.5)
-
-        grown = tree_map(larger, arguments)
+    for growth in _MORE[spatial_dims] if sizes == {_SIZES[spatial_dims][0]} else _GROWTH:
+        larger = grown(arguments, growth, spatial_dims)
         try:
-            found.append((grown, output_shapes(network, grown)))
+            found.append((larger, output_shapes(network, larger)))
         except ValueError:  # this size does not suit it
             continue
     return found
+
+
+def grown(arguments: Arguments, growth: tuple[int, ...], spatial_dims: int) -> Arguments:
+    """The arguments, with maps larger by ``growth``, in pixels an axis."""
+    pads = [amount for more in reversed(growth[:spatial_dims]) for amount in (0, more)]
+
+    def larger(leaf: Any) -> Any:
+        return torch.nn.functional.pad(leaf, pads, value=0.5) if _is_map(leaf, spatial_dims) else leaf
+
+    return tree_map(larger, arguments)  # type: ignore[no-any-return]
+
+
+def blindness(network: nn.Module, arguments: Arguments) -> str:
+    """Why a check on these arguments says nothing of the network; ``""`` where it does."""
+    outputs = tensors_of(run(network, arguments))
+    if not outputs:
+        return "it returns no tensor that could be compared"
+    again = tensors_of(run(network, arguments, seed=1))
+    if any(not _same(*pair) for pair in zip(outputs, again, strict=True)):
+        return "it draws random numbers in eval mode"
+    if not any(isinstance(leaf, Tensor) and leaf.is_floating_point() for leaf in tree_leaves(arguments)):
+        return ""
+    generator = torch.Generator().manual_seed(2)
+
+    def other(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
+            return leaf
+        return leaf.flip(0) + torch.randn(leaf.shape, generator=generator, dtype=leaf.dtype, device="cpu").to(
+            leaf.device
+        )
+
+    changed = tensors_of(run(network, tree_map(other, arguments)))
+    if all(_same(*pair) for pair in zip(outputs, changed, strict=True)):
+        return "its outputs are the same for another input"
+    return ""
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and torch.equal(one, other)
 
 
 def symmetry_errors(
@@ -154,11 +208,11 @@ def symmetry_errors(
     Outputs with at least ``spatial_dims + 2`` axes are to turn with the input, all others to stay; those with one axis less
     may do either, as maps without channels do.
     """
-    plain = [leaf for leaf in tree_leaves(run(network, arguments)) if isinstance(leaf, Tensor)]
+    plain = tensors_of(run(network, arguments))
     errors = {}
     for name, symmetry in symmetries.items():
         turned = run(network, _turned(arguments, symmetry, spatial_dims))
-        pairs = zip(plain, [leaf for leaf in tree_leaves(turned) if isinstance(leaf, Tensor)], strict=True)
+        pairs = zip(plain, tensors_of(turned), strict=True)
         errors[name] = max((_error(old, new, symmetry, spatial_dims) for old, new in pairs), default=0.0)
     return errors, [tuple(leaf.shape) for leaf in plain]
 
@@ -188,12 +242,8 @@ def find_culprits(
             busy = True
             try:
                 args, kwargs = _turned(arguments, symmetry, spatial_dims)
-                pairs = zip(tree_leaves(out), tree_leaves(module(*args, **kwargs)), strict=True)
-                bad = any(
-                    _error(old, new, symmetry, spatial_dims) > MODULE_TOLERANCE
-                    for old, new in pairs
-                    if isinstance(old, Tensor)
-                )
+                pairs = zip(tensors_of(out), tensors_of(module(*args, **kwargs)), strict=True)
+                bad = any(_error(old, new, symmetry, spatial_dims) > MODULE_TOLERANCE for old, new in pairs)
             except Exception:  # it cannot even take them
                 bad = True
             finally:
@@ -236,6 +286,8 @@ def as_arguments(example: Tensor | Sequence[Any], spatial_dims: int) -> Argument
     """What a user gives as ``verify``: an input, a shape, or a tuple of the network's arguments."""
     if isinstance(example, Tensor):
         return (example.detach().double().as_subclass(Tensor),)
+    if not isinstance(example, Sequence) or isinstance(example, str):
+        raise TypeError(f"verify must be {EXAMPLE}, or a bool, got {type(example).__name__}")
     items = tuple(example)
     if all(isinstance(item, int) and not isinstance(item, bool) for item in items):
         if len(items) != spatial_dims + 2:
@@ -243,9 +295,11 @@ def as_arguments(example: Tensor | Sequence[Any], spatial_dims: int) -> Argument
                 f"verify must be a shape of {spatial_dims + 2} integers, an input, or a bool, got {example!r}"
             )
         return (_noise(items),)
-    return tuple(
-        item.detach().double() if isinstance(item, Tensor) and item.is_floating_point() else item for item in items
-    )
+    return tree_map(_double, items)  # type: ignore[no-any-return]
+
+
+def _double(leaf: Any) -> Any:
+    return leaf.detach().double() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
 
 
 def _noise(shape: tuple[int, ...]) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 #: Attribute under which a converted network carries its report.
-ATTRIBUTE = "conversion"
+ATTRIBUTE = "_monai_sre_conversion"
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class ConversionReport:
     """All entries, and how far the converted network was found to be from commuting with the symmetries.
 
     Attributes:
-        entries: one a module, in the order of ``named_modules``.
+        entries: one a module; blocks that act in their own ``forward`` come first.
         errors: relative error of each symmetry checked, float64; empty where no check ran.
         input_shape: shape of the input that was checked.
 
@@ -100,10 +100,20 @@ def conversion_report(network: nn.Module) -> ConversionReport:
     Raises:
         ValueError: ``network`` was never converted.
     """
-    report = getattr(network, ATTRIBUTE, None)
+    report = getattr(unwrapped(network), ATTRIBUTE, None)
     if not isinstance(report, ConversionReport):
         raise ValueError(f"network must come from convert_to_sre, got {type(network).__name__} without a report")
     return report
+
+
+def unwrapped(network: nn.Module) -> nn.Module:
+    """The module inside ``DataParallel``, ``DistributedDataParallel`` or what ``torch.compile`` returns."""
+    compiled = getattr(network, "_orig_mod", None)
+    if isinstance(compiled, nn.Module):
+        return unwrapped(compiled)
+    if isinstance(network, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        return unwrapped(network.module)
+    return network
 
 
 def refusal(entries: Sequence[Entry]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from torch import nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd, _AvgPoolNd, _MaxPoolNd
@@ -149,7 +150,7 @@ def convert_subpixel(conv: _ConvNd, factor: int, rules: Rules, spacing: tuple[fl
 
 def convert_pool(pool: nn.Module, rules: Rules) -> nn.Module | str:
     """The counterpart of a pool, or why it stays."""
-    ndim = int(type(pool).__name__[-2])
+    ndim = int(_torch_base(pool, "pools").__name__[-2])
     if isinstance(pool, (_AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd)):
         if getattr(pool, "return_indices", False):
             raise RefusedError("return_indices gives positions on the grid, which turn with it")
@@ -185,6 +186,7 @@ def convert_pool(pool: nn.Module, rules: Rules) -> nn.Module | str:
 
 def convert_upsample(layer: nn.Upsample, rules: Rules) -> nn.Module | str:
     """The counterpart of an interpolation, or why it stays."""
+    _torch_base(layer, "interpolates")
     size: Any = layer.size
     factors: Any = layer.scale_factor
     for what, values in (("size", size), ("scale_factor", factors)):
@@ -216,6 +218,15 @@ def is_pool(module: nn.Module) -> bool:
     return isinstance(module, (_MaxPoolNd, _AvgPoolNd, _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd))
 
 
+def _torch_base(module: nn.Module, verb: str) -> type[nn.Module]:
+    """PyTorch's own class of a module, unless a subclass of it does something else."""
+    own = type(module)
+    base = next(kind for kind in own.__mro__ if kind.__module__.startswith("torch.nn."))
+    if own.forward is not base.forward:  # type: ignore[attr-defined]
+        raise RefusedError(f"{own.__name__} changes how {base.__name__} {verb}")
+    return base
+
+
 def _spatial_dims(conv: nn.Module, known: Mapping[Any, int]) -> int:
     for base, ndim in known.items():
         if isinstance(conv, base):
@@ -225,9 +236,9 @@ def _spatial_dims(conv: nn.Module, known: Mapping[Any, int]) -> int:
             )
             if not same:
                 raise RefusedError(f"{own.__name__} changes how {base.__name__} convolves")
-            if "weight" not in conv._parameters or nn.parameter.is_lazy(conv.weight):
+            if {"weight", "bias"} - conv._parameters.keys() or nn.parameter.is_lazy(conv.weight):
                 raise RefusedError(
-                    "its weight is computed (weight norm, spectral norm, parametrization) or not yet known"
+                    "its weight or bias is computed (weight norm, spectral norm, parametrization) or not yet known"
                 )
             return ndim
     raise RefusedError(f"{type(conv).__name__} is no convolution that is known here")
@@ -243,6 +254,6 @@ def _conv_pads(conv: _ConvNd) -> Pads:
 
 
 def _per_axis(value: Any, ndim: int) -> tuple[int, ...]:
-    if isinstance(value, int):
-        return (value,) * ndim
-    return tuple(value) if len(value) == ndim else tuple(value) * ndim
+    if isinstance(value, (int, np.integer)):
+        return (int(value),) * ndim
+    return tuple(int(item) for item in value) * (1 if len(value) == ndim else ndim)

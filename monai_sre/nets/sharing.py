@@ -1,4 +1,4 @@
-"""Parameters that modules share: kept by a conversion, or refused."""
+"""What a replaced module leaves to the new one: parameters that it shares with others, and hooks."""
 
 from __future__ import annotations
 
@@ -8,6 +8,23 @@ import torch
 from torch import nn
 
 from monai_sre.nets.report import Entry, describe
+
+_HOOKS = (
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_backward_pre_hooks",
+    "_backward_hooks",
+    "_is_full_backward_hook",
+)
+
+
+def carry_hooks(old: nn.Module, new: nn.Module) -> None:
+    """Let ``new`` have the hooks of ``old``: the same dictionaries, so that their handles can still remove them."""
+    for name in _HOOKS:
+        setattr(new, name, getattr(old, name))
 
 
 def tie(network: nn.Module, new: Mapping[int, nn.Module]) -> Iterator[Entry]:

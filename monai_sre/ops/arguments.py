@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
+import numpy as np
 import torch
 
 _P = ParamSpec("_P")
@@ -66,11 +67,11 @@ def int_tuple(name: str, value: int | Sequence[int], length: int, minimum: int) 
         (2, 2, 2)
     """
     accepted = f"an integer >= {minimum} or {length} of them"
-    items = (value,) * length if isinstance(value, int) else value
+    items = (value,) * length if isinstance(value, (int, np.integer)) else value
     if isinstance(items, (str, bytes)) or not isinstance(items, Sequence):
         raise TypeError(f"{name} must be {accepted}, got {value!r}")
-    if any(isinstance(item, bool) or not isinstance(item, int) for item in items):
+    if any(isinstance(item, bool) or not isinstance(item, (int, np.integer)) for item in items):
         raise TypeError(f"{name} must be {accepted}, got {value!r}")
     if len(items) != length or any(item < minimum for item in items):
         raise ValueError(f"{name} must be {accepted}, got {value!r}")
-    return tuple(items)
+    return tuple(int(item) for item in items)

@@ -171,10 +171,13 @@ def blurred_max_pool(
     """
     ndim = len(stride)
     counts: list[int] = []
+    ends: list[int] = []
     for axis in range(ndim):
         size = int(x.size(axis - ndim))
         counts.append(window_count(size, kernel_size[axis], stride[axis], padding[axis], dilation[axis], ceil_mode))
-    x = _max_pool(pad_ends(x, padding, value=float("-inf")), kernel_size, [1] * ndim, dilation)
+        lacking = dilation[axis] * (kernel_size[axis] - 1) + 1 - size - 2 * padding[axis]
+        ends.append(padding[axis] + max(lacking + 1, 0) // 2)  # with ceil_mode, a window may be larger than the map
+    x = _max_pool(pad_ends(x, ends, value=float("-inf")), kernel_size, [1] * ndim, dilation)
     for axis in range(ndim):
         if stride[axis] > 1:
             x = _sampled(x, axis - ndim, stride[axis], counts[axis], width * stride[axis])

@@ -6,6 +6,7 @@ import importlib.metadata
 import importlib.util
 import inspect
 import io
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -23,6 +24,7 @@ from monai_sre.layers import (
     SREConvTranspose2d,
     SREConvTranspose3d,
     SREHarmonicConv2d,
+    SREHarmonicConv3d,
 )
 from monai_sre.ops.ring import ring_conv
 from tests.testers import Case, LayerTester, check_compiled, lattice_symmetries, relative_error
@@ -481,3 +483,12 @@ def test_a_layer_built_in_inference_mode_can_move(kind: type[nn.Module]) -> None
     layer.to("cpu")
     with torch.inference_mode():
         torch.testing.assert_close(layer(x), expected)
+
+
+@pytest.mark.parametrize("build", [lambda: SREConv3d(1, 2, 3), lambda: SREHarmonicConv3d(1, 4, 3)])
+def test_memory_formats_of_volumes(build: Callable[[], nn.Module]) -> None:
+    layer, x = build(), torch.randn(1, 1, 6, 7, 8)
+    out = layer(x)
+    torch.testing.assert_close(layer.to(memory_format=torch.channels_last_3d)(x), out)
+    layer.to(torch.float64, memory_format=torch.channels_last_3d)
+    torch.testing.assert_close(layer(x.double()), out.double(), rtol=1e-4, atol=1e-5)

@@ -224,3 +224,10 @@ def test_our_own_state_dicts_in_their_wrappings() -> None:
         nn.init.zeros_(ours.fc.weight)
         assert load_sre_checkpoint(ours, {"network": wrapped, "epoch": 3}) == "monai_sre"
         assert torch.equal(ours.fc.weight, other.fc.weight)
+
+
+def test_wrapped_networks_take_what_they_gave() -> None:
+    for wrap in (nn.DataParallel, torch.compile):
+        one, other = (wrap(SREResNet(2, 1, 3, width=4)) for _ in range(2))  # type: ignore[operator]
+        assert load_sre_checkpoint(other, one.state_dict()) == "monai_sre"
+        assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))

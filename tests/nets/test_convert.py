@@ -723,6 +723,17 @@ class TestGeometry:
         assert worst_error(network, x, lattice_symmetries(3, axes=(1, 2))) <= 1e-12
         assert worst_error(network, x, [lambda image: image.flip(2)]) > 1e-3  # free along the other axis
 
+    def test_spacing_behind_convolutions_without_padding(self) -> None:
+        net = nn.Sequential(nn.Conv3d(1, 2, 5), nn.Conv3d(2, 2, 5), nn.MaxPool3d((1, 2, 2)), nn.Conv3d(2, 2, 3))
+        convert_to_sre(net, spacing=(4.0, 1.0, 1.0))
+        assert net[3]._geometry["spacing"] == (4.0, 2.0, 2.0)
+
+    def test_spacing_behind_uneven_interpolation(self) -> None:
+        up = nn.Upsample(scale_factor=(4, 1, 1), mode="trilinear")
+        net = nn.Sequential(nn.Conv3d(1, 1, 3, padding=1), up, nn.Conv3d(1, 1, 3, padding=1))
+        convert_to_sre(net, spacing=(4.0, 1.0, 1.0))
+        assert [net[0]._geometry["spacing"], net[2]._geometry["spacing"]] == [(4.0, 1.0, 1.0), (1.0, 1.0, 1.0)]
+
     def test_spacing_from(self) -> None:
         affine = torch.tensor([[0.0, -0.7, 0, 9], [0, 0, 0.7003, 2], [5, 0, 0, 1], [0, 0, 0, 1]])
         image = MetaTensor(torch.zeros(1, 4, 8, 8), affine=affine)
@@ -769,3 +780,102 @@ def test_a_network_that_takes_no_input_says_why() -> None:
     declared.in_shape = (1, 50, 50)
     report = conversion_report(convert_to_sre(declared))
     assert report.input_shape == (1, 1, 50, 50)
+
+
+class TestWhatModulesCarry:
+    """Hooks, wrappers, subclasses, shared and refused modules, numbers of numpy."""
+
+    def test_hooks_stay(self) -> None:
+        for change in (convert_to_sre, lambda net: fold_sre(convert_to_sre(net))):
+            net, seen = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1)), []
+            handle = net[0].register_forward_hook(lambda *_, seen=seen: seen.append(1))
+            change(net)
+            seen.clear()
+            net(torch.randn(1, 1, 8, 8))
+            assert seen == [1]
+            handle.remove()
+            net(torch.randn(1, 1, 8, 8))
+            assert seen == [1]
+
+    def test_a_computed_bias_is_refused(self) -> None:
+        conv = nn.Conv2d(1, 2, 3, padding=1)
+        nn.utils.parametrize.register_parametrization(conv, "bias", nn.Softplus())
+        with pytest.raises(ValueError, match="weight or bias is computed"):
+            convert_to_sre(nn.Sequential(conv))
+
+    def test_subclasses_with_a_forward_of_their_own_are_refused(self) -> None:
+        class DoublePool2d(nn.AvgPool2d):
+            def forward(self, x: Tensor) -> Tensor:
+                return 2 * super().forward(x)
+
+        class MaxPool2dSame(nn.MaxPool2d):
+            def forward(self, x: Tensor) -> Tensor:
+                return super().forward(functional.pad(x, (0, 1, 0, 1)))
+
+        class Twice(nn.Upsample):
+            def forward(self, x: Tensor) -> Tensor:
+                return super().forward(x) * 2
+
+        class Named(nn.MaxPool2d):
+            pass
+
+        for module, base in ((DoublePool2d(2), "AvgPool2d pools"), (MaxPool2dSame(2), "MaxPool2d pools")):
+            with pytest.raises(ValueError, match=f"changes how {base}"):
+                convert_to_sre(nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), module))
+        with pytest.raises(ValueError, match="Twice changes how Upsample interpolates"):
+            convert_to_sre(nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), Twice(scale_factor=2.5)))
+        converted = convert_to_sre(nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), Named(2)))
+        assert type(converted[1]).__name__ == "CentredMaxPool2d"
+
+    def test_padding_stays_before_a_convolution_that_stays(self) -> None:
+        net = nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), weight_norm(nn.Conv2d(1, 2, 3, 2)))
+        x = torch.randn(1, 1, 32, 32)
+        out = net(x)
+        report = conversion_report(convert_to_sre(net, strict=False))
+        assert torch.equal(net(x), out)
+        assert {entry.name for entry in report.refused} == {"0", "1"}
+
+    def test_padding_before_a_convolution_used_elsewhere_is_refused(self) -> None:
+        conv = nn.Conv2d(1, 1, 3, 2)
+        net = nn.ModuleList([conv, nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), conv)])
+        with pytest.raises(ValueError, match=r"1\.0 .*differs between the two ends"):
+            convert_to_sre(net, verify=False)
+
+    def test_a_child_called_conversion(self) -> None:
+        class Net(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.conversion = nn.Conv2d(1, 2, 3, padding=1)
+
+            def forward(self, x: Tensor) -> Tensor:
+                return self.conversion(x)  # type: ignore[no-any-return]
+
+        converted = convert_to_sre(Net())
+        assert isinstance(converted.conversion, SREConv2d)
+        assert len(conversion_report(copy.deepcopy(converted)).replaced) == 1
+
+    def test_wrapped_networks(self) -> None:
+        for wrap, name in ((nn.DataParallel, "DataParallel"), (torch.compile, "OptimizedModule")):
+            net: Any = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1))
+            with pytest.raises(TypeError, match=f"the module that {name} wraps: convert it, and wrap it again"):
+                convert_to_sre(wrap(net))
+            assert conversion_report(wrap(convert_to_sre(net))).replaced
+
+    def test_complex_networks_are_refused(self) -> None:
+        with pytest.raises(TypeError, match=r"its parameter 0\.weight is torch\.complex64"):
+            convert_to_sre(nn.Sequential(nn.Conv2d(1, 2, 3, dtype=torch.complex64)))
+
+    def test_numbers_of_numpy(self) -> None:
+        net = nn.Sequential(nn.Conv2d(1, np.int64(4), 3), nn.MaxPool2d(np.int64(2)))  # type: ignore[arg-type]
+        assert max(conversion_report(convert_to_sre(net)).errors.values()) < 1e-9
+
+    def test_a_window_larger_than_the_map(self) -> None:
+        net = convert_to_sre(nn.Sequential(nn.Conv2d(1, 1, 1), nn.MaxPool2d(3, 2, ceil_mode=True)), antialias=True)
+        x = torch.arange(4.0).reshape(1, 1, 2, 2)
+        assert net(x).shape == (1, 1, 1, 1)
+        torch.testing.assert_close(net(x), net[0](x).amax().reshape(1, 1, 1, 1))
+
+    def test_pools_of_powers_are_refused(self) -> None:
+        net = nn.Sequential(nn.Conv3d(1, 1, 3), nn.LPPool3d(2, 2))
+        with pytest.raises(ValueError, match=r"LPPool3d.*no centred counterpart"):
+            convert_to_sre(net, verify=False)

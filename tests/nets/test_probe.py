@@ -1,0 +1,142 @@
+"""The check of converted networks: what it must see, what it must not refuse, and what it cannot judge."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from monai.networks import nets
+from torch import Tensor, nn
+from torch.nn import functional
+
+from monai_sre import conversion_report, convert_to_sre, equivariance_error
+
+
+class Custom(nn.Module):
+    """Some convolutions of stride 2 (``stems``), and a ``forward`` of the test's own."""
+
+    def __init__(
+        self, forward: Callable[[nn.Module, Tensor], Any], stems: int = 1, stride: int = 2, dims: int = 2
+    ) -> None:
+        super().__init__()
+        conv = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dims - 1]
+        self.body = nn.Sequential(*(conv(4 if stem else 1, 4, 3, stride, 1) for stem in range(stems)))
+        self.forward = lambda x: forward(self, x)  # type: ignore[method-assign]
+
+
+def pooled_by_hand(net: Any, x: Tensor) -> Tensor:
+    x = net.body(x)
+    pool: Any = (functional.max_pool1d, functional.max_pool2d, functional.max_pool3d)[x.dim() - 3]
+    return pool(x, 2).flatten(2).mean(2)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+@pytest.mark.parametrize("stems", [1, 2, 3])
+def test_a_pool_off_centre_is_seen_at_every_depth(dims: int, stems: int) -> None:
+    """Which maps are even or odd depends on the depth: a size that tells at stride 2 need not at stride 4."""
+    with pytest.raises(ValueError, match="does not commute"):
+        convert_to_sre(Custom(pooled_by_hand, stems, dims=dims))
+
+
+def test_a_pool_off_centre_is_seen_from_a_given_size() -> None:
+    with pytest.raises(ValueError, match="does not commute"):
+        convert_to_sre(Custom(pooled_by_hand, 3), verify=(1, 1, 28, 28))
+
+
+def test_a_pool_off_centre_is_seen_in_what_takes_multiples_of_4() -> None:
+    def forward(net: Any, x: Tensor) -> Tensor:
+        deep = net.body(x)
+        up = functional.interpolate(deep, scale_factor=4.0)
+        return (up[:, :1] + x) * functional.max_pool2d(deep, 2).mean()
+
+    with pytest.raises(ValueError, match="does not commute"):
+        convert_to_sre(Custom(forward, 2))
+
+
+def test_outputs_that_do_not_respond_are_no_proof() -> None:
+    def forward(net: Any, x: Tensor) -> Tensor:
+        return functional.relu(functional.max_pool2d(net.body(x), 2).mean(1) - 1e3)
+
+    with pytest.raises(ValueError, match=r"cannot be checked, as its outputs are the same .* give verify an input"):
+        convert_to_sre(Custom(forward))
+    with pytest.raises(ValueError, match="does not commute"):
+        convert_to_sre(Custom(forward), verify=1e5 * torch.randn(1, 1, 36, 42))
+    kept = convert_to_sre(Custom(forward), strict=False)
+    assert "cannot be checked" in conversion_report(kept).refused[0].after
+
+
+def test_outputs_in_objects_are_compared() -> None:
+    @dataclasses.dataclass
+    class Output:
+        logits: Tensor
+
+    class Plain:
+        def __init__(self, logits: Tensor) -> None:
+            self.logits = logits
+
+    for kind in (Output, Plain):
+        with pytest.raises(ValueError, match="does not commute"):
+            convert_to_sre(Custom(lambda net, x, kind=kind: kind(net.body(x).cumsum(2))))  # type: ignore[misc]
+        report = conversion_report(convert_to_sre(Custom(lambda net, x, kind=kind: kind(net.body(x)))))  # type: ignore[misc]
+        assert 0 < max(report.errors.values()) < 1e-9
+    with pytest.raises(ValueError, match="returns no tensor"):
+        convert_to_sre(Custom(lambda net, x: str(net.body(x).shape)))
+
+
+def test_random_numbers_are_told_from_asymmetry() -> None:
+    encoder = nets.AutoencoderKL(
+        2,
+        1,
+        1,
+        num_res_blocks=(1, 1),
+        channels=(8, 8),
+        attention_levels=(False, False),
+        latent_channels=2,
+        norm_num_groups=4,
+        with_encoder_nonlocal_attn=False,
+        with_decoder_nonlocal_attn=False,
+    )
+    with pytest.raises(ValueError, match=r"cannot be checked, as it draws random numbers in eval mode"):
+        convert_to_sre(encoder)
+    converted: Any = convert_to_sre(encoder, verify=False).eval()
+    x = torch.randn(1, 1, 30, 26)
+    with torch.no_grad():
+        out, turned = (converted.decode(converted.encode(image)[0]) for image in (x, x.rot90(1, (2, 3))))
+    torch.testing.assert_close(turned, out.rot90(1, (2, 3)), rtol=1e-4, atol=1e-5)
+
+
+def test_frozen_filters_stay_what_they_are() -> None:
+    def forward(net: Any, x: Tensor) -> Tensor:
+        return functional.conv2d(net.body(x), net.mean, groups=4)
+
+    net = Custom(forward)
+    net.mean = nn.Parameter(torch.full((4, 1, 3, 3), 1 / 9), requires_grad=False)
+    assert max(conversion_report(convert_to_sre(net)).errors.values()) < 1e-9
+
+
+def test_the_size_that_monai_declares_may_lack_channels() -> None:
+    with pytest.raises(ValueError, match=r"final\.0 \(Flatten\): it does not commute"):
+        convert_to_sre(nets.Classifier((1, 32, 32), 2, (4, 8), (2, 2)))
+
+
+def test_arguments_in_lists_and_dictionaries() -> None:
+    def added(net: Any, images: Any) -> Tensor:
+        first, second = images.values() if isinstance(images, dict) else images
+        return net.body(first + second)  # type: ignore[no-any-return]
+
+    images = [torch.randn(1, 1, 9, 12), torch.randn(1, 1, 9, 12)]
+    for argument in (images, {"a": images[0], "b": images[1]}):
+        assert max(conversion_report(convert_to_sre(Custom(added), verify=(argument,))).errors.values()) < 1e-9
+    with pytest.raises(TypeError, match=r"verify must be an example input, its shape .* got dict"):
+        convert_to_sre(Custom(added), verify={"image": images[0]})  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"in float64 \(False for one that casts"):
+        convert_to_sre(Custom(lambda net, x: net.body(x.float())), verify=(1, 1, 9, 12))
+
+
+def test_errors_of_what_passes() -> None:
+    """The error that is reported is that of the network itself, here in float32."""
+    net = convert_to_sre(Custom(lambda net, x: net.body(x), 3)).eval()
+    assert max(equivariance_error(net, torch.randn(1, 1, 36, 44)).values()) < 1e-5
