@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from benchmarks.accuracy_models import MODELS, VARIANTS, network_of
-from benchmarks.accuracy_tables import COMMONEST, Task, _shown, choose, into_card
+from benchmarks.accuracy_models import MODELS, VARIANTS, bundle_of, network_of
+from benchmarks.accuracy_tables import COMMONEST, SHIPPED, Task, _shown, choose, into_card
 from benchmarks.cells import summary
 from benchmarks.peers import peer
 from benchmarks.variants import Averaged, Masked
@@ -116,3 +117,15 @@ def test_corners_do_not_reach_a_masked_network(dims: int) -> None:
     assert seen.view(-1)[0] == 0
     assert seen[(4,) * dims] == 1
     assert seen.mean() == pytest.approx({2: 0.785, 3: 0.524}[dims], abs=0.04)  # pi / 4, pi / 6
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_metadata_state_what_the_shipped_weights_scored(dims: int) -> None:
+    stated = json.loads((bundle_of(dims) / "configs/metadata.json").read_text())["eval_metrics"]
+    measured = json.loads(SHIPPED.read_text())[{2: "breastmnist", 3: "adrenalmnist3d"}[dims]]
+    for metric in ("ACC", "AUC"):
+        assert stated[metric] == pytest.approx(measured["clean"][f"{metric} upright"], abs=6e-5)
+    for name in [name for name in stated if ", " in name]:
+        what, protocol = name.split(", ")
+        key = what.replace("rotated", "mean")
+        assert stated[name] == pytest.approx(measured[protocol][key], abs=6e-5), name
