@@ -72,8 +72,8 @@ def convert_to_sre(
 
     Convolutions become radial (:class:`monai_sre.layers.SREConv2d`). Strides, pools, transposed convolutions and pixel
     shuffles move to centred grids (:mod:`monai_sre.layers.centred`), and so do the paddings in the blocks of MONAI. The
-    shapes of all outputs stay, and so do names of parameters, train or eval mode, ``requires_grad``, device, dtype
-    what modules share and their hooks. Create the optimiser afterwards.
+    shapes of all outputs stay, and so do names of parameters, train or eval mode, ``requires_grad``, device, dtype,
+    hooks, and what modules share. Create the optimiser afterwards.
 
     Then the network is run on a small input and on its rotations and reflections, as no replacement reaches what a
     ``forward`` does by itself.
@@ -169,7 +169,8 @@ def convert_to_sre(
         plan.undo()
         raise
     if not plan.report.replaced and isinstance(getattr(converted, ATTRIBUTE, None), ConversionReport):
-        plan.report.entries = conversion_report(converted).entries  # converted before: what was done then
+        logger.warning("%s was converted before: nothing was left to change", type(converted).__name__)
+        plan.report.entries = conversion_report(converted).entries  # what was done then
     object.__setattr__(converted, ATTRIBUTE, plan.report)
     logger.info("convert_to_sre(%s): %s", type(converted).__name__, plan.report)
     return converted
@@ -184,6 +185,7 @@ class _Plan:
         self.new: dict[int, nn.Module] = {}
         self.merged: dict[int, rules.Pads] = {}
         self.absorbed: list[tuple[str, nn.Module, nn.Module]] = []
+        self.padders: list[tuple[nn.Module, nn.Module]] = []
         self.parents: Counter[int] = Counter()
         self.assignments: list[tuple[Any, str, Any]] = []
         self.log: list[tuple[Any, str, Any]] = []
@@ -204,6 +206,9 @@ class _Plan:
                 self._replace(name, pad, nn.Identity())
             else:
                 self._attempt(name, pad, self._read_layer)
+        for block, conv in self.padders:
+            if id(conv) in self.new:
+                self.assignments.append((block, "pad", nn.Identity()))
         self.report.entries.extend(tie(network, self.new))
 
     def apply(self, network: nn.Module) -> nn.Module:
@@ -265,7 +270,7 @@ class _Plan:
             pad: Any = module.pad
             conv: Any = children["conv"].conv
             self.merged[id(conv)] = _pairs(getattr(pad, "pad", pad))
-            self.assignments.append((module, "pad", nn.Identity()))
+            self.padders.append((module, conv))
         ordered = list(children.items())
         for index, (pad_name, pad) in enumerate(ordered):
             follower = children.get(pad_name.removesuffix("_padding")) if pad_name.endswith("_padding") else None

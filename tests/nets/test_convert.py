@@ -16,6 +16,7 @@ from monai.data import MetaTensor
 from monai.networks import nets
 from monai.networks.blocks import SubpixelUpsample, UpSample
 from monai.networks.layers import Reshape
+from monai.networks.nets.autoencoderkl import AEKLDownsample
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.parametrizations import weight_norm
@@ -835,11 +836,25 @@ class TestWhatModulesCarry:
         assert torch.equal(net(x), out)
         assert {entry.name for entry in report.refused} == {"0", "1"}
 
+    def test_padding_within_a_block_stays_before_a_convolution_that_stays(self) -> None:
+        block = AEKLDownsample(2, 2)
+        weight_norm(block.conv.conv)
+        x = torch.randn(1, 2, 8, 9)
+        out = block(x)
+        convert_to_sre(block, strict=False, verify=False)
+        assert torch.equal(block(x), out)
+
     def test_padding_before_a_convolution_used_elsewhere_is_refused(self) -> None:
         conv = nn.Conv2d(1, 1, 3, 2)
         net = nn.ModuleList([conv, nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), conv)])
         with pytest.raises(ValueError, match=r"1\.0 .*differs between the two ends"):
             convert_to_sre(net, verify=False)
+
+    def test_what_was_converted_before_says_so(self, caplog: pytest.LogCaptureFixture) -> None:
+        net = convert_to_sre(nn.Sequential(nn.Conv2d(1, 2, 3)))
+        assert not caplog.records
+        convert_to_sre(net, kernel_size=9)
+        assert "Sequential was converted before: nothing was left to change" in caplog.text
 
     def test_a_child_called_conversion(self) -> None:
         class Net(nn.Module):
