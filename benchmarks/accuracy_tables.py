@@ -126,9 +126,9 @@ def write(models: dict[str, Model], cells: Path, step: float) -> None:
         into_card(docs / "README.md", task.dataset, [f"{task.epochs} epochs:", "", *table])
         drawn = [model for model in found if models[model].colour]
         if len(drawn) > 1:
-            counts = sorted({len(found[model]) for model in drawn})
-            seeds = " to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))
-            seeds = "1 seed" if seeds == "1" else f"mean of {seeds} seeds"
+            counts = [len(found[model]) for model in drawn]
+            few, most = min(counts), max(counts)
+            seeds = "1 seed" if most == 1 else f"mean of {most if few == most else f'{few} to {most}'} seeds"
             draw_sweep(
                 {titles[model]: mean_sweep(found[model]) for model in drawn},
                 docs / f"rotation_{task.dataset}.png",
@@ -185,8 +185,7 @@ def _blind(commonest: float) -> str:
 def _costs(dataset: str, spatial_dims: int) -> dict[str, tuple[float, float]]:
     """Of each model measured on such images, time and memory of a step of training over those of the plain network."""
     path = RESULTS / "accuracy_costs.json"
-    size = dataset.partition("_")[2]
-    measured = "_".join(filter(None, ({2: "breastmnist", 3: "adrenalmnist3d"}[spatial_dims], size)))
+    measured = {2: "breastmnist", 3: "adrenalmnist3d"}[spatial_dims] + dataset.removeprefix(dataset.split("_")[0])
     task = json.loads(path.read_text()).get(measured) if path.is_file() else None
     if task is None:
         return {}

@@ -221,21 +221,16 @@ def is_pool(module: nn.Module) -> bool:
 def _torch_base(module: nn.Module, verb: str) -> type[nn.Module]:
     """PyTorch's own class of a module, unless a subclass of it does something else."""
     own = type(module)
-    base = next(kind for kind in own.__mro__ if kind.__module__.startswith("torch.nn."))
-    if own.forward is not base.forward:  # type: ignore[attr-defined]
+    base = next(kind for kind in own.__mro__ if kind.__module__.startswith("torch.nn.modules."))
+    if any(getattr(own, name, None) is not getattr(base, name, None) for name in ("forward", "_conv_forward")):
         raise RefusedError(f"{own.__name__} changes how {base.__name__} {verb}")
     return base
 
 
 def _spatial_dims(conv: nn.Module, known: Mapping[Any, int]) -> int:
+    _torch_base(conv, "convolves")
     for base, ndim in known.items():
         if isinstance(conv, base):
-            own = type(conv)
-            same = own.forward is base.forward and getattr(own, "_conv_forward", None) is getattr(
-                base, "_conv_forward", None
-            )
-            if not same:
-                raise RefusedError(f"{own.__name__} changes how {base.__name__} convolves")
             if {"weight", "bias"} - conv._parameters.keys() or nn.parameter.is_lazy(conv.weight):
                 raise RefusedError(
                     "its weight or bias is computed (weight norm, spectral norm, parametrization) or not yet known"
