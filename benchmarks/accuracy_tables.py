@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.accuracy_models import Model, bundle_of
+from benchmarks.accuracy_models import BUNDLES, Model, bundle_of
 from monai_sre.data import dataset_info
 from monai_sre.evaluation import SweepResult, draw_sweep
 
@@ -129,9 +129,11 @@ def write(models: dict[str, Model], cells: Path, step: float) -> None:
             counts = [len(found[model]) for model in drawn]
             few, most = min(counts), max(counts)
             seeds = "1 seed" if most == 1 else f"mean of {most if few == most else f'{few} to {most}'} seeds"
+            picture = docs / f"rotation_{task.dataset}.png"
+            lines += ["", f"![{task}](../../{picture.relative_to(BUNDLES.parent).as_posix()})"]
             draw_sweep(
                 {titles[model]: mean_sweep(found[model]) for model in drawn},
-                docs / f"rotation_{task.dataset}.png",
+                picture,
                 title=f"{task}, test set, protocol clean, {seeds}",
                 colours={titles[model]: models[model].colour for model in drawn},
             )
