@@ -1,4 +1,4 @@
-"""Dense or ring on random shapes, and the fit of :mod:`monai_sre.ops.cost` to what was measured."""
+"""Dense or ring on random shapes, and the fit of :mod:`monai_sre.ops.ring.cost` to what was measured."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from scipy.optimize import nnls
 
 from benchmarks.layers import radial_layer, timed_layers
 from benchmarks.timing import Effort
-from monai_sre.ops import cost, radial_basis
-from monai_sre.ops.ring_plan import spatial_triple
+from monai_sre.ops import radial_basis
+from monai_sre.ops.ring import cost
+from monai_sre.ops.ring.plan import spatial_triple
 
 #: Loss by a wrong choice that the project allows.
 ALLOWED = 1.1
@@ -56,7 +57,7 @@ def losses(rows: list[dict[str, Any]], threads: int) -> list[float]:
 
 
 def fit(rows: list[dict[str, Any]], threads: int) -> str:
-    """The constants of :mod:`monai_sre.ops.cost` for measured rows, as Python to put in its place.
+    """The constants of :mod:`monai_sre.ops.ring.cost` for measured rows, as Python to put in its place.
 
     Times are fitted in least absolute relative error, which shapes that one algorithm serves badly do not sway.
     """

@@ -25,7 +25,7 @@ from torch.utils._pytree import tree_leaves
 import monai_sre
 from monai_sre import convert_to_sre
 from monai_sre.layers import SREConv1d, SREConv2d, SREConv3d
-from monai_sre.ops import LatticeSymmetry, lattice_generators, lattice_symmetries
+from monai_sre.symmetry import LatticeSymmetry, lattice_generators, lattice_symmetries
 from tests.nets.networks import ARCHITECTURES
 
 RESULTS = Path(__file__).parent / "results"

@@ -30,10 +30,10 @@ from torch import Tensor, nn
 
 from benchmarks.peers import peer
 from monai_sre import convert_to_sre
-from monai_sre.evaluation.rotation import disc, rotate
 from monai_sre.layers import SREConv2d, SREConv3d, SREHarmonicConv2d, SREHarmonicConv3d
 from monai_sre.nets import SREResNet
 from monai_sre.ops.isotropy import kernel_error
+from monai_sre.symmetry.rotation import disc, rotate
 
 mpl.use("Agg")
 RESULTS = Path(__file__).parent / "results"

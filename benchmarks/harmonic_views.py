@@ -18,8 +18,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from monai_sre.evaluation.report import new_figure
-from monai_sre.evaluation.rotation import disc, rotate
 from monai_sre.layers import HarmonicEnergy, SREConv2d
+from monai_sre.symmetry.rotation import disc, rotate
 
 ANGLE, SIZE = 40.0, 160
 OUT = Path(__file__).with_name("results") / "harmonic_views.png"

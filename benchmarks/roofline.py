@@ -15,7 +15,7 @@ import torch
 
 from benchmarks.timing import Effort, interleaved
 from monai_sre.ops import radial_basis
-from monai_sre.ops.ring_plan import plans
+from monai_sre.ops.ring.plan import plans
 
 _PRODUCT_SIZE = 256
 _COPIED_VALUES = 2**26

@@ -4,13 +4,13 @@
     python -m benchmarks.speed --quick          # a smoke run of under 2 minutes, written to no file unless --out says so
     python -m benchmarks.speed layers growth    # some suites
     python -m benchmarks.speed --render         # tables and picture from the JSON files, measuring nothing
-    python -m benchmarks.speed --fit            # the constants of monai_sre.ops.cost from the results of ``choice``
+    python -m benchmarks.speed --fit            # the constants of monai_sre.ops.ring.cost from the results of ``choice``
 
 Each suite writes one JSON file, from which the Markdown tables and the picture are made:
 
 * ``layers``: the table of the project's targets, forward and backward (weights and input), or inference, with rooflines;
 * ``growth``: cost against kernel size;
-* ``choice``: dense and ring on many shapes, to which :mod:`monai_sre.ops.cost` is fitted;
+* ``choice``: dense and ring on many shapes, to which :mod:`monai_sre.ops.ring.cost` is fitted;
 * ``networks``: the training step of whole networks;
 * ``memory``: the peak memory of a training step of networks and layers, each in a fresh process.
 

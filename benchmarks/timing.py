@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from monai_sre.ops.ring_cpu import available
+from monai_sre.ops.ring.cpu import available
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 

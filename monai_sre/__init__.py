@@ -6,7 +6,7 @@ Importing this package registers its layers in MONAI's factories: ``Conv["SRECON
 
 from __future__ import annotations
 
-from monai_sre.evaluation.equivariance import equivariance_error, layer_errors
+from monai_sre.convert import conversion_report, convert_to_sre, fold_sre, spacing_from
 from monai_sre.layers import (
     SREConv1d,
     SREConv2d,
@@ -19,18 +19,8 @@ from monai_sre.layers import (
     SREHarmonicConv3d,
 )
 from monai_sre.layers.factories import register
-from monai_sre.nets import (
-    SREResNet,
-    SREUNet,
-    conversion_report,
-    convert_to_sre,
-    fold_sre,
-    load_sre_checkpoint,
-    spacing_from,
-    sre_resnet18,
-    sre_resnet34,
-    sre_resnet50,
-)
+from monai_sre.nets import SREResNet, SREUNet, load_sre_checkpoint, sre_resnet18, sre_resnet34, sre_resnet50
+from monai_sre.symmetry import equivariance_error, layer_errors
 
 __version__ = "0.1.0"
 __all__ = [

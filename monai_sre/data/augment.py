@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
-from .dataset import mix_seed
-from .geometry import background_value, random_rotations, resize_batch
+from monai_sre.data.dataset import mix_seed
+from monai_sre.data.geometry import background_value, random_rotations, resize_batch
 
 __all__ = ["BatchAugment2d", "BatchAugment3d", "BatchPreprocess"]
 

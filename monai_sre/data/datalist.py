@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from monai.data import NibabelReader, PILReader
 from PIL import Image, ImageOps
 
-from .dataset import DatasetInfo, LabelledImages
-from .geometry import background_value, resize_batch
-from .grids import Grid
+from monai_sre.data.dataset import DatasetInfo, LabelledImages
+from monai_sre.data.geometry import background_value, resize_batch
+from monai_sre.data.grids import Grid
 
 __all__ = ["datalist_info", "load_datalist", "read_image", "scale_to_unit"]
 

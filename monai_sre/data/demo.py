@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .dataset import DatasetInfo
+from monai_sre.data.dataset import DatasetInfo
 
 __all__ = ["DEMO_NAMES", "demo_arrays", "demo_info"]
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from monai.data import Dataset
 
-from .files import find_images, relative_names
+from monai_sre.data.files import find_images, relative_names
 
 __all__ = ["TransformedFiles"]
 

@@ -9,7 +9,7 @@ import torch
 from monai.data import DataLoader, Dataset, set_rnd
 from torch.utils.data import Sampler
 
-from .dataset import mix_seed
+from monai_sre.data.dataset import mix_seed
 
 __all__ = ["EpochLoader"]
 

@@ -17,7 +17,7 @@ from monai.utils import convert_to_tensor
 from scipy import ndimage
 from torch import Tensor
 
-from .datalist import as_displayed, is_nifti
+from monai_sre.data.datalist import as_displayed, is_nifti
 
 __all__ = ["CheckImaged", "ClassMapd", "FieldOfViewd", "IgnoreOutsided", "NormalizeFieldd", "ReadImaged"]
 

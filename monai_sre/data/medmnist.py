@@ -14,10 +14,10 @@ import torch
 import torch.distributed as dist
 from monai.apps.utils import download_url
 
-from .datalist import datalist_info, fit_images, load_datalist, scale_to_unit
-from .dataset import DatasetInfo, LabelledImages
-from .demo import DEMO_NAMES, demo_arrays, demo_info
-from .npz import SPLITS, inspect_npz, read_member, to_images, to_labels
+from monai_sre.data.datalist import datalist_info, fit_images, load_datalist, scale_to_unit
+from monai_sre.data.dataset import DatasetInfo, LabelledImages
+from monai_sre.data.demo import DEMO_NAMES, demo_arrays, demo_info
+from monai_sre.data.npz import SPLITS, inspect_npz, read_member, to_images, to_labels
 
 __all__ = ["MEDMNIST_SIZES", "SPLITS", "dataset_info", "load_dataset", "medmnist_flags"]
 

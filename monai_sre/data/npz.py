@@ -10,7 +10,7 @@ from zipfile import ZIP_STORED, BadZipFile, ZipFile
 import numpy as np
 import torch
 
-from .dataset import DatasetInfo
+from monai_sre.data.dataset import DatasetInfo
 
 __all__ = ["SPLITS", "inspect_npz", "read_member", "to_images", "to_labels"]
 

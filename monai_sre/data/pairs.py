@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .datalist import _SECTIONS, _open
+from monai_sre.data.datalist import _SECTIONS, _open
 
 __all__ = ["find_pairs", "load_pairs"]
 

@@ -11,7 +11,6 @@ from monai_sre.evaluation.classification import (
     area_under_curve,
     probabilities,
 )
-from monai_sre.evaluation.equivariance import culprits, equivariance_error, format_table, layer_errors
 from monai_sre.evaluation.nifti import save_like
 from monai_sre.evaluation.predictions import PredictionWriter
 from monai_sre.evaluation.report import ClassificationReport, LearningCurves
@@ -45,13 +44,9 @@ __all__ = [
     "Transformation",
     "accuracy",
     "area_under_curve",
-    "culprits",
     "draw_activations",
     "draw_maps",
     "draw_sweep",
-    "equivariance_error",
-    "format_table",
-    "layer_errors",
     "map_scores",
     "probabilities",
     "rotation_sweep",

@@ -15,7 +15,7 @@ from monai_sre.data.geometry import rotate_batch
 from monai_sre.data.grids import Grid
 from monai_sre.evaluation.activation import ClassActivation
 from monai_sre.evaluation.report import new_figure
-from monai_sre.evaluation.rotation import disc, rotate
+from monai_sre.symmetry.rotation import disc, rotate
 
 
 def draw_activations(

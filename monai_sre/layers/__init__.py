@@ -11,7 +11,7 @@ from monai_sre.layers.harmonic import (
     SREHarmonicConv2d,
     SREHarmonicConv3d,
 )
-from monai_sre.layers.resample import (
+from monai_sre.layers.pool import (
     CentredAvgPool1d,
     CentredAvgPool2d,
     CentredAvgPool3d,

@@ -10,9 +10,9 @@ from torch import Tensor
 from monai_sre.layers.conv import _RadialNd
 from monai_sre.layers.conv_transpose import _RadialTransposeNd
 from monai_sre.ops.arguments import int_tuple
-from monai_sre.ops.blur import blur_width
 from monai_sre.ops.centred import centred_conv_transpose, centred_convnd
 from monai_sre.ops.conv import expand_kernel
+from monai_sre.ops.pool import blur_width
 
 
 class _CentredConv(_RadialNd):
@@ -108,7 +108,7 @@ class CentredConv2d(_CentredConv):
             radial about a centre between its taps.
         far_padding: zeros at the far ends only, one number for all axes or one an axis.
         antialias: blur before the stride leaves out pixels: ``True``, or the width of the filter, see
-            :func:`monai_sre.ops.blur.centred_blur`.
+            :func:`monai_sre.ops.pool.centred_blur`.
 
     Shape:
         ``(N, in_channels, H, W)`` or ``(in_channels, H, W)`` to the shape that ``torch.nn.Conv2d`` gives.

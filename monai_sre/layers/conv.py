@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from monai_sre.ops.arguments import int_tuple
 from monai_sre.ops.conv import check_algorithm, expand_kernel, sre_convnd
-from monai_sre.ops.padding import pad_ends
+from monai_sre.ops.grid import pad_ends
 from monai_sre.ops.radial import centred_basis, initial_std, learned_gaussian, radial_basis
 
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
@@ -215,7 +215,7 @@ class _SREConvNd(_RadialNd):
     Args:
         kernel_size: odd number of taps, one for all axes or one an axis.
         stride: strides above 1 sample a grid that is off centre at most sizes, so that the layer alone no longer commutes
-            with rotations: :mod:`monai_sre.layers.resample` does, and :mod:`monai_sre.layers.centred`.
+            with rotations: :mod:`monai_sre.layers.pool` does, and :mod:`monai_sre.layers.centred`.
         padding: integers, ``"valid"``, or ``"same"``, which is symmetric as kernels are odd; all other arguments as in
             :class:`_RadialNd`.
     """

@@ -5,7 +5,7 @@ from __future__ import annotations
 from monai.networks.layers.factories import Conv, LayerFactory, Pool
 from torch import nn
 
-from monai_sre.layers import conv, conv_transpose, harmonic, resample
+from monai_sre.layers import conv, conv_transpose, harmonic, pool
 
 _LAYERS: tuple[tuple[LayerFactory, str, tuple[type[nn.Module], ...]], ...] = (
     (Conv, "SRECONV", (conv.SREConv1d, conv.SREConv2d, conv.SREConv3d)),
@@ -15,8 +15,8 @@ _LAYERS: tuple[tuple[LayerFactory, str, tuple[type[nn.Module], ...]], ...] = (
         (conv_transpose.SREConvTranspose1d, conv_transpose.SREConvTranspose2d, conv_transpose.SREConvTranspose3d),
     ),
     (Conv, "SREHARMONICCONV", (harmonic.SREHarmonicConv1d, harmonic.SREHarmonicConv2d, harmonic.SREHarmonicConv3d)),
-    (Pool, "CENTREDAVG", (resample.CentredAvgPool1d, resample.CentredAvgPool2d, resample.CentredAvgPool3d)),
-    (Pool, "CENTREDMAX", (resample.CentredMaxPool1d, resample.CentredMaxPool2d, resample.CentredMaxPool3d)),
+    (Pool, "CENTREDAVG", (pool.CentredAvgPool1d, pool.CentredAvgPool2d, pool.CentredAvgPool3d)),
+    (Pool, "CENTREDMAX", (pool.CentredMaxPool1d, pool.CentredMaxPool2d, pool.CentredMaxPool3d)),
 )
 
 

@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from monai_sre.layers.conv import SREConv1d, SREConv2d, SREConv3d, on_flat
 from monai_sre.ops.arguments import int_tuple
 from monai_sre.ops.energy import cat_groups, energy_nd, mixed_energies_nd
+from monai_sre.ops.grid import centred_fit, extend_ends
 from monai_sre.ops.harmonics import harmonic_stencils
-from monai_sre.ops.padding import extend_ends
-from monai_sre.ops.resample import centred_fit
 
 _POINTWISE = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 

@@ -1,116 +1,93 @@
-"""Blocks of MONAI that pad, crop, shuffle or pool in their own ``forward``, on centred grids.
-
-Each takes over the class of the block it replaces, so that parameters, names and hooks stay as they are.
-"""
+"""What the networks share: how their blocks make layers, and the residual block."""
 
 from __future__ import annotations
 
-import torch
-from monai.networks.blocks.upsample import SubpixelUpsample
-from monai.networks.nets.basic_unet import UpCat
+from collections.abc import Mapping
+from typing import Any
+
+from monai.networks.layers.factories import Conv, Pool, split_args
+from monai.networks.layers.utils import get_act_layer, get_norm_layer
 from torch import Tensor, nn
-from torch.nn import functional
 
-from monai_sre.ops.blur import blur_width, centred_blur_pool
-from monai_sre.ops.resample import _script_if_tracing, centred_avg_pool, centred_fit
+from monai_sre.layers.factories import register
+from monai_sre.layers.pool import CentredBlurPool
+from monai_sre.ops.pool import blur_width
 
+register()
 
-class CentredUpCat(UpCat):
-    """MONAI's ``UpCat`` of BasicUNet and FlexibleUNet: where the skip is a pixel larger, half of it is added at each end."""
-
-    def forward(self, x: Tensor, x_e: Tensor | None) -> Tensor:
-        x_0 = self.upsample(x)
-        if x_e is not None and torch.jit.isinstance(x_e, Tensor):
-            if self.is_pad:
-                x_0 = _fit(x_0, x_e)
-            return self.convs(torch.cat([x_e, x_0], dim=1))
-        return self.convs(x_0)
+#: Kinds of convolutions and their names in MONAI's factory.
+_CONVS = {"radial": "SRECONV", "harmonic": "SREHARMONICCONV"}
 
 
-@_script_if_tracing
-def _fit(x: Tensor, skip: Tensor) -> Tensor:
-    size: list[int] = []
-    for axis in range(2, x.dim()):
-        size.append(int(x.size(axis)) + (1 if skip.size(axis) != x.size(axis) else 0))
-    return centred_fit(x, size)
+class LayerMaker:
+    """How the blocks of one network make their layers."""
+
+    def __init__(
+        self, spatial_dims: int, norm: Any, act: Any, antialias: bool | float, conv: Any, radial: Mapping[str, Any]
+    ) -> None:
+        self.spatial_dims, self.antialias = spatial_dims, blur_width(antialias)
+        self._norm, self._act, self._radial = norm, act, dict(radial)
+        kind, options = split_args(conv)
+        if kind not in _CONVS:
+            raise ValueError(f"conv must be one of {tuple(_CONVS)} or (name, options), got {conv!r}")
+        self._conv = _CONVS[kind]
+        self._radial |= options
+
+    def radial(self, in_channels: int, out_channels: int, kernel_size: Any) -> nn.Module:
+        """The convolution of all blocks; it keeps the size of its input."""
+        conv: nn.Module = Conv[self._conv, self.spatial_dims](
+            in_channels, out_channels, kernel_size, padding="same", bias=False, **self._radial
+        )
+        return conv
+
+    def pointwise(self, in_channels: int, out_channels: int) -> nn.Module:
+        conv: nn.Module = Conv["CONV", self.spatial_dims](in_channels, out_channels, 1, bias=False)
+        nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")  # type: ignore[arg-type]
+        return conv
+
+    def pool(self, stride: int) -> nn.Module:
+        """Down-sampling onto a centred grid of ``ceil(size / stride)`` positions: the mean of blocks, or antialiased."""
+        if stride == 1:
+            return nn.Identity()
+        if self.antialias:
+            return CentredBlurPool(stride, self.antialias)
+        return Pool["CENTREDAVG", self.spatial_dims](stride, ceil_mode=True, count_include_pad=False)
+
+    def shortcut(self, in_channels: int, out_channels: int) -> nn.Module:
+        if in_channels == out_channels:
+            return nn.Identity()
+        return nn.Sequential(self.pointwise(in_channels, out_channels), self.norm_layer(out_channels))
+
+    def norm_layer(self, channels: int) -> nn.Module:
+        try:
+            return get_norm_layer(self._norm, spatial_dims=self.spatial_dims, channels=channels)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"norm={self._norm!r} gives no layer for {channels} channels: {error}") from error
+
+    def act_layer(self) -> nn.Module:
+        try:
+            return get_act_layer(self._act)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"act={self._act!r} gives no layer: {error}") from error
 
 
-class CentredSubpixel(SubpixelUpsample):
-    """MONAI's ``SubpixelUpsample``, its ``conv_block`` being the transposed convolution that it and the shuffle amount to."""
+class ResidualBlock(nn.Module):
+    """Two radial convolutions around a shortcut; a stride is an average pooling before them."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.pad_pool(self.conv_block(x))
+    expansion = 1
 
-
-class CentredShuffle(nn.Module):
-    """What is equivariant of a pixel shuffle of scalar channels: the mean of the channels that it interleaves, repeated.
-
-    A rotation would exchange those channels; their differences are dropped.
-
-    Args:
-        scale_factor: how many times finer the output is.
-        spatial_dims: number of the last axes that are made finer; None: all behind the second.
-
-    Example:
-        >>> CentredShuffle(2)(torch.arange(4.0).reshape(1, 4, 1, 1)).flatten().tolist()
-        [1.5, 1.5, 1.5, 1.5]
-    """
-
-    def __init__(self, scale_factor: int, spatial_dims: int | None = None) -> None:
+    def __init__(self, config: LayerMaker, in_channels: int, width: int, kernel_size: Any, stride: int) -> None:
         super().__init__()
-        self.scale_factor, self.spatial_dims = scale_factor, spatial_dims
+        self.pool = config.pool(stride)
+        self.conv1 = config.radial(in_channels, width, kernel_size)
+        self.norm1 = config.norm_layer(width)
+        self.act = config.act_layer()
+        self.conv2 = config.radial(width, width, kernel_size)
+        self.norm2 = config.norm_layer(width)
+        self.shortcut = config.shortcut(in_channels, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        ndim = x.dim() - 2 if self.spatial_dims is None else self.spatial_dims
-        if x.dim() == ndim + 1:
-            return self._finer(x.unsqueeze(0), ndim).squeeze(0)
-        return self._finer(x, ndim)
-
-    def _finer(self, x: Tensor, ndim: int) -> Tensor:
-        parts = self.scale_factor**ndim
-        if x.size(1) % parts != 0:
-            raise ValueError(f"the channels must be a multiple of {parts} for a pixel shuffle, got {x.size(1)}")
-        mean = x.unflatten(1, [x.size(1) // parts, parts]).mean(dim=2)
-        return functional.interpolate(mean, scale_factor=float(self.scale_factor), mode="nearest")
-
-
-class CentredSubpixelMean(SubpixelUpsample):
-    """MONAI's ``SubpixelUpsample`` behind any ``conv_block``: see :class:`CentredShuffle`."""
-
-    shuffle: CentredShuffle
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.pad_pool(self.shuffle(self.conv_block(x)))
-
-
-class CentredPadShortcut(nn.Module):
-    """Shortcut "A" of MONAI's ResNet: every ``stride``-th pixel, and channels of zeros.
-
-    As in MONAI, no gradient flows through it.
-
-    Args:
-        planes: number of channels of the output.
-        stride: step along all axes.
-        antialias: blur before pixels are left out: ``True``, or the width of the filter, see
-            :func:`monai_sre.ops.blur.centred_blur_pool`.
-
-    Example:
-        >>> CentredPadShortcut(5, 2)(torch.randn(1, 3, 7, 8)).shape
-        torch.Size([1, 5, 4, 4])
-    """
-
-    def __init__(self, planes: int, stride: int, antialias: bool | float = False) -> None:
-        super().__init__()
-        self.planes, self.stride, self.antialias = planes, stride, blur_width(antialias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        ndim = x.dim() - 2
-        stride = [self.stride] * ndim
-        if self.antialias > 0:
-            x = centred_blur_pool(x, stride, self.antialias)
-        else:
-            x = centred_avg_pool(x, [1] * ndim, stride, [0] * ndim)
-        return functional.pad(x.detach(), [0, 0] * ndim + [0, self.planes - x.size(1)])
-
-    def extra_repr(self) -> str:
-        return f"{self.planes}, stride={self.stride}" + (f", antialias={self.antialias}" if self.antialias else "")
+        x = self.pool(x)
+        out = self.act(self.norm1(self.conv1(x)))
+        out = self.norm2(self.conv2(out))
+        return self.act(out + self.shortcut(x))

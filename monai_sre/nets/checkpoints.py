@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from monai_sre.convert.report import unwrapped
 from monai_sre.layers.conv import SREConv1d, SREConv2d, SREConv3d
-from monai_sre.nets.report import unwrapped
 from monai_sre.ops.radial import change_basis
 
 #: Their names to ours, in the order in which they are tried: the 2-D ResNets, and the 3-D ones with their ``stem``.

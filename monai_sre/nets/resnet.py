@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.utils.checkpoint import checkpoint
 
-from monai_sre.nets.parts import LayerMaker, ResidualBlock
+from monai_sre.nets.blocks import LayerMaker, ResidualBlock
 from monai_sre.ops.arguments import check_flags, int_tuple
 
 #: Blocks a stage, and whether they are bottlenecks.

@@ -11,9 +11,9 @@ from monai.networks.layers.factories import Conv
 from monai.networks.layers.utils import get_dropout_layer
 from torch import Tensor, nn
 
-from monai_sre.nets.parts import LayerMaker, ResidualBlock
+from monai_sre.nets.blocks import LayerMaker, ResidualBlock
 from monai_sre.ops.arguments import check_flags, int_tuple
-from monai_sre.ops.resample import centred_upsample
+from monai_sre.ops.pool import centred_upsample
 
 
 class _TwoConv(nn.Module):

@@ -6,16 +6,12 @@ from monai_sre.ops.conv import expand_kernel, sre_conv, sre_conv_transpose
 from monai_sre.ops.energy import harmonic_energy, mixed_energies
 from monai_sre.ops.harmonics import harmonic_stencils
 from monai_sre.ops.radial import change_basis, radial_basis, tap_radii
-from monai_sre.ops.symmetry import LatticeSymmetry, lattice_generators, lattice_symmetries
 
 __all__ = [
-    "LatticeSymmetry",
     "change_basis",
     "expand_kernel",
     "harmonic_energy",
     "harmonic_stencils",
-    "lattice_generators",
-    "lattice_symmetries",
     "mixed_energies",
     "radial_basis",
     "sre_conv",

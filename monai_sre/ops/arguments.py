@@ -49,6 +49,39 @@ def check_flags(**values: bool) -> None:
             raise TypeError(f"{name} must be True or False, got {value!r}")
 
 
+def as_flag(name: str, value: bool | str | int) -> bool:
+    """A yes or no as command lines write it.
+
+    Args:
+        name: the option's name, for the message.
+        value: a boolean, or one of the words true, yes, on, 1, false, no, off, 0, in any case.
+
+    Raises:
+        ValueError: it is none of them.
+
+    Example:
+        >>> as_flag("amp", "True"), as_flag("amp", "no"), as_flag("amp", 1)
+        (True, False, True)
+    """
+    word = str(value).lower()
+    if word in ("true", "yes", "on", "1"):
+        return True
+    if word in ("false", "no", "off", "0"):
+        return False
+    raise ValueError(f"{name} must be true or false, got {value!r}")
+
+
+def listed(names: Sequence[str], count: int = 5, separator: str = "; ") -> str:
+    """The first names, and how many more there are.
+
+    Example:
+        >>> listed(["a", "b", "c"], count=2)
+        'a; b; and 1 more'
+    """
+    more = [f"and {len(names) - count} more"] if len(names) > count else []
+    return separator.join([*names[:count], *more])
+
+
 def int_tuple(name: str, value: int | Sequence[int], length: int, minimum: int) -> tuple[int, ...]:
     """Return ``value`` as a tuple of ``length`` integers, each at least ``minimum``.
 

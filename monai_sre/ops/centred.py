@@ -1,7 +1,7 @@
 """Strided and transposed convolutions on centred grids: they commute with rot90 and flips at every size.
 
 A convolution with a stride samples a grid that is off centre at most sizes, a transposed one writes to such a grid, and an
-even kernel sits half a pixel aside (:mod:`monai_sre.ops.resample` says why). Here the grid is centred, with as many outputs
+even kernel sits half a pixel aside (:mod:`monai_sre.ops.pool` says why). Here the grid is centred, with as many outputs
 as torch has. Where it falls half a pixel aside of the kernel's taps, neighbours are joined by their mean; as that is itself a
 convolution, the kernel is joined and not the image: one tap more along the axis, at the same stride.
 """
@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from monai_sre.ops.blur import centred_blur
 from monai_sre.ops.conv import expand_kernel, sre_convnd
-from monai_sre.ops.padding import pad_ends
-from monai_sre.ops.resample import _script_if_tracing, centred_margin, join_neighbours
+from monai_sre.ops.grid import centred_margin, join_neighbours, pad_ends, script_if_tracing
+from monai_sre.ops.pool import centred_blur
 
 
 def join_taps(kernel: Tensor, dim: int) -> Tensor:
@@ -87,7 +86,7 @@ def centred_convnd(
         padding_mode: ``"zeros"``, ``"reflect"``, ``"replicate"`` or ``"circular"``.
         algorithm: ``"dense"``, ``"ring"`` or ``"auto"``, see :func:`monai_sre.ops.sre_conv`.
         blur: width of the filter that the input passes along axes with a stride, see
-            :func:`monai_sre.ops.blur.centred_blur`; 0 is none. As convolutions commute, it is the output that is blurred
+            :func:`monai_sre.ops.pool.centred_blur`; 0 is none. As convolutions commute, it is the output that is blurred
             before the stride leaves out pixels, but for the border.
 
     Returns:
@@ -119,7 +118,7 @@ def centred_convnd(
     return sre_convnd(x, weight, basis, bias, stride, amounts, dilation, groups, algorithm)
 
 
-@_script_if_tracing
+@script_if_tracing
 def centred_conv_dense(
     x: Tensor,
     kernel: Tensor,
@@ -182,7 +181,7 @@ def extra_padding(
     return extra
 
 
-@_script_if_tracing
+@script_if_tracing
 def centred_conv_transpose(
     x: Tensor,
     kernel: Tensor,

@@ -1,8 +1,8 @@
 """Convolution with radially symmetric kernels, as pure functions.
 
 ``y = conv(x, K) + bias`` with ``K = weight @ basis``. The *dense algorithm* builds ``K`` and convolves. The *ring algorithm*
-(:mod:`monai_sre.ops.ring`) sums the input over each ring and mixes channels with a matrix product: ``b`` multiply-adds a
-channel pair instead of one a tap. Both give the same result to rounding.
+(:mod:`monai_sre.ops.ring.convolution`) sums the input over each ring and mixes channels with a matrix product: ``b``
+multiply-adds per pair of channels instead of one per tap. Both give the same result to rounding.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from monai_sre.ops.arguments import int_tuple
-from monai_sre.ops.cost import choose_algorithm
-from monai_sre.ops.ring import ring_available, ring_conv
+from monai_sre.ops.ring.convolution import ring_available, ring_conv
+from monai_sre.ops.ring.cost import choose_algorithm
 
 ALGORITHMS = ("auto", "dense", "ring")
 #: Environment variable that overrides the ``algorithm`` of every call.

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
-from monai_sre.ops import energy_cpu
-from monai_sre.ops.ring import is_transformed, plain, ring_available
+from monai_sre.ops.ring import energy_cpu
+from monai_sre.ops.ring.convolution import is_transformed, plain, ring_available
 
 
 def harmonic_energy(x: Tensor, stencils: Tensor, eps: float = 1e-3) -> Tensor:

@@ -18,8 +18,8 @@ from torch.utils.data import DataLoader
 from monai_sre.data import BatchPreprocess, DatasetInfo, FileImages, Grid
 from monai_sre.evaluation import AddScores, ClassActivation, PredictionWriter
 from monai_sre.nets import SREResNet
-from monai_sre.ops import lattice_symmetries
-from monai_sre.ops.resample import centred_upsample
+from monai_sre.ops.pool import centred_upsample
+from monai_sre.symmetry import lattice_symmetries
 
 
 def network(dims: int, **options: Any) -> SREResNet:

@@ -15,7 +15,7 @@ from torch import nn
 from monai_sre.evaluation import ClassActivation, draw_activations
 from monai_sre.evaluation.activation_views import _Seen
 from monai_sre.nets import SREResNet
-from monai_sre.ops.resample import centred_upsample
+from monai_sre.ops.pool import centred_upsample
 
 
 def networks(channels: int = 1) -> dict[str, tuple[nn.Module, str, str]]:

@@ -12,7 +12,7 @@ from monai_sre.layers.centred import (
     CentredConvTranspose2d,
     CentredConvTranspose3d,
 )
-from monai_sre.layers.interpolate import CentredNearest, CentredPadPool
+from monai_sre.layers.pool import CentredNearest, CentredPadPool
 from tests.testers import Case, LayerTester
 
 SIZES = ((8, 8), (9, 6), (7, 7))

@@ -26,7 +26,7 @@ from monai_sre.layers import (
     SREHarmonicConv2d,
     SREHarmonicConv3d,
 )
-from monai_sre.ops.ring import ring_conv
+from monai_sre.ops.ring.convolution import ring_conv
 from tests.testers import Case, LayerTester, check_compiled, lattice_symmetries, relative_error
 
 SMOOTH: dict[str, Any] = {"profile": "gaussian", "orthonormal": True}

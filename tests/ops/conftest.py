@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from monai_sre.ops import ring_cpu
+from monai_sre.ops.ring import cpu as ring_cpu
 
 
 @pytest.fixture(params=["compiled", "eager"])

@@ -8,12 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from monai_sre.evaluation import equivariance_error
 from monai_sre.layers import CentredAvgPool2d, CentredBlurPool
 from monai_sre.layers.centred import CentredConv2d
 from monai_sre.nets import SREResNet
-from monai_sre.ops.blur import blurred_avg_pool, blurred_max_pool, centred_blur, centred_blur_pool
-from monai_sre.ops.resample import centred_avg_pool
+from monai_sre.ops.pool import blurred_avg_pool, blurred_max_pool, centred_avg_pool, centred_blur, centred_blur_pool
+from monai_sre.symmetry import equivariance_error
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 8, 11])

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from monai_sre.ops import harmonic_energy, harmonic_stencils, mixed_energies
-from monai_sre.ops.energy_cpu import LIBRARY, available
+from monai_sre.ops.ring.energy_cpu import LIBRARY, available
 from tests.testers import relative_error
 
 SHAPES = [

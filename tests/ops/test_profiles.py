@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from monai_sre.evaluation import equivariance_error
-from monai_sre.evaluation.rotation import disc, rotate
 from monai_sre.layers import SREConv2d, SREConv3d
 from monai_sre.ops import radial_basis
 from monai_sre.ops.isotropy import isotropic_kernels, kernel_error, project_isotropic
 from monai_sre.ops.radial import centred_basis, tap_offsets, tap_radii
-from monai_sre.ops.symmetry import lattice_symmetries
+from monai_sre.symmetry import equivariance_error
+from monai_sre.symmetry.lattice import lattice_symmetries
+from monai_sre.symmetry.rotation import disc, rotate
 
 SMOOTH = ["linear", "gaussian", "isotropic"]
 

@@ -1,0 +1,381 @@
+"""Turn any convolutional network of MONAI or PyTorch into its twin that is equivariant to rotation and reflection."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from monai.networks.blocks.upsample import SubpixelUpsample
+from monai.networks.nets.basic_unet import UpCat
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+from monai_sre.convert import monai_blocks as blocks
+from monai_sre.convert import options as making
+from monai_sre.convert import rules
+from monai_sre.convert import trial as probe
+from monai_sre.convert.carried import carry_hooks, tie
+from monai_sre.convert.report import (
+    ATTRIBUTE,
+    ConversionReport,
+    Entry,
+    RefusedError,
+    conversion_report,
+    describe,
+    refusal,
+    unwrapped,
+)
+from monai_sre.convert.spacing import layer_spacings
+from monai_sre.layers.pool import CentredPadPool
+from monai_sre.ops.arguments import int_tuple
+from monai_sre.symmetry.lattice import lattice_generators
+
+logger = logging.getLogger(__name__)
+INITS = ("project", "reset")
+_ABSENT = object()
+#: Modules without an equivariant counterpart, by a base class of theirs.
+_HOPELESS: dict[type[nn.Module], str] = {
+    nn.RNNBase: "a recurrent layer reads positions in an order",
+    nn.Unfold: "unfolding turns positions into channels",
+    nn.Fold: "folding turns channels into positions",
+    nn.PixelUnshuffle: "it turns positions into channels, which a rotation exchanges",
+    nn.FractionalMaxPool2d: "its windows are random",
+    nn.FractionalMaxPool3d: "its windows are random",
+    nn.MaxUnpool1d: "it takes positions on the grid",
+    nn.MaxUnpool2d: "it takes positions on the grid",
+    nn.MaxUnpool3d: "it takes positions on the grid",
+    nn.LPPool1d: "it has no centred counterpart",
+    nn.LPPool2d: "it has no centred counterpart",
+    nn.LPPool3d: "it has no centred counterpart",
+}
+
+
+def convert_to_sre(
+    network: nn.Module,
+    kernel_size: int | Sequence[int] | None = None,
+    num_rings: int | None = None,
+    profile: str | tuple[str, Mapping[str, Any]] = "band",
+    init: str = "project",
+    *,
+    circular: bool = True,
+    orthonormal: bool = False,
+    spacing: Sequence[float] | None = None,
+    axes: Sequence[int] | None = None,
+    algorithm: str = "auto",
+    antialias: bool | float = False,
+    conv: str | tuple[str, Mapping[str, Any]] = "radial",
+    strict: bool = True,
+    verify: bool | Tensor | Sequence[Any] = True,
+) -> nn.Module:
+    """Make a network equivariant, in place: its outputs turn with its input under every symmetry of the grid, at every size.
+
+    Convolutions become radial (:class:`monai_sre.layers.SREConv2d`). Strides, pools, transposed convolutions and pixel
+    shuffles move to centred grids (:mod:`monai_sre.layers.centred`), and so do the paddings in the blocks of MONAI. The
+    shapes of all outputs stay, and so do names of parameters, train or eval mode, ``requires_grad``, device, dtype,
+    hooks, and what modules share. Create the optimiser afterwards.
+
+    Then the network is run on a small input and on its rotations and reflections, as no replacement reaches what a
+    ``forward`` does by itself.
+
+    Args:
+        network: a convolutional network of one number of spatial axes.
+        kernel_size: size that convolutions grow to, one for all axes or one an axis; layers of one tap stay so, even kernels
+            take the next even size, and none shrinks. ``None`` keeps each layer's own.
+        num_rings: largest number of learned coefficients a pair of channels; ``None`` is one a unit of radius.
+        profile: with ``circular``, ``orthonormal`` and ``algorithm`` as in :class:`monai_sre.layers.SREConv2d`.
+        init: ``"project"`` takes the radial kernel nearest to each kernel there is (least squares; the report says how much
+            of it that keeps), ``"reset"`` starts anew, with the variance that radial kernels need. Other layers keep theirs.
+        spacing: voxel size of the input along each spatial axis, such as :func:`spacing_from` gives; kernels are round in
+            that unit, at every level of the network, and axes of unequal size need not be treated alike.
+        axes: the spatial axes to be symmetric in; ``None`` is all.
+        antialias: blur before strides leave out pixels, in convolutions, max and average pools
+            (:mod:`monai_sre.ops.pool`): less error under rotations by other angles than 90 degrees. ``True``, or the
+            filter's standard deviation in steps of the coarser grid (``True`` is 0.6; wider ones err less and blur more).
+        conv: ``"harmonic"`` adds energies of harmonics to each convolution of more than one tap (not to transposed ones), so
+            that it sees edges too (:class:`monai_sre.layers.HarmonicConv`); its options are ``orders``, ``taps``, ``norm``
+            and ``eps``. Parameters of these layers get new names. With ``init="project"`` the energies start with weights
+            of zero.
+        strict: raise where a module cannot be made equivariant; otherwise it stays, and the report lists it.
+        verify: ``True`` looks for an input size that the network accepts; else the shape ``(N, C, *spatial)`` or the input to
+            check, or a tuple of all arguments. Where the network takes them, larger maps are checked too, as grids are off
+            centre at some sizes only. ``False`` checks nothing.
+
+    Returns:
+        The same network; a new module where it is itself a single layer. :func:`conversion_report` says what was done.
+
+    Raises:
+        TypeError: an argument is of the wrong type.
+        ValueError: an argument cannot work, or modules cannot be made equivariant: the message names each and says why, and
+            the network is left as it was.
+
+    Example:
+        >>> from monai.networks.nets import UNet
+        >>> net = convert_to_sre(UNet(2, 1, 2, channels=(4, 8, 16), strides=(2, 2))).eval()
+        >>> x = torch.randn(1, 1, 20, 28)
+        >>> torch.allclose(net(x.rot90(1, (2, 3))), net(x).rot90(1, (2, 3)), atol=1e-5)
+        True
+    """
+    if not isinstance(network, nn.Module) or isinstance(network, torch.jit.ScriptModule):
+        raise TypeError(f"network must be an nn.Module that is not scripted, got {type(network).__name__}")
+    if init not in INITS:
+        raise ValueError(f"init must be one of {INITS}, got {init!r}")
+    if unwrapped(network) is not network:
+        raise TypeError(
+            f"network must be the module that {type(network).__name__} wraps: convert it, and wrap it again"
+        )
+    for name, parameter in network.named_parameters():
+        if parameter.is_complex():
+            raise TypeError(f"network must be real, but its parameter {name} is {parameter.dtype}")
+    if any(parameter.is_meta for parameter in network.parameters()):
+        raise ValueError("network must hold values, but some of its parameters are on the meta device")
+    ndim = probe.spatial_dims_of(network)
+    if kernel_size is not None:
+        int_tuple("kernel_size", kernel_size, ndim, minimum=1)
+    options = making.Rules(
+        kernel_size=kernel_size,
+        num_rings=num_rings,
+        profile=profile,
+        init=init,
+        circular=circular,
+        orthonormal=orthonormal,
+        spacing=None if spacing is None else tuple(float(step) for step in spacing),
+        axes=None if axes is None else tuple(axes),
+        algorithm=algorithm,
+        antialias=antialias,
+        conv=conv,
+    )
+    options.check(ndim)
+    arguments, reason = probe.find_input(network, ndim) if verify is True else (None, "")
+    if not isinstance(verify, bool):
+        arguments = probe.as_arguments(verify, ndim)  # type: ignore[arg-type]
+    examples = [] if arguments is None else probe.examples(network, arguments, ndim)
+
+    plan = _Plan(options, layer_spacings(network, options.spacing, arguments, ndim))
+    # new layers hold values, whatever the default device; then they go where the old ones are
+    with torch.device("cpu"):
+        plan.read(network)
+    if strict and plan.report.refused:
+        raise ValueError(refusal(plan.report.refused))
+    converted = plan.apply(network)
+    try:
+        if verify is not False:
+            if not examples:
+                raise ValueError(f"verify must be {probe.EXAMPLE} (False converts without the check); {reason}")
+            _verify(converted, plan.report, options, examples, ndim)
+        if strict and plan.report.refused:
+            raise ValueError(refusal(plan.report.refused))
+    except BaseException:
+        plan.undo()
+        raise
+    if not plan.report.replaced and isinstance(getattr(converted, ATTRIBUTE, None), ConversionReport):
+        logger.warning("%s was converted before: nothing was left to change", type(converted).__name__)
+        plan.report.entries = conversion_report(converted).entries  # what was done then
+    object.__setattr__(converted, ATTRIBUTE, plan.report)
+    logger.info("convert_to_sre(%s): %s", type(converted).__name__, plan.report)
+    return converted
+
+
+class _Plan:
+    """What is to be replaced; nothing is changed before :meth:`apply`."""
+
+    def __init__(self, options: making.Rules, spacings: dict[int, tuple[float, ...]]) -> None:
+        self.rules, self.spacings = options, spacings
+        self.report = ConversionReport()
+        self.new: dict[int, nn.Module] = {}
+        self.merged: dict[int, rules.Pads] = {}
+        self.absorbed: list[tuple[str, nn.Module, nn.Module]] = []
+        self.padders: list[tuple[nn.Module, nn.Module]] = []
+        self.parents: Counter[int] = Counter()
+        self.assignments: list[tuple[Any, str, Any]] = []
+        self.log: list[tuple[Any, str, Any]] = []
+        self.order: dict[int, list[str]] = {}
+
+    def read(self, network: nn.Module) -> None:
+        """Fill the report and the plan."""
+        modules = list(network.named_modules())
+        self.parents = Counter(id(child) for _, module in modules for child in module._modules.values())
+        for name, module in modules:
+            self._attempt(name, module, self._read_block)
+        pads = {id(pad) for _, pad, _ in self.absorbed}
+        for name, module in modules:
+            if id(module) not in self.new and id(module) not in pads:
+                self._attempt(name, module, self._read_layer)
+        for name, pad, conv in self.absorbed:  # by a convolution, unless that was refused
+            if id(conv) in self.new:
+                self._replace(name, pad, nn.Identity())
+            else:
+                self._attempt(name, pad, self._read_layer)
+        for block, conv in self.padders:
+            if id(conv) in self.new:
+                self.assignments.append((block, "pad", nn.Identity()))
+        self.report.entries.extend(tie(network, self.new))
+
+    def apply(self, network: nn.Module) -> nn.Module:
+        """Carry the plan out; returns the network, or what replaces it."""
+        for target, name, value in self.assignments:
+            self._set(target, name, value)
+        for parent in list(network.modules()):
+            for name, child in parent._modules.items():
+                if child is not None and id(child) in self.new:
+                    self._set(parent, name, self.new[id(child)])
+        return self.new.get(id(network), network)
+
+    def undo(self) -> None:
+        """Put everything back."""
+        for target, name, old in reversed(self.log):
+            if name != "__class__":
+                delattr(target, name)
+            if old is not _ABSENT:
+                setattr(target, name, old)
+            if isinstance(old, nn.Module):
+                target._modules = {key: target._modules[key] for key in self.order[id(target)]}
+
+    def _set(self, target: Any, name: str, value: Any) -> None:
+        self.order.setdefault(id(target), list(getattr(target, "_modules", ())))
+        self.log.append((target, name, getattr(target, name, _ABSENT)))
+        setattr(target, name, value)
+
+    def _attempt(self, name: str, module: nn.Module, rule: Any) -> None:
+        try:
+            rule(name, module)
+        except ValueError as error:  # RefusedError, or that of a layer that cannot be made
+            self.report.entries.append(Entry(name, "refused", describe(module), str(error)))
+
+    def _replace(self, name: str, old: nn.Module, result: Any) -> None:
+        new, note = result if isinstance(result, tuple) else (result, None)
+        if isinstance(new, str) or new is None:
+            self.report.entries.append(Entry(name, "kept", describe(old), str(note if new is None else new)))
+            return
+        new.train(old.training)
+        carry_hooks(old, new)
+        self.new[id(old)] = new
+        self.report.entries.append(Entry(name, "replaced", describe(old), describe(new), note))
+
+    def _swap_class(self, name: str, module: nn.Module, twin: type[nn.Module]) -> None:
+        self.assignments.append((module, "__class__", twin))
+        self.report.entries.append(Entry(name, "replaced", type(module).__name__, twin.__name__))
+
+    def _read_block(self, name: str, module: nn.Module) -> None:
+        """Blocks that do something in their own ``forward``."""
+        kind = type(module)
+        children = dict(module.named_children())
+        if kind is UpCat:
+            self._swap_class(name, module, blocks.CentredUpCat)
+        elif kind is SubpixelUpsample:
+            self._read_subpixel(name, module)
+        elif isinstance(getattr(module, "downsample", None), partial):
+            self._read_shortcut(name, module)
+        elif kind.__name__ == "AEKLDownsample" and isinstance(children.get("conv"), nn.Sequential):
+            pad: Any = module.pad
+            conv: Any = children["conv"].conv
+            self.merged[id(conv)] = _pairs(getattr(pad, "pad", pad))
+            self.padders.append((module, conv))
+        ordered = list(children.items())
+        for index, (pad_name, pad) in enumerate(ordered):
+            follower = children.get(pad_name.removesuffix("_padding")) if pad_name.endswith("_padding") else None
+            if kind is nn.Sequential and index + 1 < len(ordered):
+                follower = ordered[index + 1][1]
+            alone = self.parents[id(pad)] == self.parents[id(follower)] == 1
+            if type(follower) in (nn.Conv1d, nn.Conv2d, nn.Conv3d) and alone and _is_uneven_zero_padding(pad):
+                self.merged[id(follower)] = _pairs(pad.padding)  # type: ignore[arg-type]
+                self.absorbed.append((f"{name}.{pad_name}".lstrip("."), pad, follower))  # type: ignore[arg-type]
+
+    def _read_subpixel(self, name: str, module: nn.Module) -> None:
+        factor: Any = module.scale_factor
+        conv: Any = module.conv_block
+        if isinstance(conv, _ConvNd) and not isinstance(conv, _ConvTransposeNd):
+            result = rules.convert_subpixel(conv, factor, self.rules, self._spacing(conv))
+            self._replace(f"{name}.conv_block".lstrip("."), conv, result)
+            self._swap_class(name, module, blocks.CentredSubpixel)
+        else:
+            self._swap_class(name, module, blocks.CentredSubpixelMean)
+            self.assignments.append((module, "shuffle", blocks.CentredShuffle(factor)))
+        if isinstance(module.pad_pool, nn.Sequential):
+            self._replace(f"{name}.pad_pool".lstrip("."), module.pad_pool, CentredPadPool(factor))
+            for child in module.pad_pool.modules():
+                self.new.setdefault(id(child), child)
+
+    def _read_shortcut(self, name: str, module: nn.Module) -> None:
+        shortcut: Any = module.downsample
+        if getattr(shortcut.func, "__name__", "") != "_downsample_basic_block":
+            raise RefusedError("its downsample is a function that is not known here")
+        new = blocks.CentredPadShortcut(shortcut.keywords["planes"], shortcut.keywords["stride"], self.rules.antialias)
+        self.assignments.append((module, "downsample", new))
+        self.report.entries.append(Entry(f"{name}.downsample", "replaced", "shortcut A", describe(new)))
+
+    def _read_layer(self, name: str, module: nn.Module) -> None:
+        """Single layers."""
+        hopeless = [why for base, why in _HOPELESS.items() if isinstance(module, base)]
+        if hopeless:
+            raise RefusedError(hopeless[0])
+        positions = [key for key in module._parameters if "pos_emb" in key or "position_emb" in key]
+        if positions:
+            raise RefusedError(f"its parameter {positions[0]} is a position embedding")
+        if isinstance(module, nn.LayerNorm) and len(module.normalized_shape) > 1 and module.elementwise_affine:
+            raise RefusedError("it has weights of its own for each position")
+        if isinstance(module, _ConvTransposeNd):
+            self._replace(name, module, rules.convert_transposed(module, self.rules, self._spacing(module)))
+        elif isinstance(module, _ConvNd):
+            merged = self.merged.get(id(module))
+            self._replace(name, module, rules.convert_conv(module, self.rules, self._spacing(module), merged))
+        elif rules.is_pool(module):
+            self._replace(name, module, rules.convert_pool(module, self.rules))
+        elif isinstance(module, nn.Upsample):
+            self._replace(name, module, rules.convert_upsample(module, self.rules))
+        elif isinstance(module, nn.PixelShuffle):
+            self._replace(name, module, blocks.CentredShuffle(module.upscale_factor, 2))
+        elif isinstance(getattr(module, "padding", None), tuple) and "Pad" in type(module).__name__:
+            self._replace(name, module, rules.check_padding(module, self.rules))
+
+    def _spacing(self, module: nn.Module) -> tuple[float, ...] | None:
+        return self.spacings.get(id(module), self.rules.spacing)
+
+
+def _is_uneven_zero_padding(module: nn.Module) -> bool:
+    if "Pad" not in type(module).__name__ or getattr(module, "value", None) != 0:
+        return False
+    return any(low != high for low, high in _pairs(module.padding))  # type: ignore[arg-type]
+
+
+def _pairs(pads: Sequence[int]) -> rules.Pads:
+    return [(int(pads[index]), int(pads[index + 1])) for index in range(len(pads) - 2, -1, -2)]
+
+
+def _verify(
+    network: nn.Module,
+    report: ConversionReport,
+    options: making.Rules,
+    examples: Sequence[probe.Example],
+    ndim: int,
+) -> None:
+    """Measure the errors into the report, and refuse the modules that cause them."""
+    symmetries = lattice_generators(ndim, options.spacing, options.axes)
+    for arguments, expected in examples:
+        shape = next((tuple(a.shape) for a in arguments if isinstance(a, Tensor)), None)
+        try:
+            blind = "" if report.errors else probe.blindness(network, arguments)
+            errors, shapes = probe.symmetry_errors(network, arguments, symmetries, ndim)
+        except Exception as error:  # whatever a forward raises
+            why = f"converted, it raises {type(error).__name__} on an input of shape {shape}: {error}"
+            report.entries.append(Entry("", "refused", type(network).__name__, why))
+            return
+        if blind:
+            why = f"it cannot be checked, as {blind}; give verify an input that tells, or False"
+            report.entries.append(Entry("", "refused", type(network).__name__, why))
+            return
+        report.errors = {name: max(value, report.errors.get(name, 0.0)) for name, value in errors.items()}
+        report.input_shape = report.input_shape or shape
+        if shapes != expected:
+            why = f"the shapes of its outputs change from {expected} to {shapes}"
+            report.entries.append(Entry("", "refused", type(network).__name__, why))
+        worst = max(errors, key=lambda name: errors[name])
+        if errors[worst] > probe.TOLERANCE:
+            known = {entry.name for entry in report.refused}
+            found = probe.find_culprits(network, arguments, symmetries[worst], ndim) or [("", network)]
+            why = f"it does not commute with {worst} (relative error of the network {errors[worst]:.1e})"
+            report.entries += [Entry(n, "refused", type(m).__name__, why) for n, m in found if n not in known]
+            return

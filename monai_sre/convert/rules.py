@@ -1,0 +1,254 @@
+"""How single modules become equivariant: convolutions, pools, interpolation, padding; or why they do not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from torch import nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd, _AvgPoolNd, _MaxPoolNd
+
+from monai_sre import layers
+from monai_sre.convert.options import SRE_CONVS, Rules, build, embed, fill, with_energies
+from monai_sre.convert.report import RefusedError
+from monai_sre.layers import centred
+from monai_sre.layers.pool import CentredNearest
+
+_CONVS = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
+_TRANSPOSED = {nn.ConvTranspose1d: 1, nn.ConvTranspose2d: 2, nn.ConvTranspose3d: 3}
+_CENTRED = (centred.CentredConv1d, centred.CentredConv2d, centred.CentredConv3d)
+_CENTRED_TRANSPOSED = (centred.CentredConvTranspose1d, centred.CentredConvTranspose2d, centred.CentredConvTranspose3d)
+_MAX_POOLS = (layers.CentredMaxPool1d, layers.CentredMaxPool2d, layers.CentredMaxPool3d)
+_AVG_POOLS = (layers.CentredAvgPool1d, layers.CentredAvgPool2d, layers.CentredAvgPool3d)
+Pads = list[tuple[int, int]]
+
+
+def convert_conv(conv: _ConvNd, rules: Rules, spacing: tuple[float, ...] | None, merged: Pads | None) -> Any:
+    """The counterpart of a convolution: ``(module, energy)``; ``(None, reason)`` where it stays.
+
+    Args:
+        conv: ``nn.Conv1d/2d/3d``.
+        rules: what the user asked for.
+        spacing: voxel size where this layer works.
+        merged: zero padding that a module before it applied and that is now the layer's.
+    """
+    ndim = _spatial_dims(conv, _CONVS)
+    taps, stride, dilation = list(conv.kernel_size), conv.stride, conv.dilation
+    pads = _conv_pads(conv)
+    if merged is not None:
+        if conv.padding_mode != "zeros":
+            raise RefusedError(
+                f"padding_mode={conv.padding_mode!r} behind a padding layer that differs between the ends"
+            )
+        pads = [(low + more, high + extra) for (low, high), (more, extra) in zip(pads, merged, strict=True)]
+    for what, values in (("kernel_size", taps), ("stride", stride), ("dilation", dilation)):
+        rules.check_alike(what, values)
+    rules.check_alike("padding", [low + high for low, high in pads])
+    symmetric = all(low == high for low, high in pads)
+    if all(k == 1 for k in taps) and all(s == 1 for s in stride) and symmetric and merged is None:
+        return None, "a 1-tap kernel is radial"
+    size = rules.grown(taps)
+    total = [sum(pair) + d * (new - k) for pair, d, new, k in zip(pads, dilation, size, taps, strict=True)]
+    for axis in range(ndim):
+        if stride[axis] == 1 and dilation[axis] == 1 and total[axis] % 2:  # always half a pixel aside: one tap more
+            size[axis] += 1
+            total[axis] += 1
+    options: dict[str, Any] = {
+        "in_channels": conv.in_channels,
+        "out_channels": conv.out_channels,
+        "kernel_size": tuple(size),
+        "stride": stride,
+        "padding": tuple(amount // 2 for amount in total),
+        "dilation": dilation,
+        "groups": conv.groups,
+        "bias": conv.bias is not None,
+        "padding_mode": conv.padding_mode,
+        "algorithm": rules.algorithm,
+    }
+    plain = all(s == 1 for s in stride) and all(k % 2 for k in size) and not any(amount % 2 for amount in total)
+    if conv.padding_mode != "zeros" and any(amount % 2 for amount in total):
+        raise RefusedError(
+            f"its padding is odd in all, {tuple(total)} pixels, half of which padding_mode={conv.padding_mode!r} cannot "
+            "place at either end"
+        )
+    if not plain:
+        options["far_padding"] = tuple(amount % 2 for amount in total)
+        options["antialias"] = rules.antialias if any(s > 1 for s in stride) else False
+    kernel = embed(conv.weight, size, [low < high for low, high in pads])
+    new = build((SRE_CONVS if plain else _CENTRED)[ndim - 1], options, rules, spacing)
+    energy = fill(new, kernel, conv.bias, conv, rules)
+    if rules.energies is not None and max(size) > 1:
+        new = with_energies(new, options, rules, spacing)
+    return new, energy
+
+
+def convert_transposed(conv: _ConvTransposeNd, rules: Rules, spacing: tuple[float, ...] | None) -> Any:
+    """The counterpart of a transposed convolution: ``(module, energy)``."""
+    ndim = _spatial_dims(conv, _TRANSPOSED)
+    padding = [int(amount) for amount in conv.padding]
+    for what, values in (
+        ("kernel_size", conv.kernel_size),
+        ("stride", conv.stride),
+        ("dilation", conv.dilation),
+        ("padding", padding),
+        ("output_padding", conv.output_padding),
+    ):
+        rules.check_alike(what, values)
+    size = rules.grown(conv.kernel_size)
+    pairs = zip(padding, conv.dilation, size, conv.kernel_size, strict=True)
+    options: dict[str, Any] = {
+        "in_channels": conv.in_channels,
+        "out_channels": conv.out_channels,
+        "kernel_size": tuple(size),
+        "stride": conv.stride,
+        "padding": tuple(amount + d * (new - k) // 2 for amount, d, new, k in pairs),
+        "output_padding": conv.output_padding,
+        "dilation": conv.dilation,
+        "groups": conv.groups,
+        "bias": conv.bias is not None,
+    }
+    new = build(_CENTRED_TRANSPOSED[ndim - 1], options, rules, spacing)
+    kernel = embed(conv.weight, new.kernel_size, [False] * ndim)  # type: ignore[arg-type]
+    return new, fill(new, kernel, conv.bias, conv, rules)
+
+
+def convert_subpixel(conv: _ConvNd, factor: int, rules: Rules, spacing: tuple[float, ...] | None) -> Any:
+    """A convolution and the pixel shuffle behind it, which together are a transposed convolution: ``(module, energy)``.
+
+    A rotation exchanges the channels that a pixel shuffle interleaves, so the two cannot be treated one by one.
+    """
+    ndim = _spatial_dims(conv, _CONVS)
+    pads = _conv_pads(conv)
+    unusual = conv.padding_mode != "zeros" or conv.groups != 1 or any(v != 1 for v in (*conv.stride, *conv.dilation))
+    if unusual or any(low != high for low, high in pads):
+        raise RefusedError(
+            "the convolution before a pixel shuffle must have stride 1, dilation 1, groups 1 and zero padding"
+        )
+    rules.check_alike("kernel_size", conv.kernel_size)
+    rules.check_alike("padding", pads)
+    size = rules.grown(conv.kernel_size)
+    out_channels = conv.out_channels // factor**ndim
+    weight = embed(conv.weight.detach(), size, [False] * ndim).flip(list(range(2, 2 + ndim)))
+    weight = weight.unflatten(0, (out_channels, *[factor] * ndim)).movedim(1 + ndim, 0)  # (in, out, *factor, *size)
+    order = [0, 1] + [place for axis in range(ndim) for place in (2 + ndim + axis, 2 + axis)]
+    kernel = weight.permute(order).reshape(conv.in_channels, out_channels, *[factor * k for k in size])
+    more = [(new - k) // 2 for new, k in zip(size, conv.kernel_size, strict=True)]
+    options: dict[str, Any] = {
+        "in_channels": conv.in_channels,
+        "out_channels": out_channels,
+        "kernel_size": tuple(factor * k for k in size),
+        "stride": factor,
+        "padding": tuple(factor * (low + grown) for (low, _), grown in zip(pads, more, strict=True)),
+        "bias": conv.bias is not None,
+    }
+    new = build(_CENTRED_TRANSPOSED[ndim - 1], options, rules, spacing)
+    bias = None if conv.bias is None else conv.bias.detach().reshape(out_channels, -1).mean(dim=1)
+    return new, fill(new, kernel, bias, conv, rules)
+
+
+def convert_pool(pool: nn.Module, rules: Rules) -> nn.Module | str:
+    """The counterpart of a pool, or why it stays."""
+    ndim = int(_torch_base(pool, "pools").__name__[-2])
+    if isinstance(pool, (_AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd)):
+        if getattr(pool, "return_indices", False):
+            raise RefusedError("return_indices gives positions on the grid, which turn with it")
+        size: Any = pool.output_size
+        rules.check_alike("output_size", [size] * ndim if not isinstance(size, Sequence) else list(size))
+        return "adaptive windows lie alike at both ends"
+    kernel, stride, padding = (
+        _per_axis(value, ndim) for value in (pool.kernel_size, pool.stride or pool.kernel_size, pool.padding)
+    )
+    for what, values in (("kernel_size", kernel), ("stride", stride), ("padding", padding)):
+        rules.check_alike(what, values)
+    if isinstance(pool, _MaxPoolNd):
+        dilation = _per_axis(pool.dilation, ndim)
+        rules.check_alike("dilation", dilation)
+        if pool.return_indices:
+            raise RefusedError("return_indices gives positions on the grid, which turn with it")
+        if all(step == 1 for step in stride):
+            return "stride 1"
+        return _MAX_POOLS[ndim - 1](kernel, stride, padding, dilation, pool.ceil_mode, antialias=rules.antialias)  # type: ignore[arg-type]
+    if all(step == 1 for step in stride):
+        return "stride 1"
+    if getattr(pool, "divisor_override", None) is not None:
+        raise RefusedError(f"divisor_override={pool.divisor_override} has no centred counterpart")
+    return _AVG_POOLS[ndim - 1](
+        kernel,
+        stride,
+        padding,
+        pool.ceil_mode,  # type: ignore[arg-type]
+        pool.count_include_pad,  # type: ignore[arg-type]
+        antialias=rules.antialias,
+    )
+
+
+def convert_upsample(layer: nn.Upsample, rules: Rules) -> nn.Module | str:
+    """The counterpart of an interpolation, or why it stays."""
+    _torch_base(layer, "interpolates")
+    size: Any = layer.size
+    factors: Any = layer.scale_factor
+    for what, values in (("size", size), ("scale_factor", factors)):
+        if isinstance(values, Sequence):
+            rules.check_alike(what, list(values))
+    listed = list(factors) if isinstance(factors, Sequence) else [] if factors is None else [factors]
+    whole = size is None and all(float(factor).is_integer() for factor in listed)
+    if whole or layer.align_corners or (size is not None and "nearest" not in layer.mode):
+        return "interpolates on a centred grid"
+    if "nearest" in layer.mode:
+        return CentredNearest(size, factors)
+    twin = nn.Upsample(scale_factor=factors, mode=layer.mode, align_corners=layer.align_corners)
+    twin.recompute_scale_factor = True  # the ratio of the sizes, so that the grid is centred
+    return twin
+
+
+def check_padding(layer: nn.Module, rules: Rules) -> str:
+    """Why a padding layer may stay."""
+    pads: Any = layer.padding
+    pairs = [(pads[index], pads[index + 1]) for index in range(len(pads) - 2, -1, -2)]
+    if any(low != high for low, high in pairs):
+        raise RefusedError(f"padding={tuple(pads)} differs between the two ends of an axis")
+    rules.check_alike("padding", [low for low, _ in pairs])
+    return "pads both ends alike"
+
+
+def is_pool(module: nn.Module) -> bool:
+    """Whether :func:`convert_pool` knows it."""
+    return isinstance(module, (_MaxPoolNd, _AvgPoolNd, _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd))
+
+
+def _torch_base(module: nn.Module, verb: str) -> type[nn.Module]:
+    """PyTorch's own class of a module, unless a subclass of it does something else."""
+    own = type(module)
+    base = next(kind for kind in own.__mro__ if kind.__module__.startswith("torch.nn.modules."))
+    if any(getattr(own, name, None) is not getattr(base, name, None) for name in ("forward", "_conv_forward")):
+        raise RefusedError(f"{own.__name__} changes how {base.__name__} {verb}")
+    return base
+
+
+def _spatial_dims(conv: nn.Module, known: Mapping[Any, int]) -> int:
+    _torch_base(conv, "convolves")
+    for base, ndim in known.items():
+        if isinstance(conv, base):
+            if {"weight", "bias"} - conv._parameters.keys() or nn.parameter.is_lazy(conv.weight):
+                raise RefusedError(
+                    "its weight or bias is computed (weight norm, spectral norm, parametrization) or not yet known"
+                )
+            return ndim
+    raise RefusedError(f"{type(conv).__name__} is no convolution that is known here")
+
+
+def _conv_pads(conv: _ConvNd) -> Pads:
+    if conv.padding == "valid":
+        return [(0, 0)] * len(conv.kernel_size)
+    if conv.padding == "same":
+        spans = [d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
+        return [(span // 2, span - span // 2) for span in spans]
+    return [(int(amount), int(amount)) for amount in conv.padding]
+
+
+def _per_axis(value: Any, ndim: int) -> tuple[int, ...]:
+    if isinstance(value, (int, np.integer)):
+        return (int(value),) * ndim
+    return tuple(int(item) for item in value) * (1 if len(value) == ndim else ndim)

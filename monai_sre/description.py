@@ -1,0 +1,158 @@
+"""What a trained model says of itself: a JSON file beside its weights, so that both can be used without the training data."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.utils import instantiate
+from torch import nn
+
+#: Of the JSON file beside ``model.pt``.
+FILE_NAME = "model.json"
+
+
+class ModelDescription(Mapping[str, Any]):
+    """The values that a model needs to be used: those of a JSON file, by name.
+
+    Args:
+        values: ``"network"`` is the network's class and arguments as a MONAI config writes them, ``{"_target_": ..., ...}``.
+            The others are those of the config that it was trained with, such as ``"class_names"``.
+        source: where they come from, for messages.
+
+    Raises:
+        ValueError: when a value is asked for that is not there; the message names the source and what there is.
+
+    Example:
+        >>> model = ModelDescription({"network": {"_target_": "torch.nn.Linear", "in_features": 2, "out_features": 1}})
+        >>> model.network()
+        Linear(in_features=2, out_features=1, bias=True)
+        >>> model["size"]
+        Traceback (most recent call last):
+        ValueError: the description of the model has no 'size'; it holds network
+    """
+
+    def __init__(self, values: Mapping[str, Any], source: str = "the description of the model") -> None:
+        self._values, self.source = dict(values), source
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._values:
+            raise ValueError(f"{self.source} has no {name!r}; it holds {', '.join(self._values)}")
+        return self._values[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def network(self) -> nn.Module:
+        """Build the network, with new weights.
+
+        Raises:
+            ValueError: the description cannot say how; the message names its source.
+        """
+        entry = self["network"]
+        if not isinstance(entry, dict) or not isinstance(entry.get("_target_"), str):
+            raise ValueError(
+                f"{self.source}: 'network' must be {{'_target_': class, argument: value, ...}}, got {entry!r}"
+            )
+        arguments = {name: value for name, value in entry.items() if name != "_target_"}
+        try:
+            network: nn.Module = instantiate(entry["_target_"], "default", **arguments)
+        except Exception as error:  # each network has its own
+            cause = error.__cause__ or error
+            raise ValueError(f"{self.source}: the network cannot be built: {type(cause).__name__}: {cause}") from error
+        return network
+
+
+def network_entry(network: Callable[..., nn.Module]) -> dict[str, Any] | None:
+    """A network's class and arguments as a MONAI config writes them; ``None`` where JSON cannot hold the arguments.
+
+    Args:
+        network: what ``"_mode_": "callable"`` makes of such an entry in a config: a class or function, or a
+            ``functools.partial`` of one.
+
+    Example:
+        >>> network_entry(partial(nn.Linear, in_features=2, out_features=1))
+        {'_target_': 'torch.nn.modules.linear.Linear', 'in_features': 2, 'out_features': 1}
+    """
+    made, arguments = (network.func, network.keywords) if isinstance(network, partial) else (network, {})
+    entry = {"_target_": f"{made.__module__}.{made.__qualname__}", **arguments}  # type: ignore[attr-defined]
+    try:
+        copy: dict[str, Any] = json.loads(json.dumps(entry))
+    except (TypeError, ValueError):
+        return None
+    return copy
+
+
+def load_description(path: str | Path) -> ModelDescription:
+    """Read the JSON file of a trained model.
+
+    Args:
+        path: of the file.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        ValueError: it is no description of a model.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} is missing: training writes it beside {path.with_suffix('.pt').name}, and a model needs both"
+        )
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} is no description of a model: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} is no description of a model: it must hold one JSON object")
+    return ModelDescription(values, str(path))
+
+
+def check_weights(network: nn.Module, path: str | Path) -> None:
+    """Refuse weights that are not those of a network, in one sentence.
+
+    Args:
+        network: as its description builds it.
+        path: of the weights, a plain state dict.
+
+    Raises:
+        FileNotFoundError: the file is not there.
+        ValueError: it cannot be read, holds no state dict, or one of another network.
+
+    Example:
+        >>> import tempfile
+        >>> file = Path(tempfile.mkdtemp()) / "model.pt"
+        >>> torch.save(nn.Linear(3, 1).state_dict(), file)
+        >>> try:
+        ...     check_weights(nn.Linear(2, 1), file)
+        ... except ValueError as error:
+        ...     print(str(error).replace(str(file), "model.pt"))
+        model.pt does not fit the network: weight has shape (1, 3), the network's is (1, 2)
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing; expected the weights of a trained model")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # zip, pickle and torch each have their own
+        raise ValueError(f"{path} cannot be read as weights: {type(error).__name__}: {error}") from error
+    if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise ValueError(f"{path} holds no state dict of tensors; expected the weights of a trained model")
+    own = network.state_dict()
+    faults = [f"{name} is not in it" for name in own if name not in state]
+    faults += [f"the network has no {name}" for name in state if name not in own]
+    for name in own.keys() & state.keys():
+        ours, theirs = own[name], state[name]
+        if ours.shape != theirs.shape:
+            faults.append(f"{name} has shape {tuple(theirs.shape)}, the network's is {tuple(ours.shape)}")
+        elif ours.is_floating_point() != theirs.is_floating_point():
+            faults.append(f"{name} holds {theirs.dtype}, the network's is {ours.dtype}")
+    if faults:
+        more = f"; and {len(faults) - 1} more differences" if len(faults) > 1 else ""
+        raise ValueError(f"{path} does not fit the network: {faults[0]}{more}")

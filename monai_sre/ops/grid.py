@@ -1,0 +1,216 @@
+"""Centred grids: their sizes and margins, and padding and cropping that are alike at both ends of every axis.
+
+A pool or a strided convolution samples positions ``0, s, 2s, ...`` of the ``L`` windows that fit. Unless ``s`` divides
+``L - 1``, the remainder ``r`` lies at the far end: the sampling grid is off centre, and a flip moves it. Here half of ``r``
+stays at each end. Where ``r`` is odd the grid then falls between pixels, and neighbours are first joined in pairs (mean or
+maximum). The number of outputs is that of ``torch.nn``; so are the values wherever torch's own grid is centred.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def script_if_tracing(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Scripted inside a trace, so that the trace serves all sizes.
+
+    But not for ONNX, whose runtimes fail on its loops: such a graph holds the centring of one size. That of the TorchScript
+    exporter refuses any other; that of ``torch.export`` must be told no dynamic spatial axes, as it drops guards on sizes.
+    """
+    scripted = torch.jit.script_if_tracing(function)
+
+    @wraps(scripted)
+    def call(*args: Any, **kwargs: Any) -> Tensor:
+        if torch.onnx.is_in_onnx_export():
+            sizes = [int(length) for length in args[0].shape[1:]]
+            return function(args[0].expand([-1, *sizes]), *args[1:], **kwargs)
+        result: Tensor = scripted(*args, **kwargs)
+        return result
+
+    return call
+
+
+def pad_ends(x: Tensor, amounts: list[int], mode: str = "constant", value: float = 0.0) -> Tensor:
+    """``torch.nn.functional.pad`` by the same amount at both ends of each of the last axes, the first of them first.
+
+    Example:
+        >>> import torch
+        >>> pad_ends(torch.ones(1, 1, 3, 4), [1, 0]).shape
+        torch.Size([1, 1, 5, 4])
+    """
+    pads: list[int] = []
+    for amount in amounts:
+        pads = [amount, amount] + pads  # noqa: RUF005 - TorchScript knows no unpacking
+    return functional.pad(x, pads, mode=mode, value=value)
+
+
+def extend_ends(x: Tensor, amounts: list[int], mode: str) -> Tensor:
+    """:func:`pad_ends` by any amounts: ``"reflect"`` and ``"circular"`` go on, where torch stops at the size of the map.
+
+    Example:
+        >>> import torch
+        >>> extend_ends(torch.tensor([[[1.0, 2.0]]]), [3], "reflect").tolist()
+        [[[2.0, 1.0, 2.0, 1.0, 2.0, 1.0, 2.0, 1.0]]]
+    """
+    fits = True
+    for axis in range(len(amounts)):
+        fits = fits and amounts[axis] < x.size(axis + 2)
+    if fits or mode not in ("reflect", "circular"):
+        return pad_ends(x, amounts, mode)
+    for axis in range(len(amounts)):
+        rest = amounts[axis]
+        while rest > 0:
+            size = x.size(axis + 2)
+            step = min(rest, max(1, size - 1) if mode == "reflect" else size)
+            one = [0] * len(amounts)
+            one[axis] = step
+            x = pad_ends(x, one, "replicate" if size == 1 else mode)
+            rest -= step
+    return x
+
+
+def window_count(size: int, kernel_size: int, stride: int, padding: int, dilation: int, ceil_mode: bool) -> int:
+    """Number of outputs of a window operation of ``torch.nn`` along one axis.
+
+    Raises:
+        ValueError: no window fits.
+
+    Example:
+        >>> window_count(8, 3, 2, 1, 1, False), window_count(8, 3, 2, 1, 1, True)
+        (4, 5)
+    """
+    last = size + 2 * padding - dilation * (kernel_size - 1) - 1
+    steps = (last + stride - 1) // stride if ceil_mode else last // stride
+    if steps < 0:
+        raise ValueError(
+            f"size {size} is too small for kernel_size={kernel_size}, padding={padding}, dilation={dilation}"
+        )
+    if ceil_mode and steps * stride >= size + padding:  # torch: the last window starts inside the padded input
+        steps -= 1
+    return steps + 1
+
+
+def centred_grid(
+    size: int, kernel_size: int, stride: int, padding: int = 0, dilation: int = 1, ceil_mode: bool = False
+) -> tuple[int, bool]:
+    """How to pad one axis so that a window operation samples it on a centred grid.
+
+    Args:
+        size: length of the axis.
+        kernel_size: with the other arguments, the window operation as ``torch.nn`` takes it.
+
+    Returns:
+        ``(amount, between)``: pad ``amount`` on both sides (negative: crop), join neighbours in pairs if ``between``, then
+        apply the operation without padding. It has as many outputs as torch's.
+
+    Raises:
+        ValueError: no window fits.
+
+    Example:
+        >>> centred_grid(8, kernel_size=3, stride=2, padding=1)  # 4 outputs, between the pixels
+        (1, True)
+        >>> centred_grid(9, kernel_size=3, stride=2, padding=1)  # 5 outputs, torch's own grid
+        (1, False)
+    """
+    count = window_count(size, kernel_size, stride, padding, dilation, ceil_mode)
+    rest = size + 2 * padding - dilation * (kernel_size - 1) - 1 - stride * (count - 1)
+    if rest % 2 == 0:
+        return padding - rest // 2, False
+    return padding + (1 - rest) // 2, True
+
+
+def centred_pads(
+    x: Tensor, kernel_size: list[int], stride: list[int], padding: list[int], dilation: list[int], ceil_mode: bool
+) -> tuple[list[int], list[int]]:
+    """Arguments of ``F.pad`` for all axes, and the width (1 or 2) of the joining window along each axis."""
+    ndim = len(kernel_size)
+    pads: list[int] = []
+    joins: list[int] = []
+    for axis in range(ndim):
+        amount, between = centred_grid(
+            x.size(axis - ndim), kernel_size[axis], stride[axis], padding[axis], dilation[axis], ceil_mode
+        )
+        pads = [amount, amount] + pads  # noqa: RUF005 - TorchScript knows no unpacking
+        joins.append(2 if between else 1)
+    return pads, joins
+
+
+def join_neighbours(x: Tensor, joins: list[int], maximum: bool = False) -> Tensor:
+    """Mean or maximum of neighbours along the last axes where ``joins`` is 2; ONNX runtimes refuse it as a padded pool."""
+    for i in range(len(joins)):
+        if joins[i] == 2:
+            axis = x.dim() - len(joins) + i
+            length = x.size(axis) - 1
+            first, second = x.narrow(axis, 0, length), x.narrow(axis, 1, length)
+            x = torch.maximum(first, second) if maximum else (first + second) / 2
+    return x
+
+
+def centred_margin(size: int, reach: int, stride: int, total_padding: int) -> tuple[int, bool]:
+    """:func:`centred_grid` for a window of ``reach`` pixels and padding that may differ at the two ends.
+
+    Args:
+        size: length of the axis.
+        reach: pixels from the first to the last tap of the window.
+        stride: step between outputs.
+        total_padding: padding at both ends together.
+
+    Returns:
+        ``(amount, between)`` as :func:`centred_grid`: the number of outputs stays that of the uncentred operation.
+
+    Raises:
+        ValueError: no window fits.
+
+    Example:
+        >>> centred_margin(8, reach=3, stride=2, total_padding=1)  # "same" padding as TensorFlow has it: 0 before, 1 behind
+        (1, True)
+    """
+    last = size + total_padding - reach
+    if last < 0:
+        raise ValueError(f"size {size} with padding {total_padding} is too small for a window of {reach} pixels")
+    used = total_padding - last % stride
+    if used % 2 == 0:
+        return used // 2, False
+    return (used + 1) // 2, True
+
+
+def centred_fit(x: Tensor, size: list[int]) -> Tensor:
+    """Pad (repeating the border) or crop all spatial axes to ``size``, by the same amount at both ends.
+
+    Where that amount is half a pixel, neighbours are joined by their mean.
+
+    Args:
+        x: shape ``(N, C, *spatial)``.
+        size: wanted sizes, one an axis.
+
+    Returns:
+        Tensor of shape ``(N, C, *size)``.
+
+    Example:
+        >>> centred_fit(torch.tensor([[[1.0, 3.0, 5.0, 7.0]]]), [5])
+        tensor([[[1., 2., 4., 6., 7.]]])
+        >>> centred_fit(torch.tensor([[[1.0, 3.0, 5.0, 7.0]]]), [2])
+        tensor([[[3., 5.]]])
+    """
+    ndim = len(size)
+    grow: list[int] = []
+    crop: list[int] = []
+    joins: list[int] = []
+    for axis in range(ndim):
+        rest = size[axis] - x.size(axis - ndim)
+        between = rest % 2 != 0
+        amount = (rest + 1) // 2 if between else rest // 2
+        grow = [max(amount, 0), max(amount, 0)] + grow  # noqa: RUF005 - TorchScript knows no unpacking
+        crop = [min(amount, 0), min(amount, 0)] + crop  # noqa: RUF005
+        joins.append(2 if between else 1)
+    if max(grow) > 0:
+        x = functional.pad(x, grow, mode="replicate")
+    if min(crop) < 0:
+        x = functional.pad(x, crop)
+    return join_neighbours(x, joins)

@@ -1,0 +1,378 @@
+"""Centred pooling, upsampling and antialiased down-sampling, on the grids of :mod:`monai_sre.ops.grid`.
+
+A block mean lets through what the coarse grid cannot hold, and more of it along the axes than along the diagonals; a strided
+convolution or maximum lets through all of it. What it folds back breaks the equivariance to shifts and to rotations by other
+angles than 90 degrees. Source: Zhang, "Making convolutional networks shift-invariant again", ICML 2019, with a Gaussian in
+place of binomial weights: it is round, and its width follows the stride. Grids are those of :mod:`monai_sre.ops.pool`, so
+that the symmetries of the lattice stay exact.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from monai_sre.ops.grid import centred_pads, join_neighbours, pad_ends, script_if_tracing, window_count
+
+#: Standard deviation of the filter, in steps of the coarse grid, where the caller names none: that of binomial weights of 7
+#: taps at stride 2, the widest of Zhang's. Wider ones alias less and blur more.
+WIDTH = 0.6
+
+
+def _avg_pool(x: Tensor, kernel_size: list[int], stride: list[int]) -> Tensor:
+    if len(kernel_size) == 1:
+        return functional.avg_pool1d(x, kernel_size, stride)
+    if len(kernel_size) == 2:
+        return functional.avg_pool2d(x, kernel_size, stride)
+    if not x.is_cuda and (x.dtype == torch.bfloat16 or x.dtype == torch.float16):  # torch has no such kernel on CPU
+        return functional.avg_pool3d(x.float(), kernel_size, stride).to(x.dtype)
+    return functional.avg_pool3d(x, kernel_size, stride)
+
+
+def _max_pool(x: Tensor, kernel_size: list[int], stride: list[int], dilation: list[int]) -> Tensor:
+    padding = [0] * len(kernel_size)
+    if len(kernel_size) == 1:
+        return functional.max_pool1d(x, kernel_size, stride, padding, dilation)
+    if len(kernel_size) == 2:
+        return functional.max_pool2d(x, kernel_size, stride, padding, dilation)
+    return functional.max_pool3d(x, kernel_size, stride, padding, dilation)
+
+
+def _join_and_average(
+    x: Tensor, pads: list[int], joins: list[int], kernel_size: list[int], stride: list[int]
+) -> Tensor:
+    if any([amount != 0 for amount in pads]):  # noqa: C419 - TorchScript knows no generators
+        x = functional.pad(x, pads)
+    return _avg_pool(join_neighbours(x, joins), kernel_size, stride)
+
+
+@script_if_tracing
+def centred_avg_pool(
+    x: Tensor,
+    kernel_size: list[int],
+    stride: list[int],
+    padding: list[int],
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+) -> Tensor:
+    """Average pooling on a centred grid.
+
+    Args:
+        x: shape ``(N, C, *spatial)``.
+        kernel_size: window, one size an axis; ``stride``, ``padding``, ``ceil_mode`` and ``count_include_pad`` as in
+            ``torch.nn.AvgPool*d``, one value an axis.
+
+    Returns:
+        Tensor of the shape that ``torch.nn.AvgPool*d`` gives.
+
+    Raises:
+        ValueError: no window fits.
+
+    Example:
+        >>> x = torch.arange(5.0).reshape(1, 1, 5)
+        >>> centred_avg_pool(x, [2], [2], [0])  # windows around the pixels 1 and 3, the outer pixels by half
+        tensor([[[1., 3.]]])
+    """
+    pads, joins = centred_pads(x, kernel_size, stride, padding, [1] * len(stride), ceil_mode)
+    total = _join_and_average(x, pads, joins, kernel_size, stride)
+    counted = padding if count_include_pad else [0] * len(padding)
+    ndim = len(counted)
+    if all([pads[2 * i] <= counted[ndim - 1 - i] for i in range(ndim)]):  # noqa: C419
+        return total
+    # Share of each window that counts: the input and, on request, torch's padding, but not what centring added.
+    present = torch.ones_like(x[:1, :1] if x.dim() == ndim + 2 else x[:1])
+    grown: list[int] = []
+    rest: list[int] = []
+    for i in range(ndim):
+        amount = counted[ndim - 1 - i]
+        grown += [amount, amount]
+        rest += [pads[2 * i] - amount, pads[2 * i] - amount]
+    present = functional.pad(present, grown, value=1.0)
+    return total / _join_and_average(present, rest, joins, kernel_size, stride)
+
+
+@script_if_tracing
+def centred_max_pool(
+    x: Tensor,
+    kernel_size: list[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    ceil_mode: bool = False,
+) -> Tensor:
+    """Max pooling on a centred grid: where it falls between pixels, the window is one pixel wider.
+
+    Args:
+        x: shape ``(N, C, *spatial)``.
+        kernel_size: window, one size an axis; ``stride``, ``padding``, ``dilation`` and ``ceil_mode`` as in
+            ``torch.nn.MaxPool*d``, one value an axis.
+
+    Returns:
+        Tensor of the shape that ``torch.nn.MaxPool*d`` gives.
+
+    Raises:
+        ValueError: no window fits.
+
+    Example:
+        >>> x = torch.tensor([[[3.0, 0.0, 1.0, 0.0, 2.0]]])
+        >>> centred_max_pool(x, [2], [2], [0], [1])
+        tensor([[[3., 2.]]])
+    """
+    pads, joins = centred_pads(x, kernel_size, stride, padding, dilation, ceil_mode)
+    if any([amount != 0 for amount in pads]):  # noqa: C419 - TorchScript knows no generators
+        x = functional.pad(x, pads, value=float("-inf"))
+    return _max_pool(join_neighbours(x, joins, maximum=True), kernel_size, stride, dilation)
+
+
+@script_if_tracing
+def centred_upsample(x: Tensor, scale_factor: int, size: list[int]) -> Tensor:
+    """Linear interpolation onto a centred grid that is ``scale_factor`` times finer: the inverse grid of centred pooling.
+
+    Output ``j`` of ``n`` lies at ``(m - 1) / 2 + (j - (n - 1) / 2) / scale_factor`` in pixels of the ``m`` inputs; outside,
+    the border pixel is repeated. Unlike ``interpolate(size=...)`` the spacing is ``1 / scale_factor`` at every size.
+
+    Args:
+        x: shape ``(N, C, *spatial)``.
+        scale_factor: how many times finer the output grid is.
+        size: sizes of the output, one an axis.
+
+    Returns:
+        Tensor of shape ``(N, C, *size)``.
+
+    Example:
+        >>> x = torch.tensor([[[0.0, 4.0, 8.0]]])
+        >>> centred_upsample(x, 2, [5])
+        tensor([[[0., 2., 4., 6., 8.]]])
+        >>> centred_upsample(x, 2, [6])
+        tensor([[[0., 1., 3., 5., 7., 8.]]])
+    """
+    ndim = len(size)
+    for axis in range(ndim):
+        here = x.dim() - ndim + axis
+        if x.size(here) <= 96:  # on a CPU a matrix is faster than slices up to here, forward and backward
+            x = _refine_short_axis(x, here, scale_factor, size[axis])
+        else:
+            x = _refine_axis(x, here, scale_factor, size[axis])
+    return x
+
+
+def _refine_short_axis(x: Tensor, axis: int, scale: int, fine: int) -> Tensor:
+    """One axis of :func:`centred_upsample`, by the matrix of the interpolation."""
+    coarse = x.size(axis)
+    exact = torch.float32 if x.device.type == "mps" else torch.float64  # which that device lacks
+    steps = torch.arange(fine, device=x.device, dtype=exact)
+    place = ((steps - (fine - 1) / 2) / scale + (coarse - 1) / 2).clamp(0, coarse - 1)
+    nodes = torch.arange(coarse, device=x.device, dtype=exact)
+    matrix = (1 - (place.unsqueeze(1) - nodes).abs()).clamp(min=0).to(x.dtype)
+    return torch.matmul(x.transpose(axis, -1), matrix.t()).transpose(axis, -1)
+
+
+def _refine_axis(x: Tensor, axis: int, scale: int, fine: int) -> Tensor:
+    """The same at a cost a pixel that does not grow with the length: each phase of the outputs mixes two slices."""
+    coarse, count = x.size(axis), (fine + scale - 1) // scale
+    unit = 2 * scale  # to a pixel
+    first = scale * (coarse - 1) - (fine - 1)  # place of output 0
+    before = max(0, (unit - 1 - first) // unit)
+    first = first + before * unit
+    behind = max(0, (first + unit - 2) // unit + count + 1 - before - coarse)
+    if before + behind > 0:
+        pads = [0] * (2 * (x.dim() - 1 - axis)) + [before, behind] + [0] * (2 * (axis - 2))
+        x = functional.pad(x, pads, mode="replicate")
+    phases: list[Tensor] = []
+    for phase in range(scale):
+        start, rest = (first + 2 * phase) // unit, (first + 2 * phase) % unit
+        here = x.narrow(axis, start, count)
+        phases.append(here if rest == 0 else torch.lerp(here, x.narrow(axis, start + 1, count), rest / unit))
+    return torch.stack(phases, dim=axis + 1).flatten(axis, axis + 1).narrow(axis, 0, fine)
+
+
+def centred_nearest(x: Tensor, size: list[int]) -> Tensor:
+    """Nearest-neighbour interpolation to ``size`` that treats both ends alike.
+
+    Where a ratio of sizes is an integer it is torch's; elsewhere torch rounds towards one end, and here the mean of rounding
+    towards either end is taken.
+
+    Args:
+        x: shape ``(N, C, *spatial)``.
+        size: sizes of the output, one an axis.
+
+    Returns:
+        Tensor of shape ``(N, C, *size)``.
+
+    Example:
+        >>> centred_nearest(torch.tensor([[[0.0, 2.0]]]), [3])
+        tensor([[[0., 1., 2.]]])
+    """
+    ndim = len(size)
+    for axis in range(ndim):
+        fine, coarse = size[axis], x.size(axis - ndim)
+        steps = torch.arange(fine, device=x.device)
+        index = torch.div((2 * steps + 1) * coarse, 2 * fine, rounding_mode="floor")
+        mirrored = coarse - 1 - index.flip(0)
+        x = (x.index_select(axis - ndim, index) + x.index_select(axis - ndim, mirrored)) / 2
+    return x
+
+
+def blur_width(antialias: bool | float) -> float:
+    """The width that an argument ``antialias`` of a layer or network stands for; 0 is no filter.
+
+    Raises:
+        ValueError: it is neither a bool nor a positive number.
+
+    Example:
+        >>> blur_width(False), blur_width(True), blur_width(0.8)
+        (0.0, 0.6, 0.8)
+    """
+    if isinstance(antialias, bool):
+        return WIDTH if antialias else 0.0
+    if not isinstance(antialias, (int, float)) or not 0 < antialias < math.inf:
+        raise ValueError(f"antialias must be True, False or a positive width, got {antialias!r}")
+    return float(antialias)
+
+
+def _sampled(x: Tensor, axis: int, step: int, count: int, sigma: float) -> Tensor:
+    """``count`` values of the blurred axis, ``step`` pixels apart and centred, as a product with a matrix of weights.
+
+    ``axis`` counts from the end. The weights of each output, within three ``sigma``, add up to 1.
+    """
+    size = x.size(axis)
+    exact = torch.float32 if x.device.type == "mps" else torch.float64  # which that device lacks
+    pixels = torch.arange(size, device=x.device, dtype=exact)
+    outputs = torch.arange(count, device=x.device, dtype=exact)
+    places = (size - 1) / 2 + step * (outputs - (count - 1) / 2)
+    distance = (pixels - places.unsqueeze(1)).abs()
+    weights = torch.exp(-0.5 * (distance / sigma).square()) * (distance <= int(3 * sigma) + 0.5)
+    matrix = (weights / weights.sum(dim=1, keepdim=True)).to(x.dtype)
+    here, last = x.dim() + axis, x.dim() - 1  # ONNX knows no negative axes here
+    return torch.matmul(x.transpose(here, last), matrix.t()).transpose(here, last)
+
+
+@script_if_tracing
+def centred_blur(x: Tensor, stride: list[int], width: float) -> Tensor:
+    """Take out what a grid of the given stride cannot hold; nothing along axes of stride 1.
+
+    Args:
+        x: shape ``(N, C, *spatial)`` or ``(C, *spatial)``.
+        stride: step of the grid that is to come, one an axis.
+        width: standard deviation of the Gaussian filter in steps of that grid, cut at three of them.
+
+    Returns:
+        Tensor of the shape of ``x``; weights at the border are normalised to 1.
+
+    Example:
+        >>> wave = torch.tensor([[[1.0, -1.0, 1.0, -1.0, 1.0, -1.0, 1.0]]])  # folds back to a constant at stride 2
+        >>> centred_blur(wave, [2], 0.6)[..., 3].abs() < 0.01
+        tensor([[True]])
+    """
+    ndim = len(stride)
+    for axis in range(ndim):
+        if stride[axis] > 1:
+            x = _sampled(x, axis - ndim, 1, int(x.size(axis - ndim)), width * stride[axis])
+    return x
+
+
+@script_if_tracing
+def centred_blur_pool(x: Tensor, stride: list[int], width: float = WIDTH) -> Tensor:
+    """Down-sampling on a centred grid behind a Gaussian filter: less aliasing than averaging over blocks.
+
+    The outputs lie where those of :func:`monai_sre.ops.pool.centred_avg_pool` with ``kernel_size=stride`` and
+    ``ceil_mode=True`` lie.
+
+    Args:
+        x: shape ``(N, C, *spatial)``.
+        stride: step between outputs, one an axis.
+        width: standard deviation of the filter in steps of the output, cut at three of them.
+
+    Returns:
+        Tensor of shape ``(N, C, *ceil(size / stride))``; weights at the border are normalised to 1.
+
+    Example:
+        >>> centred_blur_pool(torch.ones(1, 1, 7, 8), [2, 2]).shape
+        torch.Size([1, 1, 4, 4])
+    """
+    ndim = len(stride)
+    for axis in range(ndim):
+        step = stride[axis]
+        if step > 1:
+            count = (int(x.size(axis - ndim)) + step - 1) // step
+            x = _sampled(x, axis - ndim, step, count, width * step)
+    return x
+
+
+@script_if_tracing
+def blurred_avg_pool(
+    x: Tensor, kernel_size: list[int], stride: list[int], padding: list[int], ceil_mode: bool, width: float
+) -> Tensor:
+    """Average pooling with a Gaussian in place of the window, on a centred grid.
+
+    Args:
+        x: shape ``(N, C, *spatial)``.
+        kernel_size: with ``stride``, ``padding`` and ``ceil_mode`` as in ``torch.nn.AvgPool*d``: they give the number of
+            outputs. A window that spreads further than the filter widens it to its own standard deviation.
+        width: standard deviation of the filter in steps of the output, cut at three of them.
+
+    Returns:
+        Tensor of the shape that ``torch.nn.AvgPool*d`` gives; weights are normalised to 1, so that no padding shows.
+
+    Raises:
+        ValueError: no window fits.
+
+    Example:
+        >>> blurred_avg_pool(torch.ones(1, 1, 7, 8), [2, 2], [2, 2], [0, 0], False, 0.6).shape
+        torch.Size([1, 1, 3, 4])
+    """
+    ndim = len(stride)
+    for axis in range(ndim):
+        step, taps = stride[axis], kernel_size[axis]
+        count = window_count(int(x.size(axis - ndim)), taps, step, padding[axis], 1, ceil_mode)
+        sigma = max(width * step if step > 1 else 0.0, math.sqrt((taps * taps - 1) / 12))
+        if sigma > 0:
+            x = _sampled(x, axis - ndim, step, count, sigma)
+    return x
+
+
+@script_if_tracing
+def blurred_max_pool(
+    x: Tensor,
+    kernel_size: list[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    ceil_mode: bool,
+    width: float,
+) -> Tensor:
+    """Max pooling of stride 1, then a Gaussian filter and down-sampling on a centred grid.
+
+    Args:
+        x: shape ``(N, C, *spatial)``.
+        kernel_size: window, one size an axis; ``stride``, ``padding``, ``dilation`` and ``ceil_mode`` as in
+            ``torch.nn.MaxPool*d``, one value an axis.
+        width: standard deviation of the filter in steps of the output, cut at three of them.
+
+    Returns:
+        Tensor of the shape that ``torch.nn.MaxPool*d`` gives.
+
+    Raises:
+        ValueError: no window fits.
+
+    Example:
+        >>> x = torch.tensor([[[0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0]]])
+        >>> blurred_max_pool(x, [3], [2], [1], [1], False, 0.6)  # three pixels are 1 before the filter
+        tensor([[[0.0220, 0.3383, 0.8045, 0.3383, 0.0220]]])
+    """
+    ndim = len(stride)
+    counts: list[int] = []
+    ends: list[int] = []
+    for axis in range(ndim):
+        size = int(x.size(axis - ndim))
+        counts.append(window_count(size, kernel_size[axis], stride[axis], padding[axis], dilation[axis], ceil_mode))
+        lacking = dilation[axis] * (kernel_size[axis] - 1) + 1 - size - 2 * padding[axis]
+        ends.append(padding[axis] + max(lacking + 1, 0) // 2)  # with ceil_mode, a window may be larger than the map
+    x = _max_pool(pad_ends(x, ends, value=float("-inf")), kernel_size, [1] * ndim, dilation)
+    for axis in range(ndim):
+        if stride[axis] > 1:
+            x = _sampled(x, axis - ndim, stride[axis], counts[axis], width * stride[axis])
+    return x

@@ -1,0 +1,336 @@
+r"""The ring algorithm: convolution with radial kernels at ``b`` multiply-adds a channel pair instead of one a tap.
+
+**The idea.** A kernel ``weight @ basis`` makes the convolution a sum over rings,
+
+.. math:: y[n, o] = \sum_{i, r} weight[o, i, r] \; S_r(x[n, i]), \qquad S_r(x)[p] = \sum_t basis[r, t] \; x[p + t],
+
+so it suffices to sum the input over each ring once (additions only, ``b`` maps a channel) and then to mix the ``C b``
+maps into the output channels with one matrix product. At 9 x 9 that is 5 multiply-adds a channel pair and not 81, at
+5 x 5 x 5 it is 3 and not 125. Nothing below needs the basis to be radial: it serves sums over any fixed basis.
+
+**Few additions.** Taps whose coefficients agree are summed once: first along x (``u_a = x[p - a] + x[p + a]``), then
+these sums along y, then along z. A 9 x 9 band kernel takes about 45 additions, whatever the number of output
+channels. Profiles that are not 0 or 1 sum over the sets of taps of equal radius and mix those few maps
+(:mod:`monai_sre.ops.ring.plan`).
+
+**Little memory.** The ``C b`` maps of a whole batch would be ``b`` times the input, and reading them from memory
+would cost more than the product. So they exist only in tiles: a few images, some planes of a volume, or some rows of
+a plane. Each thread sums a tile, multiplies it while it lies in its own cache, and uses the memory again for the
+next.
+
+**Two passes for a training step.** Transposing ``S_r`` mirrors the basis, so the ring sums of the output gradient,
+``R = S^T(g)``, give both gradients:
+
+.. math:: \partial x[n, i] = \sum_{o, r} weight[o, i, r] \; R_r(g[n, o]), \qquad
+          \partial weight[o, i, r] = \sum_n \langle R_r(g[n, o]), x[n, i] \rangle.
+
+Only ``x`` and ``weight`` are kept between forward and backward, as for any convolution. With a stride, ``R`` would
+live on the finer grid, so the weights' gradient uses ``S(x)`` instead, and so it does where the input needs no
+gradient and has fewer channels.
+
+**Small maps.** For the smallest maps, the sums of all positions are one product with a constant matrix.
+
+Both passes are one operation, ``contract``: take the sums ``S`` of an image tile by tile, and form ``weight . S`` or
+``S . other^T`` or both. Who does it: :mod:`monai_sre.ops.ring.cpu` (compiled C) or, without a compiler,
+:mod:`monai_sre.ops.ring.eager` (slices in torch). Other devices have no ring backend yet;
+:func:`monai_sre.ops.ring.cost.choose_algorithm` picks the dense algorithm there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_unary
+
+from monai_sre.ops.ring import cpu as ring_cpu
+from monai_sre.ops.ring import eager as ring_eager
+from monai_sre.ops.ring.plan import Geometry, Plan, Triple, convolution_geometry, plans, spatial_triple
+
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def ring_available(x: Tensor, weight: Tensor) -> bool:
+    """Whether :func:`ring_conv` can serve these operands here and now.
+
+    It cannot on devices other than the CPU, for tensor subclasses that see operations themselves (others, such as MONAI's
+    ``MetaTensor``, are wrapped again around the result), while a graph is captured (``torch.compile``,
+    ``torch.export``, ``torch.jit.trace``, ONNX) or operations are watched (``TorchDispatchMode``), and under
+    ``torch.func`` transforms and forward-mode derivatives.
+    """
+    return (
+        not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
+        and not torch.onnx.is_in_onnx_export()
+        and x.device.type == "cpu"
+        and weight.device.type == "cpu"
+        and type(x).__torch_dispatch__ == Tensor.__torch_dispatch__
+        and type(weight) in (Tensor, torch.nn.Parameter)
+        and x.layout == torch.strided
+        and x.dtype in _DTYPES
+        and weight.dtype in _DTYPES
+        and torch._C._len_torch_dispatch_stack() == 0
+        and not is_transformed()
+        and torch.autograd.forward_ad._current_level < 0
+    )
+
+
+def is_transformed(grad: Tensor | None = None) -> bool:
+    """Whether a ``torch.func`` transform is at work, or ``grad`` is a batch of gradients: operations must be torch's own."""
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return True
+    return grad is not None and torch._C._functorch.is_legacy_batchedtensor(grad)
+
+
+def plain(x: Tensor) -> Tensor:
+    """The values of a tensor of a subclass; any other tensor as it is."""
+    return x if type(x) in (Tensor, torch.nn.Parameter) else x.as_subclass(Tensor)
+
+
+def ring_conv(
+    x: Tensor,
+    weight: Tensor,
+    basis: Tensor,
+    bias: Tensor | None = None,
+    stride: Sequence[int] = (1,),
+    padding: Sequence[int] = (0,),
+    dilation: Sequence[int] = (1,),
+    groups: int = 1,
+) -> Tensor:
+    """Convolution with the kernel ``weight @ basis`` by the ring algorithm; zero padding.
+
+    Args:
+        x: input of shape ``(N, C, *spatial)`` or ``(C, *spatial)``, 1 to 3 spatial axes, any strides.
+        weight: ring coefficients, shape ``(out_channels, C / groups, b)``.
+        basis: shape ``(b, *kernel_size)``; no gradient flows to it.
+        bias: shape ``(out_channels,)``, or ``None``.
+        stride: one integer a spatial axis; so ``padding`` and ``dilation``.
+        groups: number of blocks of channels that do not mix.
+
+    Returns:
+        What ``torch.nn.functional.conv*d`` gives for the dense kernel: same dtype, also under autocast, and
+        channels-last where the input is. Half precision is summed and mixed in float32. Gradients of any order;
+        those of second and higher order take the dense algorithm.
+
+    Raises:
+        ValueError: a shape does not fit.
+
+    Example:
+        >>> x, weight = torch.ones(1, 1, 3, 3), torch.tensor([[[1.0, 10.0]]])
+        >>> basis = torch.tensor([[[0.0, 0, 0], [0, 1, 0], [0, 0, 0]], [[0.0, 1, 0], [1, 0, 1], [0, 1, 0]]])
+        >>> ring_conv(x, weight, basis, padding=(1, 1), stride=(1, 1), dilation=(1, 1))
+        tensor([[[[21., 31., 21.],
+                  [31., 41., 31.],
+                  [21., 31., 21.]]]])
+    """
+    if has_torch_function_unary(x):
+        return handle_torch_function(  # type: ignore[no-any-return]
+            ring_conv, (x,), x, weight, basis, bias, stride, padding, dilation, groups
+        )
+    x = plain(x)
+    if x.dim() == basis.dim():
+        return ring_conv(x.unsqueeze(0), weight, basis, bias, stride, padding, dilation, groups).squeeze(0)
+    if torch.is_autocast_enabled("cpu") and x.dtype != torch.float64:
+        dtype = torch.get_autocast_dtype("cpu")
+        x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+    _check_operands(x, weight, basis, bias, (stride, padding, dilation), groups)
+    return _RingConv.apply(x, weight, bias, basis, tuple(stride), tuple(padding), tuple(dilation), groups)
+
+
+def _check_operands(
+    x: Tensor, weight: Tensor, basis: Tensor, bias: Tensor | None, sizes: tuple[Sequence[int], ...], groups: int
+) -> None:
+    ndim = basis.dim() - 1
+    if not 1 <= ndim <= 3 or x.dim() != ndim + 2 or any(len(size) != ndim for size in sizes):
+        raise ValueError(
+            "stride, padding and dilation must have one integer, and x one axis, for each of the 1 to 3 spatial axes "
+            f"of basis, got {sizes}, x of shape {tuple(x.shape)} and basis of shape {tuple(basis.shape)}"
+        )
+    if weight.dim() != 3 or weight.shape[2] != basis.shape[0] or weight.shape[1] * groups != x.shape[1]:
+        raise ValueError(
+            f"weight must have shape (out_channels, {x.shape[1]} / {groups}, {basis.shape[0]}), "
+            f"got {tuple(weight.shape)}"
+        )
+    if weight.shape[0] % groups or (bias is not None and bias.shape != weight.shape[:1]):
+        raise ValueError(
+            f"out_channels must be divisible by groups={groups} and bias must have that shape, got weight of shape "
+            f"{tuple(weight.shape)} and bias of shape {None if bias is None else tuple(bias.shape)}"
+        )
+    if x.dtype != weight.dtype or (bias is not None and bias.dtype != x.dtype):
+        dtypes = [None if operand is None else operand.dtype for operand in (x, weight, bias)]
+        raise ValueError(f"x, weight and bias must have one dtype, got {dtypes}")
+
+
+class _RingConv(torch.autograd.Function):
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        basis: Tensor,
+        stride: tuple[int, ...],
+        padding: tuple[int, ...],
+        dilation: tuple[int, ...],
+        groups: int,
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight, basis)
+        ctx.sizes = (stride, padding, dilation, groups)
+        ctx.has_bias = bias is not None
+        with torch.autocast("cpu", enabled=False):
+            return _forward(x, weight, bias, _problem(x, basis, stride, padding, dilation, groups))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        x, weight, basis = ctx.saved_tensors
+        stride, padding, dilation, groups = ctx.sizes
+        wanted = (ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.has_bias and ctx.needs_input_grad[2])
+        with torch.autocast("cpu", enabled=False):
+            if torch.is_grad_enabled() or is_transformed(grad):  # create_graph: what torch can differentiate again
+                grads = _dense_backward(grad, x, weight, basis, stride, padding, dilation, groups, wanted)
+            else:
+                grads = _backward(grad, x, weight, _problem(x, basis, stride, padding, dilation, groups), wanted)
+        return (*grads, None, None, None, None, None)
+
+
+def _dense_backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    basis: Tensor,
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    dilation: tuple[int, ...],
+    groups: int,
+    wanted: tuple[bool, bool, bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    flat = basis.detach().to(weight.dtype).flatten(1)
+    kernel = (weight @ flat).unflatten(-1, basis.shape[1:])
+    zeros = [0] * len(stride)
+    grad_x, grad_kernel, grad_bias = torch.ops.aten.convolution_backward(
+        grad, x, kernel, [weight.shape[0]], stride, padding, dilation, False, zeros, groups, wanted
+    )
+    # reshape, not flatten, which batches of gradients do not know
+    grad_weight = grad_kernel.reshape(*grad_kernel.shape[:2], -1) @ flat.T if wanted[1] else None
+    return grad_x if wanted[0] else None, grad_weight, grad_bias if wanted[2] else None
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """One convolution, prepared: plans and geometries of the pass forward and of its transpose."""
+
+    basis: Tensor
+    groups: int
+    plan: Plan
+    mirrored: Plan
+    geometry: Geometry
+    adjoint: Geometry
+
+
+def _problem(
+    x: Tensor, basis: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int
+) -> _Problem:
+    dtype = _compute_dtype(x.dtype)
+    basis = basis.detach().to(dtype)
+    plan, mirrored = plans(basis)
+    geometry = convolution_geometry(x.shape[2:], plan.kernel, stride, padding, dilation)
+    return _Problem(basis, groups, plan, mirrored, geometry, geometry.adjoint(plan.kernel))
+
+
+def _compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, problem: _Problem) -> Tensor:
+    """``y = weight . S(x) + bias``."""
+    image, out_size = _images(x), problem.geometry.out_size
+    out = image.new_empty(x.shape[0], weight.shape[0], *_spatial(out_size, x.dim() - 2))
+    mixer = _folded(weight.to(image.dtype), problem.plan).flatten(1)
+    offset = None if bias is None else bias.detach().to(image.dtype).contiguous()
+    _contract(image, problem.plan, problem.geometry, problem.groups, mixer, offset, _images(out))
+    return _like(x, out)
+
+
+def _backward(
+    grad: Tensor, x: Tensor, weight: Tensor, problem: _Problem, wanted: tuple[bool, bool, bool]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of input, weight and bias, those that are wanted."""
+    grad_x = grad_weight = grad_bias = None
+    groups, slope, image = problem.groups, _images(grad), _images(x) if wanted[1] else None
+    strided = problem.geometry.stride != (1, 1, 1)
+    from_input = wanted[1] and (strided or (not wanted[0] and x.shape[1] <= weight.shape[0]))
+    from_slope = wanted[1] and not from_input
+    if wanted[0] or from_slope:  # R = S^T(grad)
+        plan, mixer = problem.mirrored, None
+        if wanted[0]:
+            grad_x = slope.new_empty(x.shape)
+            blocks = _folded(weight.to(slope.dtype), plan).unflatten(0, (groups, -1))
+            mixer = blocks.transpose(1, 2).flatten(2).flatten(0, 1).contiguous()  # (I, O / groups * maps)
+        out, other = None if grad_x is None else _images(grad_x), image if from_slope else None
+        total = _contract(slope, plan, problem.adjoint, groups, mixer, None, out, other)  # (O * maps, I / groups)
+        if total is not None:
+            grad_weight = _unfolded(total.unflatten(0, (-1, plan.maps)).transpose(1, 2), plan)
+    if from_input and image is not None:
+        total = _contract(image, problem.plan, problem.geometry, groups, other=slope)  # (I * maps, O / groups)
+        if total is not None:
+            blocks = total.unflatten(0, (groups, -1, problem.plan.maps)).movedim(3, 1)
+            grad_weight = _unfolded(blocks.flatten(0, 1), problem.plan)
+    if wanted[2]:
+        grad_bias = slope.sum(dim=(0, 2, 3, 4)).to(grad.dtype)
+    grad_x = None if grad_x is None else _like(x, grad_x)
+    return grad_x, None if grad_weight is None else grad_weight.to(weight.dtype), grad_bias
+
+
+def _contract(
+    x: Tensor,
+    plan: Plan,
+    geometry: Geometry,
+    groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    out: Tensor | None = None,
+    other: Tensor | None = None,
+) -> Tensor | None:
+    """``contract`` of the best backend; see :func:`monai_sre.ops.ring.cpu.contract`."""
+    if x.numel() == 0:
+        if out is not None:
+            out.copy_(out.new_zeros(1) if bias is None else bias.reshape(1, -1, 1, 1, 1))
+        return None if other is None else x.new_zeros(x.shape[1] * plan.maps, other.shape[1] // groups)
+    backend = ring_cpu if ring_cpu.available(x.dtype) else ring_eager
+    return backend.contract(x, plan, geometry, groups, weight, bias, out, other)
+
+
+def _folded(weight: Tensor, plan: Plan) -> Tensor:
+    """The weights of the plan's maps, shape ``(O, I, maps)``, contiguous."""
+    if plan.fold is not None:
+        weight = weight @ torch.from_numpy(plan.fold).to(weight.dtype)
+    return weight.detach().contiguous()
+
+
+def _unfolded(grad: Tensor, plan: Plan) -> Tensor:
+    if plan.fold is not None:
+        grad = grad @ torch.from_numpy(plan.fold).to(grad.dtype).T
+    return grad.contiguous()
+
+
+def _images(x: Tensor) -> Tensor:
+    """``x`` as contiguous ``(N, C, D, H, W)`` in the dtype of computation."""
+    values = x.detach().to(_compute_dtype(x.dtype)).contiguous()
+    return values.reshape(*x.shape[:2], *spatial_triple(x.shape[2:], 1))
+
+
+def _spatial(size: Triple, ndim: int) -> tuple[int, ...]:
+    """The spatial axes of an image of ``ndim`` axes: the inverse of ``spatial_triple``."""
+    return (size[1],) if ndim == 1 else size[3 - ndim :]
+
+
+def _like(x: Tensor, out: Tensor) -> Tensor:
+    """``out`` in the dtype and memory order of ``x``."""
+    out = out.to(x.dtype)
+    layout = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.dim())
+    if layout is not None and x.is_contiguous(memory_format=layout) and not x.is_contiguous():
+        out = out.contiguous(memory_format=layout)
+    return out

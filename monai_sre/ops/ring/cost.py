@@ -1,0 +1,144 @@
+"""The choice between the dense and the ring algorithm: a small cost model, fitted to measurements.
+
+Both algorithms are costed as counts (calls, vector operations of the sums and of the products, values moved, weights)
+times the time that one of each takes. The counts follow from the shapes; the times, :data:`DENSE` and :data:`RING`, are
+fitted by ``benchmarks/speed.py --fit`` to the random shapes of ``benchmarks/results/speed_choice_cpu.json``, and
+``benchmarks/results/speed.md`` says how often they choose wrongly there. Only their ratios matter for the choice, and these
+change little between processors of one kind. Where it errs for a network, ``algorithm=`` of a layer or the environment
+variable ``MONAI_SRE_ALGORITHM`` (``dense``, ``ring``, ``auto``) overrides it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from monai_sre.ops.ring.cpu import available
+from monai_sre.ops.ring.plan import convolution_geometry, plans, spatial_triple
+
+#: Nanoseconds on one thread of: a forward call, a backward call, a multiply-add of vectors, a value read or written, a
+#: weight of the kernel.
+DENSE = (29_100.0, 259_000.0, 0.084, 2.09, 2.5)
+#: Nanoseconds on one thread of: a forward call, a backward call, an addition of vectors, a multiply-add of vectors, a value
+#: read or written, a weight of the rings.
+RING = (106_000.0, 255_000.0, 0.647, 0.252, 0.96, 3.25)
+#: Share of its estimate at which ring is chosen: where estimates tie, dense is the one more often underestimated.
+TIE = 0.8
+#: How many times slower the ring algorithm is without a compiler: 1.6 to 3.1, measured with 64 to 256 channels.
+UNCOMPILED = 3.0
+_LANES = 16
+
+
+def choose_algorithm(
+    x: Tensor,
+    weight: Tensor,
+    basis: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> str:
+    """``"dense"`` or ``"ring"``, whichever is estimated to be faster for these operands.
+
+    Dense is chosen wherever nothing was measured: on other devices than the CPU, in half precision (also under
+    autocast), and for depthwise and grouped convolutions.
+
+    Args:
+        x: input of shape ``(N, C, *spatial)`` or ``(C, *spatial)``; only its shape, dtype and device count, and whether
+            it needs a gradient.
+        weight: ring coefficients, shape ``(out_channels, C / groups, b)``.
+        basis: shape ``(b, *kernel_size)``.
+        stride: one integer a spatial axis; so ``padding`` and ``dilation``.
+        groups: number of blocks of channels that do not mix.
+
+    Example:
+        >>> from monai_sre.ops import radial_basis
+        >>> x, basis = torch.empty(8, 64, 32, 32), radial_basis((1, 1))
+        >>> choose_algorithm(x, torch.empty(64, 64, 1), basis, [1, 1], [0, 0], [1, 1], 1)  # one tap: nothing to sum
+        'dense'
+    """
+    ndim = basis.dim() - 1
+    half = x.dtype not in (torch.float32, torch.float64) or torch.is_autocast_enabled("cpu")
+    if x.device.type != "cpu" or half or groups > 1 or x.numel() == 0:
+        return "dense"
+    size = spatial_triple(x.shape[-ndim:], 1)
+    kernel = spatial_triple(basis.shape[1:], 1)
+    reach = (d * (k - 1) + 1 - 2 * p for d, k, p in zip(dilation, basis.shape[1:], padding, strict=True))
+    if math.prod(kernel) == 1 or any(r > n for r, n in zip(reach, x.shape[-ndim:], strict=True)):
+        return "dense"  # which also says what does not fit
+    batch = x.shape[0] if x.dim() > ndim + 1 else 1
+    training = torch.is_grad_enabled() and (weight.requires_grad, x.requires_grad)
+    counts = operation_counts(
+        batch, x.shape[-ndim - 1], weight.shape[0], size, basis, stride, padding, dilation, training
+    )
+    threads = torch.get_num_threads()
+    dense, ring = (estimate(costs, numbers, threads) for costs, numbers in zip((DENSE, RING), counts, strict=True))
+    return "ring" if ring * TIE * (1.0 if available(x.dtype) else UNCOMPILED) < dense else "dense"
+
+
+def estimate(costs: Sequence[float], counts: Sequence[float], threads: int) -> float:
+    """Nanoseconds: the calls, which come first, and all else shared by the threads.
+
+    Example:
+        >>> estimate((10.0, 20.0, 3.0), (1.0, 0.0, 8.0), threads=2)
+        22.0
+    """
+    times = [cost * count for cost, count in zip(costs, counts, strict=True)]
+    return sum(times[:2]) + sum(times[2:]) / threads
+
+
+def operation_counts(
+    batch: int,
+    channels: int,
+    out_channels: int,
+    size: Sequence[int],
+    basis: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    training: bool | tuple[bool, bool],
+) -> tuple[list[float], list[float]]:
+    """What :data:`DENSE` and :data:`RING` multiply: counts of both algorithms.
+
+    Args:
+        size: spatial size of the input along z, y, x.
+        training: whether gradients of weight and input are formed, or ``False`` for none.
+    """
+    plan, _ = plans(basis)
+    ndim = basis.dim() - 1
+    geometry = convolution_geometry(size[3 - ndim :] if ndim > 1 else size[1:2], plan.kernel, stride, padding, dilation)
+    by_weight, by_input = training if isinstance(training, tuple) else (False, False)
+    values_in, values_out = batch * math.prod(size), batch * geometry.positions
+    moved = values_in * channels + values_out * out_channels
+    products = 1 + by_weight + by_input
+    pairs = _padded(channels, _LANES) * _padded(out_channels, _LANES) / _LANES
+    calls, weights = [1.0, float(by_weight or by_input)], float(channels * out_channels * products)
+    taps = math.prod(plan.kernel)
+    dense = [*calls, values_out * taps * pairs * products, moved * products, weights * taps]
+
+    strided = geometry.stride != (1, 1, 1)
+    summed = values_out * channels  # positions whose ring sums are formed
+    mixed = values_out * channels * plan.maps * _padded(out_channels, 8) / _LANES
+    if by_input or (by_weight and not strided and out_channels < channels):
+        summed += values_in * out_channels
+        mixed += by_input * values_in * out_channels * plan.maps * _padded(channels, 8) / _LANES
+        if by_weight and not strided:
+            mixed += values_in * out_channels * plan.maps * _padded(channels, _LANES) / _LANES
+    if by_weight and (strided or (not by_input and out_channels >= channels)):
+        summed += values_out * channels
+        mixed += values_out * channels * plan.maps * _padded(out_channels, _LANES) / _LANES
+    depth, height, width = geometry.out_size
+    row_waste = 1.0 if plan.kernel[2] == 1 else _padded(width, _LANES) / width
+    plane_waste = _padded(height * width, _LANES) / (height * width)
+    terms = len(plan.columns.tap) * row_waste + len(plan.rows.tap) * plane_waste
+    terms += (len(plan.groups.tap) if depth > 1 else 0) * plane_waste
+    terms += 0 if plan.mix is None else int((plan.mix != 0).sum()) * plane_waste
+    ring = [*calls, summed * terms / _LANES, mixed * plane_waste, moved * products, weights * plan.maps]
+    return dense, ring
+
+
+def _padded(count: int, step: int) -> int:
+    return (count + step - 1) // step * step

@@ -1,0 +1,79 @@
+"""The choice between the algorithms."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks.choice import fit, losses
+from monai_sre.ops import radial_basis
+from monai_sre.ops.ring.cost import DENSE, RING, TIE, choose_algorithm, estimate, operation_counts
+
+#: What the constants are fitted to.
+MEASURED = Path(__file__).parents[2] / "benchmarks" / "results" / "speed_choice_cpu.json"
+
+
+def choose(shape: tuple[int, ...], out_channels: int, kernel: int, **options: Any) -> str:
+    ndim = len(shape) - 2
+    basis = radial_basis((kernel,) * ndim)
+    x = torch.empty(shape, device="meta", dtype=options.pop("dtype", torch.float32))
+    x = torch.empty_like(x, device=options.pop("device", "cpu"))
+    weight = torch.empty(out_channels, shape[1], len(basis), device="meta")
+    return choose_algorithm(x, weight, basis, (1,) * ndim, (kernel // 2,) * ndim, (1,) * ndim, 1)
+
+
+def test_rows_whose_outcome_is_beyond_doubt() -> None:
+    assert choose((32, 64, 32, 32), 64, 9) == "ring"
+    assert choose((4, 64, 32, 32, 32), 64, 5) == "ring"
+    assert choose((32, 64, 32, 32), 64, 1) == "dense"
+
+
+def test_dense_where_nothing_was_measured() -> None:
+    for change in ({"device": "meta"}, {"dtype": torch.bfloat16}):
+        assert choose((32, 64, 32, 32), 64, 9, **change) == "dense"
+
+
+def test_counts_of_one_layer() -> None:
+    """16 to 16 channels, 3 x 3 band, 8 x 8 positions: 9 taps, 2 rings, 16 lanes."""
+    basis = radial_basis((3, 3)).float()
+    sizes = (1, 1), (1, 1), (1, 1)
+    dense, ring = operation_counts(1, 16, 16, (1, 8, 8), basis, *sizes, False)
+    assert dense == [1, 0, 64 * 9 * 16, 2 * 64 * 16, 9 * 16 * 16]
+    terms = 3 * 2 + 6  # loads of two column sums, whose rows of 8 fill half a vector, and of two rings from these
+    assert ring == [1, 0, 64 * 16 * terms / 16, 64 * 2 * 16, 2 * 64 * 16, 2 * 16 * 16]
+    dense, _ = operation_counts(1, 16, 16, (1, 8, 8), basis, *sizes, (True, True))
+    assert dense == [1, 1, 3 * 64 * 9 * 16, 3 * 2 * 64 * 16, 3 * 9 * 16 * 16]
+
+
+def test_threads_share_all_but_the_calls() -> None:
+    assert estimate((10.0, 20.0, 3.0), (1.0, 1.0, 8.0), threads=4) == 36.0
+
+
+@pytest.fixture(scope="module")
+def measured() -> Any:
+    if not MEASURED.is_file():
+        pytest.skip("the measurements are not part of this checkout")
+    return json.loads(MEASURED.read_text())
+
+
+def test_the_choice_costs_little_on_the_measured_shapes(measured: Any) -> None:
+    """At most 10 % on every shape that takes a millisecond or more."""
+    rows = measured["rows"]
+    lost = losses(rows, measured["machine"]["threads"])
+    slow = [
+        loss for row, loss in zip(rows, lost, strict=True) if min(time["ms"] for time in row["times"].values()) >= 1
+    ]
+    assert len(slow) > 60
+    assert max(slow) <= 1.1
+
+
+def test_the_constants_are_those_of_the_fit(measured: Any) -> None:
+    namespace: dict[str, Any] = {}
+    exec(fit(measured["rows"], measured["machine"]["threads"]), namespace)
+    assert namespace["DENSE"] == pytest.approx(DENSE, rel=0.02)
+    assert namespace["RING"] == pytest.approx(RING, rel=0.02)
+    assert namespace["TIE"] == TIE
