@@ -42,29 +42,30 @@ def main(output_dir: str | Path, bundle: str | Path, epochs: int = 15) -> str:
         raise FileNotFoundError(
             f"bundle={str(bundle)!r} holds no configs/train.json: run from the project's root or name it"
         )
-    sre, plain = [configs / "train.json"], [configs / "train.json", configs / "plain.json"]
-    widths: dict[str, dict[str, Any]] = {
-        "SRE": {"network_def#width": 16},
-        "plain": {"network_def#block_inplanes": [16, 32, 64, 128]},
+    train, evaluate = [configs / "train.json"], [configs / "train.json", configs / "evaluate.json"]
+    networks: dict[str, tuple[list[Path], dict[str, Any]]] = {
+        "SRE": (train, {"network_def#width": 16}),
+        "plain": ([*train, configs / "plain.json"], {"network_def#block_inplanes": [16, 32, 64, 128]}),
     }
     rows, curves = [], {}
-    for name, files in (("SRE", sre), ("plain", plain)):
+    for name, (files, width) in networks.items():
         folder = output_dir / name.lower()
-        options = {"dataset_name": _DATASET, "progress": False, **widths[name]}
         started = time.perf_counter()
-        _run(files, configs, **options, max_epochs=epochs, batch_size=32, output_dir=str(folder))
+        options = {"dataset_name": _DATASET, "max_epochs": epochs, "batch_size": 32, "output_dir": str(folder)}
+        _run(files, configs, **options, **width)
         seconds = time.perf_counter() - started
-        options["ckpt_dir"] = str(folder / "models")
-        evaluate = [*files, configs / "evaluate.json"]
+        options = {"dataset_name": _DATASET, "ckpt_dir": str(folder / "models")}
         upright, rotated = folder / "validation", folder / "test"
-        _run(evaluate, configs, **options, output_dir=str(upright), **{"validate#split": "val"})
+        _run(evaluate, configs, **options, output_dir=str(upright), **{"validate#dataset#split": "val"})
         _run(evaluate, configs, **options, output_dir=str(rotated), sweep=True)
-        sweep = json.loads((rotated / "sweep_clean.json").read_text())
+        sweep = json.loads((rotated / "sweep_bilinear_background.json").read_text())
         curves[name] = SweepResult(sweep["rows"], sweep["consistency"])
         accuracy = [json.loads((part / "metrics.json").read_text())["ACC"] for part in (upright, rotated)]
         rows.append((name, *accuracy, sweep["ACC mean"], sweep["consistency"], seconds))
-    draw_sweep(curves, output_dir / "rotation.png", title="random patches of real images, fill: background")
-    predictions = _infer(output_dir, configs, widths["SRE"])
+    draw_sweep(
+        curves, output_dir / "rotation.png", title="random patches of real images, corners filled with the background"
+    )
+    predictions = _infer(output_dir, configs)
     return _table(rows) + f"\npicture:     {output_dir / 'rotation.png'}\npredictions: {predictions}"
 
 
@@ -78,7 +79,7 @@ def _run(files: list[Path], configs: Path, **options: Any) -> None:
     )
 
 
-def _infer(output_dir: Path, configs: Path, width: dict[str, Any]) -> Path:
+def _infer(output_dir: Path, configs: Path) -> Path:
     """Write some test patches as PNG files, and predict them as a user would."""
     folder = output_dir / "images"
     folder.mkdir(parents=True, exist_ok=True)
@@ -86,8 +87,8 @@ def _infer(output_dir: Path, configs: Path, width: dict[str, Any]) -> Path:
     for index in range(0, len(data), max(1, len(data) // 12)):
         name = data.info.class_names[int(data.labels[index])]
         Image.fromarray(np.asarray(data.images[index, 0])).save(folder / f"{index:03d}_{name}.png")
-    options = {"dataset_name": _DATASET, "ckpt_dir": str(output_dir / "sre" / "models"), **width}
-    _run([configs / "inference.json"], configs, **options, input=str(folder), output_dir=str(output_dir / "inference"))
+    options = {"ckpt_dir": str(output_dir / "sre" / "models"), "output_dir": str(output_dir / "inference")}
+    _run([configs / "inference.json"], configs, **options, input=str(folder))
     return output_dir / "inference" / "predictions.csv"
 
 
@@ -104,7 +105,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m monai_sre.demo", description=__doc__.split("\n")[0])
     parser.add_argument("--output_dir", default="output/demo", help="folder of all results (default: %(default)s)")
     parser.add_argument("--bundle", default="bundles/medmnist_2d_classification", help="folder of the 2-D bundle")
-    parser.add_argument("--epochs", type=int, default=15, help="epochs of training a network (default: %(default)s)")
+    parser.add_argument("--epochs", type=int, default=15, help="epochs of training per network (default: %(default)s)")
     arguments = parser.parse_args()
     logging.getLogger("ignite").setLevel(logging.WARNING)
     print(main(arguments.output_dir, arguments.bundle, arguments.epochs))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 import torch
 from monai.utils import instantiate
 from torch import nn
+
+from monai_sre import __version__
 
 #: Of the JSON file beside ``model.pt``.
 FILE_NAME = "model.json"
@@ -90,6 +93,32 @@ def network_entry(network: Callable[..., nn.Module]) -> dict[str, Any] | None:
     return copy
 
 
+def describe(values: Mapping[str, Any], epoch: int, metrics: Mapping[str, float]) -> dict[str, Any]:
+    """What the JSON file of a model holds: the version of this package, the values given, the epoch and its metrics.
+
+    Args:
+        values: those that the model needs to be used; ``"network"``, where it is there, is what :func:`network_entry` gives.
+        epoch: that the weights come from.
+        metrics: of the validation at that epoch; NaN and infinities become ``None``, which JSON can hold.
+
+    Raises:
+        TypeError: a value is none that JSON can hold; the message names it.
+
+    Example:
+        >>> describe({"size": 28}, epoch=3, metrics={"val_auc": 0.9})["size"]
+        28
+    """
+    for name, value in values.items():
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise TypeError(
+                f"the description of a model must hold numbers, texts and lists, got {name}={value!r}"
+            ) from error
+    finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+    return {"monai_sre_version": __version__, **values, "epoch": epoch, "metrics": finite}
+
+
 def load_description(path: str | Path) -> ModelDescription:
     """Read the JSON file of a trained model.
 
@@ -141,7 +170,9 @@ def check_weights(network: nn.Module, path: str | Path) -> None:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # zip, pickle and torch each have their own
-        raise ValueError(f"{path} cannot be read as weights: {type(error).__name__}: {error}") from error
+        raise ValueError(
+            f"{path} cannot be read as weights ({type(error).__name__}); expected a plain state dict, as torch.save writes it"
+        ) from error
     if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise ValueError(f"{path} holds no state dict of tensors; expected the weights of a trained model")
     own = network.state_dict()

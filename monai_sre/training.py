@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
-import importlib.util
+import json
 import math
-import os
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
 from monai.inferers import SimpleInferer
 from monai.utils import set_determinism
-from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torch.utils._pytree import tree_map
 
-from monai_sre.data.dataset import BatchLoader, mix_seed
+from monai_sre.data import BatchLoader, EpochLoader, mix_seed
+from monai_sre.description import FILE_NAME, describe
+from monai_sre.ops.arguments import as_flag, int_tuple
 
 
 class EpochSeed:
     """Handler: seeds all random numbers at the start of each epoch, so that a resumed run repeats an uninterrupted one.
 
+    Processes of one training draw different numbers.
+
     Args:
         seed: of the run.
-        rank: of this process; ranks draw different numbers.
-        loader: a :class:`monai_sre.data.BatchLoader` that is to follow the epochs too.
+        loader: a loader of :mod:`monai_sre.data` that is to follow the epochs too.
 
     Example:
         >>> engine = Engine(lambda engine, batch: torch.rand(1).item())
@@ -34,15 +39,15 @@ class EpochSeed:
         True
     """
 
-    def __init__(self, seed: int, rank: int = 0, loader: BatchLoader | None = None) -> None:
-        self.seed, self.rank, self.loader = seed, rank, loader
+    def __init__(self, seed: int, loader: BatchLoader | EpochLoader | None = None) -> None:
+        self.seed, self.loader = seed, loader
 
     def attach(self, engine: Engine) -> None:
         """Register with a trainer."""
         engine.add_event_handler(Events.EPOCH_STARTED, self._set)
 
     def _set(self, engine: Engine) -> None:
-        set_determinism(mix_seed(self.seed, engine.state.epoch, self.rank) % 2**32)
+        set_determinism(mix_seed(self.seed, engine.state.epoch, idist.get_rank()) % 2**32)
         if self.loader is not None:
             self.loader.set_epoch(engine.state.epoch)
 
@@ -51,7 +56,10 @@ class AutocastInferer(SimpleInferer):
     """``SimpleInferer`` under bfloat16 autocast of the input's own device, CPU or GPU; all outputs come back in float32.
 
     Args:
-        enabled: whether to autocast at all.
+        enabled: whether to autocast at all: a boolean, or a word such as ``"true"`` from a command line.
+
+    Raises:
+        ValueError: ``enabled`` is neither.
 
     Example:
         >>> net = torch.nn.Linear(4, 2)
@@ -59,35 +67,37 @@ class AutocastInferer(SimpleInferer):
         torch.float32
     """
 
-    def __init__(self, enabled: bool = True) -> None:
+    def __init__(self, enabled: bool | str = True) -> None:
         super().__init__()
-        self.enabled = enabled
+        self.enabled = as_flag("amp", enabled)
 
-    def __call__(self, inputs: torch.Tensor, network: Any, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, inputs: Tensor, network: Any, *args: Any, **kwargs: Any) -> Any:
         with torch.autocast(inputs.device.type, dtype=torch.bfloat16, enabled=self.enabled):
-            return tree_map(_wide, super().__call__(inputs, network, *args, **kwargs))
+            return tree_map(_to_float32, super().__call__(inputs, network, *args, **kwargs))
 
 
-def _wide(output: Any) -> Any:
-    return output.float() if isinstance(output, torch.Tensor) and output.is_floating_point() else output
+def _to_float32(output: Any) -> Any:
+    return output.float() if isinstance(output, Tensor) and output.is_floating_point() else output
 
 
 class Checkpoints:
     """Trainer handler: saves ``last.pt`` every epoch and ``model.pt`` whenever validation improves; resumes; stops early.
 
-    ``model.pt`` is the network's plain state dict. ``last.pt`` holds all that a run needs to go on, the best score so far
-    included, so that a resumed run never replaces a better ``model.pt``. Both are written whole or not at all.
+    ``model.pt`` is the network's plain state dict, and ``model.json`` beside it says what it is a model of
+    (:mod:`monai_sre.description`). ``last.pt`` holds all that a run needs to go on, the best score so far included, so that a
+    resumed run never replaces a better ``model.pt``. Each is written whole or not at all, by the first process alone.
+    MONAI's ``CheckpointSaver`` and ``EarlyStopHandler`` do the first part, but forget the best score and the patience.
 
     Args:
-        ckpt_dir: folder of both files, created if need be.
+        ckpt_dir: folder of the files, created if need be.
         network: the bare network, not wrapped for several processes.
         optimizer: saved and restored.
         lr_scheduler: saved and restored; its handler must be attached before this one.
         evaluator: the validation engine; its handler must be attached before this one.
         metric: the evaluator's metric that ``model.pt`` is chosen by; higher is better.
-        resume: go on from ``last.pt``.
+        description: what ``model.json`` holds beside the epoch and the metrics: the values that the model needs to be used.
+        resume: go on from ``last.pt``: a boolean, or a word such as ``"true"`` from a command line.
         patience: end the training after so many validations without improvement; 0 is never.
-        rank: rank of this process; only rank 0 writes.
 
     The options of the optimizer and of the schedule are those of the run that resumes: with more epochs, fewer, or another
     learning rate, it goes on along the rates of a run that had them from the start. ``ReduceLROnPlateau`` goes on from the
@@ -95,25 +105,26 @@ class Checkpoints:
 
     Raises:
         FileNotFoundError: ``resume`` is on and there is no ``last.pt``.
-        ValueError: ``last.pt`` cannot be read or is of another network, or the training it holds is complete; or, in the
-            training, the metric is NaN.
+        ValueError: an argument cannot work; ``last.pt`` cannot be read or is of another network, or the training it holds is
+            complete; or, in the training, the metric is NaN.
     """
 
     def __init__(
         self,
         ckpt_dir: str | Path,
-        network: torch.nn.Module,
+        network: nn.Module,
         optimizer: torch.optim.Optimizer,
-        lr_scheduler: torch.optim.lr_scheduler.LRScheduler,
+        lr_scheduler: LRScheduler,
         evaluator: Engine,
         metric: str,
-        resume: bool = False,
+        description: Mapping[str, Any] | None = None,
+        resume: bool | str = False,
         patience: int = 0,
-        rank: int = 0,
     ) -> None:
         self.folder, self.evaluator, self.metric = Path(ckpt_dir), evaluator, metric
         self.parts: dict[str, Any] = {"network": network, "optimizer": optimizer, "lr_scheduler": lr_scheduler}
-        self.resume, self.patience, self.rank = resume, patience, rank
+        self.description = dict(description or {})
+        self.resume, (self.patience,) = as_flag("resume", resume), int_tuple("early_stopping", patience, 1, minimum=0)
         self.best, self.waited, self._validated = float("-inf"), 0, False
 
     def attach(self, engine: Engine) -> None:
@@ -166,34 +177,28 @@ class Checkpoints:
             self.waited = 0 if score > self.best else self.waited + 1
             if score > self.best:
                 self.best = score
-                self._write(self.parts["network"].state_dict(), "model.pt")
+                metrics = {name: float(value) for name, value in self.evaluator.state.metrics.items()}
+                values = describe(self.description, engine.state.epoch, metrics)
+                self._write({"model.pt": self.parts["network"].state_dict(), FILE_NAME: values})
             if self.patience and self.waited >= self.patience:
                 engine.terminate()
         state = {name: part.state_dict() for name, part in self.parts.items()}
-        self._write({**state, "best": self.best, "waited": self.waited, "epoch": engine.state.epoch}, "last.pt")
+        self._write({"last.pt": {**state, "best": self.best, "waited": self.waited, "epoch": engine.state.epoch}})
 
-    def _write(self, content: Any, name: str) -> None:
-        if self.rank == 0:
+    def _write(self, files: Mapping[str, Any]) -> None:
+        """Write all drafts first, then give them their names."""
+        if idist.get_rank() != 0:
+            return
+        for name, content in files.items():
             draft = self.folder / f"{name}.tmp"
-            torch.save(content, draft)
-            draft.replace(self.folder / name)
+            if name.endswith(".json"):
+                draft.write_text(json.dumps(content, indent=4) + "\n", encoding="utf-8")
+            else:
+                torch.save(content, draft)
+        for name in files:
+            (self.folder / f"{name}.tmp").replace(self.folder / name)
 
 
 def _steps_done(schedule: dict[str, Any]) -> int:
     """How often the schedule of a state dict was stepped; one that chains others counts nothing itself."""
     return int(schedule["last_epoch"]) if "last_epoch" in schedule else _steps_done(schedule["_schedulers"][0])
-
-
-def process_rank() -> int:
-    """Rank of this process as ``torchrun`` tells it, 0 elsewhere."""
-    return int(os.environ.get("RANK", "0"))
-
-
-def process_count() -> int:
-    """Number of processes as ``torchrun`` tells it, 1 elsewhere."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def has_tensorboard() -> bool:
-    """Whether TensorBoard logs can be written here."""
-    return importlib.util.find_spec("tensorboard") is not None

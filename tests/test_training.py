@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
+import ignite.distributed as idist
 import pytest
 import torch
 from ignite.engine import Engine, Events
 from monai.optimizers import WarmupCosineSchedule
 from torch.optim import lr_scheduler as schedules
 
+import monai_sre
 from monai_sre.nets import SREUNet
-from monai_sre.training import AutocastInferer, Checkpoints, EpochSeed, process_count, process_rank
+from monai_sre.training import AutocastInferer, Checkpoints, EpochSeed
 
 
 def run_epochs(
@@ -33,7 +36,7 @@ def run_epochs(
         Events.COMPLETED, lambda engine: engine.state.metrics.update(score=scores[trainer.state.epoch - 1])
     )
     trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda _: validator.run([0]))
-    saver = Checkpoints(folder, network, optimizer, scheduler, validator, "score", resume, patience)
+    saver = Checkpoints(folder, network, optimizer, scheduler, validator, "score", {"size": 28}, resume, patience)
     saver.attach(trainer)
     trainer.run([0], max_epochs=len(scores))
     return trainer, saver
@@ -65,6 +68,39 @@ def test_patience_ends_the_training_and_is_remembered(tmp_path: Path) -> None:
     run_epochs(tmp_path / "parts", [0.5, 0.4], patience=2)
     trainer, _ = run_epochs(tmp_path / "parts", [0.5, 0.4, 0.3, 0.2, 0.1], resume=True, patience=2)
     assert trainer.state.epoch == 3
+
+
+def test_the_description_is_that_of_the_best_epoch(tmp_path: Path) -> None:
+    run_epochs(tmp_path, [0.1, 0.9, 0.5])
+    saved = json.loads((tmp_path / "model.json").read_text())
+    assert saved == {
+        "monai_sre_version": monai_sre.__version__,
+        "size": 28,
+        "epoch": 2,
+        "metrics": {"score": 0.9},
+    }
+
+
+@pytest.mark.parametrize("word", ["maybe", "", "2", "None"])
+def test_resume_takes_no_other_word_than_yes_and_no(tmp_path: Path, word: str) -> None:
+    run_epochs(tmp_path, [0.1])
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(ValueError, match=f"resume must be true or false, got {word!r}"):
+        run_epochs(tmp_path, [0.1, 0.2], resume=word)  # type: ignore[arg-type]
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("word", ["yes", "True", "on", "1"])
+def test_resume_takes_the_words_for_yes(tmp_path: Path, word: str) -> None:
+    run_epochs(tmp_path, [0.1])
+    trainer, _ = run_epochs(tmp_path, [0.1, 0.2], resume=word)  # type: ignore[arg-type]
+    assert (trainer.state.epoch, saved_weight(tmp_path)) == (2, 2.0)
+
+
+@pytest.mark.parametrize("patience", [-1, 1.5, "two"])
+def test_wrong_patience(tmp_path: Path, patience: object) -> None:
+    with pytest.raises((TypeError, ValueError), match="early_stopping must be an integer >= 0"):
+        run_epochs(tmp_path, [0.1], patience=patience)  # type: ignore[arg-type]
 
 
 def test_nothing_is_chosen_by_nan(tmp_path: Path) -> None:
@@ -109,7 +145,9 @@ def test_a_longer_run_goes_on_along_its_own_learning_rates(
         trainer = Engine(step)
         trainer.state.max_epochs, trainer.state.epoch_length = epochs, 1
         trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda _: scheduler.step())
-        Checkpoints(tmp_path / name, network, optimizer, scheduler, Engine(step), "score", resume).attach(trainer)
+        Checkpoints(tmp_path / name, network, optimizer, scheduler, Engine(step), "score", resume=resume).attach(
+            trainer
+        )
         trainer.add_event_handler(Events.EPOCH_COMPLETED(once=stop), lambda engine: engine.terminate())
         trainer.run([0], max_epochs=epochs)
 
@@ -126,7 +164,9 @@ def test_a_schedule_on_plateaus_resumes_at_its_rate(tmp_path: Path) -> None:
     def saver(resume: bool) -> tuple[Checkpoints, schedules.ReduceLROnPlateau]:
         optimizer = torch.optim.SGD(network.parameters(), lr=1.0)
         scheduler = schedules.ReduceLROnPlateau(optimizer, factor=0.5, patience=0)
-        return Checkpoints(tmp_path, network, optimizer, scheduler, Engine(lambda *_: 0), "score", resume), scheduler
+        return Checkpoints(
+            tmp_path, network, optimizer, scheduler, Engine(lambda *_: 0), "score", resume=resume
+        ), scheduler
 
     first, scheduler = saver(False)
     trainer = Engine(lambda *_: scheduler.step(1.0))
@@ -139,21 +179,23 @@ def test_a_schedule_on_plateaus_resumes_at_its_rate(tmp_path: Path) -> None:
     assert resumed.optimizer.param_groups[0]["lr"] == scheduler.optimizer.param_groups[0]["lr"] == 0.25
 
 
-def test_only_rank_zero_writes(tmp_path: Path) -> None:
+def test_only_rank_zero_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(idist, "get_rank", lambda: 1)
     network = torch.nn.Linear(1, 1)
     optimizer = torch.optim.SGD(network.parameters(), lr=1.0)
     trainer, validator = Engine(lambda _, batch: batch), Engine(lambda _, batch: batch)
     scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer)
-    Checkpoints(tmp_path, network, optimizer, scheduler, validator, "score", rank=1).attach(trainer)
+    Checkpoints(tmp_path, network, optimizer, scheduler, validator, "score").attach(trainer)
     trainer.run([0])
     assert list(tmp_path.iterdir()) == []
 
 
-def test_epoch_seed_depends_on_seed_epoch_and_rank() -> None:
+def test_epoch_seed_depends_on_seed_epoch_and_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = set()
     for seed, rank in ((0, 0), (1, 0), (0, 1)):
         engine = Engine(lambda _, __: drawn.add(float(torch.rand(1))))
-        EpochSeed(seed, rank).attach(engine)
+        monkeypatch.setattr(idist, "get_rank", lambda rank=rank: rank)
+        EpochSeed(seed).attach(engine)
         engine.run([0], max_epochs=2)
     assert len(drawn) == 6
 
@@ -179,12 +221,3 @@ def test_autocast_takes_networks_of_several_outputs(enabled: bool) -> None:
     outputs = AutocastInferer(enabled)(torch.randn(1, 1, 16, 16), net)
     assert len(outputs) > 1
     assert {out.dtype for out in outputs} == {torch.float32}
-
-
-def test_ranks_come_from_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("RANK", raising=False)
-    monkeypatch.delenv("WORLD_SIZE", raising=False)
-    assert (process_rank(), process_count()) == (0, 1)
-    monkeypatch.setenv("RANK", "3")
-    monkeypatch.setenv("WORLD_SIZE", "4")
-    assert (process_rank(), process_count()) == (3, 4)

@@ -2,7 +2,7 @@
 
 from monai_sre.data.augment import BatchAugment2d, BatchAugment3d, BatchPreprocess
 from monai_sre.data.datalist import datalist_info, load_datalist, read_image, scale_to_unit
-from monai_sre.data.dataset import BatchLoader, DatasetInfo, LabelledImages
+from monai_sre.data.dataset import BatchLoader, DatasetInfo, LabelledImages, mix_seed
 from monai_sre.data.demo import demo_arrays, demo_info
 from monai_sre.data.files import FileImages, file_grids, find_images
 from monai_sre.data.geometry import background_value, flip_batch, random_rotations, resize_batch, rotate_batch
@@ -43,6 +43,7 @@ __all__ = [
     "load_dataset",
     "load_pairs",
     "medmnist_flags",
+    "mix_seed",
     "random_rotations",
     "read_image",
     "resize_batch",

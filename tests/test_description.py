@@ -1,0 +1,108 @@
+"""What a model says of itself: written, read, and held against weights that are not its own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from monai.networks.nets import DenseNet121, ResNet
+from torch import nn
+
+from monai_sre import SREResNet, convert_to_sre
+from monai_sre.description import check_weights, describe, load_description, network_entry
+
+BASIC = {"block": "basic", "layers": [1, 1, 1, 1], "block_inplanes": [4, 4, 4, 4]}
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        partial(SREResNet, spatial_dims=2, in_channels=1, num_classes=3, width=4, conv=("harmonic", {"orders": (1,)})),
+        partial(ResNet, **BASIC, spatial_dims=3, n_input_channels=1, num_classes=2),
+    ],
+    ids=["SREResNet", "ResNet"],
+)
+def test_a_network_is_built_again_from_its_description(tmp_path: Path, make: Callable[..., nn.Module]) -> None:
+    network = make()
+    path = tmp_path / "model.json"
+    path.write_text(
+        json.dumps(describe({"network": network_entry(make)}, 3, {"val_auc": 0.9, "val_loss": float("nan")}))
+    )
+    model = load_description(path)
+    assert (model["epoch"], model["metrics"]) == (3, {"val_auc": 0.9, "val_loss": None})
+    twin = model.network()
+    twin.load_state_dict(network.state_dict())
+    x = torch.randn(2, 1, *[12] * (network.conv1.weight.dim() - 2 if type(network) is ResNet else 2))
+    torch.testing.assert_close(twin.eval()(x), network.eval()(x), rtol=0, atol=0)
+
+
+def test_arguments_that_json_cannot_hold_are_left_out_and_said(tmp_path: Path) -> None:
+    made = partial(convert_to_sre, network=DenseNet121(2, 1, 2))
+    assert network_entry(made) is None
+    (tmp_path / "model.json").write_text(json.dumps(describe({"network": None}, 1, {})))
+    with pytest.raises(ValueError, match=r"model.json: 'network' must be .* got None"):
+        load_description(tmp_path / "model.json").network()
+
+
+def test_only_what_json_can_hold_describes_a_model() -> None:
+    with pytest.raises(TypeError, match="got device=device"):
+        describe({"device": torch.device("cpu")}, 1, {})
+
+
+@pytest.mark.parametrize(
+    ("content", "error", "message"),
+    [
+        (None, FileNotFoundError, "model.json is missing: training writes it beside model.pt"),
+        ("{", ValueError, "model.json is no description of a model"),
+        ("[1]", ValueError, "it must hold one JSON object"),
+        ('{"network": {"_target_": "monai_sre.nets.Nothing"}}', ValueError, "the network cannot be built"),
+        ('{"network": {"_target_": "monai_sre.nets.SREResNet", "spatial_dims": 7}}', ValueError, "cannot be built"),
+        ('{"size": 28}', ValueError, "model.json has no 'network'; it holds size"),
+    ],
+)
+def test_a_damaged_description(tmp_path: Path, content: str | None, error: type[Exception], message: str) -> None:
+    path = tmp_path / "model.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(error, match=message):
+        load_description(path).network()
+
+
+def weights(kind: str, path: Path) -> None:
+    other = nn.Linear(2, 1)
+    if kind == "text":
+        path.write_text("no weights")
+    elif kind == "empty":
+        path.touch()
+    elif kind == "list":
+        torch.save([torch.ones(1)], path)
+    elif kind == "names":
+        torch.save({"kernel": torch.ones(1, 3), "bias": torch.ones(1)}, path)
+    elif kind == "integers":
+        torch.save({"weight": torch.ones(1, 3, dtype=torch.int64), "bias": torch.ones(1)}, path)
+    elif kind == "shape":
+        torch.save(other.state_dict(), path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("missing", "model.pt is missing"),
+        ("text", "model.pt cannot be read as weights"),
+        ("empty", "model.pt cannot be read as weights"),
+        ("list", "model.pt holds no state dict"),
+        ("names", "model.pt does not fit the network: weight is not in it; and 1 more differences"),
+        ("integers", "weight holds torch.int64, the network's is torch.float32"),
+        ("shape", r"weight has shape \(1, 2\), the network's is \(1, 3\)"),
+    ],
+)
+def test_weights_that_do_not_fit_end_in_one_sentence(tmp_path: Path, kind: str, message: str) -> None:
+    path = tmp_path / "model.pt"
+    weights(kind, path)
+    with pytest.raises((ValueError, FileNotFoundError), match=message) as caught:
+        check_weights(nn.Linear(3, 1), path)
+    assert "\n" not in str(caught.value)
