@@ -1,0 +1,37 @@
+"""What needs more than torch, MONAI, numpy and scipy says in one sentence which extra of the package brings it."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+#: Names under which packages are imported, where these are not their own.
+_IMPORTED_AS = {"pytorch-ignite": "ignite", "pillow": "PIL", "scikit-image": "skimage", "scikit-learn": "sklearn"}
+
+
+def require(user: str, packages: str, extra: str = "bundles") -> None:
+    """Refuse to go on where a package is not installed.
+
+    Args:
+        user: what needs the packages.
+        packages: their names on the package index, separated by blanks.
+        extra: the one of ``setup.cfg`` that brings them.
+
+    Raises:
+        ImportError: one is missing; the message says what to install.
+
+    Example:
+        >>> require("reading files", "pillow nibabel")
+        >>> require("the example", "no-such-package")
+        Traceback (most recent call last):
+        ImportError: the example needs no-such-package: pip install "monai_sre[bundles]"
+    """
+    missing = [name for name in packages.split() if not _is_installed(_IMPORTED_AS.get(name, name))]
+    if missing:
+        raise ImportError(f'{user} needs {", ".join(missing)}: pip install "monai_sre[{extra}]"')
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ImportError:
+        return False
