@@ -28,9 +28,10 @@ EXTRAS = (
 #: Hides the extras, as if they were not installed.
 HIDE = f"""
 import sys
+EXTRAS = {EXTRAS!r}
 class Hidden:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {EXTRAS + ("onnxscript", "onnxruntime", "medmnist")!r}:
+        if name.split(".")[0] in {(*EXTRAS, "onnxscript", "onnxruntime", "medmnist")!r}:
             raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
 sys.meta_path.insert(0, Hidden())
 """
@@ -61,9 +62,8 @@ assert max(monai_sre.equivariance_error(network, x).values()) < 1e-5
 monai_sre.layer_errors(network, x)
 monai_sre.fold_sre(network)(x)
 loaded = {name.split(".")[0] for name in sys.modules}
-print("loaded:", sorted(loaded & set(%r)))
+print("loaded:", sorted(loaded & set(EXTRAS)))
 """
-        % (EXTRAS,)
     )
     assert done.returncode == 0, done.stderr
     assert "loaded: []" in done.stdout

@@ -1,0 +1,76 @@
+"""What holds for the configs of all bundles: copies are equal, values are written out, MONAI's classes come first."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from monai.utils import instantiate
+
+from tests.bundles.running import BUNDLES
+
+NAMES = sorted(path.name for path in BUNDLES.iterdir() if (path / "configs").is_dir())
+CONFIGS = sorted(path for path in BUNDLES.glob("*/configs/*.json") if path.name != "metadata.json")
+
+
+def components(entry: Any) -> Iterator[dict[str, Any]]:
+    """All entries of a config that become objects."""
+    children = entry.values() if isinstance(entry, dict) else entry if isinstance(entry, list) else ()
+    if isinstance(entry, dict) and "_target_" in entry:
+        yield entry
+    for child in children:
+        yield from components(child)
+
+
+def own(entry: dict[str, Any]) -> bool:
+    return str(entry["_target_"]).startswith("monai_sre.")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "count"),
+    [("multi_gpu_*.json", 2 * len(NAMES)), ("logging.conf", len(NAMES)), ("../LICENSE", len(NAMES))],
+)
+def test_copies_are_equal(pattern: str, count: int) -> None:
+    texts = [path.read_text() for name in NAMES for path in (BUNDLES / name / "configs").glob(pattern)]
+    assert len(texts) == count
+    assert len(set(texts)) == 1
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parts[-3]}/{path.name}")
+def test_nothing_is_hidden(path: Path) -> None:
+    """No rank outside of the overlays for several processes, no parsing of flags, no handler by its number."""
+    text = path.read_text()
+    assert "rank" not in text or path.name.startswith("multi_gpu")
+    for hidden in ("lower()", "str(@", "handlers#0", "handlers#1", "mean_confidence"):
+        assert hidden not in text.replace("str(@dataset_name", "")
+    assert text.count("\n") <= 300
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in CONFIGS if path.name == "train.json"], ids=lambda path: path.parts[-3]
+)
+@pytest.mark.parametrize("kind", ["BatchAugment2d", "BatchAugment3d", "BatchPreprocess"])
+def test_every_value_of_the_augmentation_is_written_out(path: Path, kind: str) -> None:
+    for entry in components(json.loads(path.read_text())):
+        if entry["_target_"] == f"monai_sre.data.{kind}":
+            made = instantiate(entry["_target_"], "callable")
+            arguments = inspect.signature(made).parameters
+            assert set(arguments) == set(entry) - {"_target_"}
+            for name, parameter in arguments.items():  # what the config says is what the class does by itself
+                if not str(entry[name]).startswith("@"):
+                    assert entry[name] == pytest.approx(parameter.default) or list(parameter.default) == entry[name]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_user_finds_the_parts_where_monai_has_them(name: str) -> None:
+    """The names of ``spleen_ct_segmentation`` in MONAI's model zoo."""
+    config = json.loads((BUNDLES / name / "configs/train.json").read_text())
+    assert {"network_def", "network", "loss", "optimizer", "lr_scheduler", "train", "validate"} <= config.keys()
+    for phase in ("train", "validate"):
+        assert {"preprocessing", "dataset", "dataloader", "inferer", "handlers"} <= config[phase].keys()
+    assert "trainer" in config["train"]
+    assert {"evaluator", "key_metric"} <= config["validate"].keys()
