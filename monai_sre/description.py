@@ -53,8 +53,11 @@ class ModelDescription(Mapping[str, Any]):
     def __len__(self) -> int:
         return len(self._values)
 
-    def network(self) -> nn.Module:
+    def network(self, **changes: Any) -> nn.Module:
         """Build the network, with new weights.
+
+        Args:
+            changes: arguments of the network that are to be others than those of the description.
 
         Raises:
             ValueError: the description cannot say how; the message names its source.
@@ -64,7 +67,7 @@ class ModelDescription(Mapping[str, Any]):
             raise ValueError(
                 f"{self.source}: 'network' must be {{'_target_': class, argument: value, ...}}, got {entry!r}"
             )
-        arguments = {name: value for name, value in entry.items() if name != "_target_"}
+        arguments = {name: value for name, value in entry.items() if name != "_target_"} | changes
         try:
             network: nn.Module = instantiate(entry["_target_"], "default", **arguments)
         except Exception as error:  # each network has its own
@@ -141,6 +144,20 @@ def load_description(path: str | Path) -> ModelDescription:
     if not isinstance(values, dict):
         raise ValueError(f"{path} is no description of a model: it must hold one JSON object")
     return ModelDescription(values, str(path))
+
+
+def build_network(path: str | Path, **changes: Any) -> nn.Module:
+    """The network of a trained model, with new weights: what a config names as its ``network_def``.
+
+    Args:
+        path: of the JSON file of the model.
+        changes: arguments of the network that are to be others than those of the description.
+
+    Raises:
+        FileNotFoundError: the file is not there.
+        ValueError: it does not describe a network that can be built.
+    """
+    return load_description(path).network(**changes)
 
 
 def check_weights(network: nn.Module, path: str | Path) -> None:

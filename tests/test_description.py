@@ -13,7 +13,7 @@ from monai.networks.nets import DenseNet121, ResNet
 from torch import nn
 
 from monai_sre import SREResNet, convert_to_sre
-from monai_sre.description import check_weights, describe, load_description, network_entry
+from monai_sre.description import build_network, check_weights, describe, load_description, network_entry
 
 BASIC = {"block": "basic", "layers": [1, 1, 1, 1], "block_inplanes": [4, 4, 4, 4]}
 
@@ -34,10 +34,16 @@ def test_a_network_is_built_again_from_its_description(tmp_path: Path, make: Cal
     )
     model = load_description(path)
     assert (model["epoch"], model["metrics"]) == (3, {"val_auc": 0.9, "val_loss": None})
-    twin = model.network()
+    twin = build_network(path)
     twin.load_state_dict(network.state_dict())
     x = torch.randn(2, 1, *[12] * (network.conv1.weight.dim() - 2 if type(network) is ResNet else 2))
     torch.testing.assert_close(twin.eval()(x), network.eval()(x), rtol=0, atol=0)
+
+
+def test_a_config_may_change_an_argument(tmp_path: Path) -> None:
+    path = tmp_path / "model.json"
+    path.write_text(json.dumps({"network": {"_target_": "torch.nn.Linear", "in_features": 2, "out_features": 1}}))
+    assert build_network(path, out_features=5).weight.shape == (5, 2)
 
 
 def test_arguments_that_json_cannot_hold_are_left_out_and_said(tmp_path: Path) -> None:
