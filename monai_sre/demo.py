@@ -6,6 +6,12 @@ patches that are rotated at random. Needs no download and takes about three minu
 
 from __future__ import annotations
 
+from monai_sre.extras import require
+
+require("monai_sre.demo")
+
+# ruff: noqa: E402 - what the rest imports is there by now
+
 import argparse
 import json
 import logging

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from monai_sre.extras import require
+
+require("monai_sre.training")
+
+# ruff: noqa: E402 - what the rest imports is there by now
+
 import json
 import math
 import warnings
