@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from monai_sre.evaluation.report import new_figure
+from monai_sre.evaluation.figures import new_figure
 from monai_sre.layers import HarmonicEnergy, SREConv2d
 from monai_sre.symmetry.rotation import disc, rotate
 

@@ -59,7 +59,7 @@ def main(output_dir: str | Path, bundle: str | Path, epochs: int = 15) -> str:
         upright, rotated = folder / "validation", folder / "test"
         _run(evaluate, configs, **options, output_dir=str(upright), **{"validate#split": "val"})
         _run(evaluate, configs, **options, output_dir=str(rotated), sweep=True)
-        sweep = json.loads((rotated / "sweep_clean.json").read_text())
+        sweep = json.loads((rotated / "sweep_bilinear_background.json").read_text())
         curves[name] = SweepResult(sweep["rows"], sweep["consistency"])
         accuracy = [json.loads((part / "metrics.json").read_text())["ACC"] for part in (upright, rotated)]
         rows.append((name, *accuracy, sweep["ACC mean"], sweep["consistency"], seconds))

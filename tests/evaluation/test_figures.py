@@ -1,4 +1,4 @@
-"""The picture of feature maps and class activations under rotation, and the numbers below it."""
+"""The pictures, and the numbers below them."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from monai.networks.nets import ResNet
 from PIL import Image
 from torch import nn
 
-from monai_sre.evaluation import ClassActivation, draw_activations
-from monai_sre.evaluation.activation_views import _Seen
+from monai_sre.evaluation import ClassActivation, SweepResult, draw_activations, draw_maps, draw_sweep
+from monai_sre.evaluation.figures import RotatedViews
 from monai_sre.nets import SREResNet
 from monai_sre.ops.pool import centred_upsample
 
@@ -28,7 +28,7 @@ def test_changes_are_those_of_the_maps_in_the_circle() -> None:
     x = torch.randn(1, 1, 32, 32)
     views = torch.cat([x.rot90(turns, (2, 3)) for turns in range(4)])
     both = networks()
-    seen = {title: _Seen(*parts, views, (0, 90, 180, 270)) for title, parts in both.items()}
+    seen = {title: RotatedViews(*parts, views, (0, 90, 180, 270)) for title, parts in both.items()}
     assert max(seen["SRE"].changes) < 1e-4
     assert min(seen["plain"].changes[1:]) > 1e-3
     plain = both["plain"][0]
@@ -66,3 +66,44 @@ def test_what_cannot_be_drawn_is_refused(tmp_path: Path, changed: dict[str, Any]
     arguments = {"networks": networks(), "image": torch.rand(1, 8, 8), "path": tmp_path / "a.png", "angles": (0, 90)}
     with pytest.raises(ValueError, match=message):
         draw_activations(**{**arguments, **changed})
+
+
+def test_errors_in_colour(tmp_path: Path) -> None:
+    """One column of found, one of excess, one of missed pixels, and one that does not count."""
+    truth = np.array([[1], [0], [1], [-1]]).repeat(8, axis=1)
+    found = np.array([[1], [1], [0], [1]]).repeat(8, axis=1)
+    draw_maps([(np.zeros((1, 4, 8)), truth, found)], tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as picture:
+        pixels = np.asarray(picture.convert("RGB")).reshape(-1, 3)
+    colours, counts = np.unique(pixels, axis=0, return_counts=True)
+    shown = {tuple(map(int, colour)): int(count) for colour, count in zip(colours, counts, strict=True)}
+    assert shown[255, 0, 0] > 500
+    assert shown[0, 0, 255] == pytest.approx(shown[255, 0, 0], rel=0.05)
+
+
+def test_middle_slice_of_a_volume(tmp_path: Path) -> None:
+    volume = np.zeros((1, 6, 5, 7))
+    draw_maps([(volume, volume[0], volume[0], volume[0])], tmp_path / "a.png", titles=("a", "b", "c", "d"))
+    assert (tmp_path / "a.png").is_file()
+
+
+def test_titles_stand_above_the_columns(tmp_path: Path) -> None:
+    """Above the first row of black pictures are a few dark pixels, those of letters."""
+    row = (np.zeros((1, 8, 8)), np.zeros((8, 8)), np.zeros((8, 8)))
+    draw_maps([row, row], tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as picture:
+        dark = (np.asarray(picture.convert("L")) < 128)[:20].mean()
+    assert 0.002 < dark < 0.1
+
+
+def test_a_curve_has_the_colour_of_its_name(tmp_path: Path) -> None:
+    rows = [{"transformation": str(angle), "ACC": 0.8} for angle in range(0, 360, 30)]
+    curves = {"other": SweepResult(rows, 1.0), "red one": SweepResult(rows, 1.0)}
+    for name, colours in {"a": {"red one": "red"}, "b": None}.items():
+        draw_sweep(curves, tmp_path / f"{name}.png", colours=colours)
+    reds = {}
+    for name in "ab":
+        with Image.open(tmp_path / f"{name}.png") as picture:
+            reds[name] = (np.asarray(picture.convert("RGB")) == (255, 0, 0)).all(axis=-1).sum()
+    assert reds["a"] > 500
+    assert reds["b"] == 0
