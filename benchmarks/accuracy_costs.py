@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.accuracy_models import MODELS, network_of
+from benchmarks.accuracy import MODELS
+from benchmarks.bundles import network_of, source_of
 from benchmarks.memory import in_a_fresh_process, peak_growth
 from benchmarks.networks import training_step
 from benchmarks.timing import Effort, interleaved, machine
@@ -33,7 +34,7 @@ SHAPES = {
     "adrenalmnist3d_64": (16, 1, 64, 64, 64),
 }
 #: Networks that differ in cost; those too wide to train on a CPU on small images alone.
-_BASE = [name for name, model in MODELS.items() if not model.averaged and name != "plain-turned"]
+_BASE = [name for name, model in MODELS.items() if not model.averaged and not model.turned]
 _WIDE = ("plain-wide", "sre-wide", "official", "gmr")
 NAMES = {images: [name for name in _BASE if images == "breastmnist" or name not in _WIDE] for images in SHAPES}
 CLASSES = 2
@@ -67,7 +68,7 @@ def main(dataset_dir: str, kinds: list[str]) -> None:
 
 def network(images: str, name: str, dataset_dir: str) -> nn.Module:
     """The untrained network of a model for a kind of images."""
-    return network_of(MODELS[name], images.removesuffix("_64"), dataset_dir)
+    return network_of(source_of(images.removesuffix("_64"), dataset_dir), MODELS[name])
 
 
 def peak(dataset_dir: str, images: str, name: str) -> int:

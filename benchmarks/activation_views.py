@@ -15,38 +15,21 @@ import tempfile
 from pathlib import Path
 
 import torch
-from monai.bundle import ConfigParser, run
 from torch import nn
 
+from benchmarks.accuracy import MODELS
+from benchmarks.bundles import network_of, source_of, train
 from monai_sre.data import BatchPreprocess, load_dataset
 from monai_sre.evaluation import draw_activations
 
-BUNDLE = Path(__file__).parents[1] / "bundles" / "medmnist_2d_classification"
-OUT = BUNDLE / "docs" / "activation_views.png"
-MALIGNANT = 0
+DATASET, MALIGNANT = "breastmnist", 0
 
 
-def network(weights: Path, *overlays: str) -> nn.Module:
-    """The network of the bundle's configs with trained weights."""
-    parser = ConfigParser()
-    parser.read_config([str(BUNDLE / "configs" / f"{name}.json") for name in ("inference", *overlays)])
-    found: nn.Module = parser.get_parsed_content("network_def")
+def trained_network(model: str, weights: Path) -> nn.Module:
+    """The network of a model of the table of accuracies, with trained weights."""
+    found = network_of(source_of(DATASET), MODELS[model])
     found.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
     return found.eval()
-
-
-def train_plain(dataset_dir: Path, folder: Path) -> Path:
-    """Train the plain network as the table of accuracies does, and return the path of its weights."""
-    run(
-        config_file=[str(BUNDLE / "configs" / f"{name}.json") for name in ("train", "plain")],
-        meta_file=str(BUNDLE / "configs" / "metadata.json"),
-        bundle_root=str(BUNDLE),
-        dataset_dir=str(dataset_dir),
-        output_dir=str(folder),
-        progress=False,
-        tensorboard=False,
-    )
-    return folder / "models" / "model.pt"
 
 
 def main() -> None:
@@ -57,10 +40,12 @@ def main() -> None:
         "--plain", type=Path, help="weights of the plain network, as train.json with plain.json saves them"
     )
     options = parser.parse_args()
-    test = load_dataset("breastmnist", str(options.dataset_dir), "test", progress=False)
+    test, source = load_dataset(DATASET, str(options.dataset_dir), "test", progress=False), source_of(DATASET)
     with tempfile.TemporaryDirectory() as folder:
-        plain = network(options.plain or train_plain(options.dataset_dir, Path(folder)), "plain")
-    sre = network(BUNDLE / "models" / "model.pt")
+        if options.plain is None:
+            train(source_of(DATASET, str(options.dataset_dir)), MODELS["plain"], {}, Path(folder))
+        plain = trained_network("plain", options.plain or Path(folder) / "models" / "model.pt")
+    sre = trained_network("harmonic", source.bundle / "models" / "model.pt")
     images = BatchPreprocess(32)(test.images)
     with torch.no_grad():
         decided = torch.stack([model(images).argmax(dim=1) for model in (sre, plain)])
@@ -68,7 +53,9 @@ def main() -> None:
     number = int(right.nonzero()[0])
     print(f"test image {number}: the first malignant one of {int(right.sum())} that both networks decide rightly")
     networks = {"SRE": (sre, "stages.0", "stages.3"), "plain": (plain, "layer1", "layer4")}
-    draw_activations(networks, images[number], OUT, class_names=test.info.class_names)
+    draw_activations(
+        networks, images[number], source.bundle / "docs" / "activation_views.png", class_names=test.info.class_names
+    )
 
 
 if __name__ == "__main__":

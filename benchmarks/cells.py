@@ -1,75 +1,267 @@
-"""Trainings of the bundles that stop and go on, and their cells: JSON files that are written once."""
+"""Trainings in cells (data set x model x learning rate x epochs x seed), each a JSON file, and the tables made of them.
+
+``fill`` trains where the work folder holds no complete training (it resumes an interrupted one), evaluates the network of
+the best validation epoch under the rotation sweep, and stores the cell at once; a cell that exists is skipped. Each learning
+rate and number of epochs has cells of its own, and ``--validation_only`` leaves the evaluation out until a rate is chosen:
+the same command without it adds the sweep. ``shipped`` sweeps the bundles' own weights. ``report`` turns all cells into
+tables and pictures; a model enters them with the learning rate that validates best, the mean of its seeds.
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
-import re
+import statistics
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
-from monai.bundle import run
+from benchmarks.bundles import BUNDLES, VESSELS, Model, evaluate, source_of, summary, train
+from monai_sre.evaluation import SweepResult, draw_sweep
+from monai_sre.evaluation.sweep import PROTOCOLS
 
-from benchmarks.timing import machine
+RESULTS = Path(__file__).with_name("results")
+BACKGROUND, ZERO = PROTOCOLS
+#: What the protocols' names mean, once per page.
+PROTOCOL_WORDS = (
+    f"`{BACKGROUND}`: images are rotated by bilinear interpolation, and their corners filled with each image's background.",
+    f"`{ZERO}`: the nearest pixel, and zeros after normalisation (mid-grey as a rule), as SRE-Conv was published.",
+)
+#: Of a task, model and learning rate: its seeds.
+Cells = list[dict[str, Any]]
+#: How tables call the metrics by which epochs and learning rates are chosen.
+_TITLES = {"auc": "AUC", "dice": "Dice"}
+LOSS = "final training loss"
 
-#: Names of entries of a state dict that are no parameters: statistics, and what :class:`benchmarks.variants.Averaged` keeps.
-_NO_PARAMETER = re.compile(r"running_mean$|running_var$|num_batches_tracked$|^average\.")
+
+class Task(NamedTuple):
+    """What one table is of: a data set and the epochs of its trainings."""
+
+    dataset: str
+    epochs: int
+
+    def __str__(self) -> str:
+        return f"{self.dataset}, {self.epochs} epochs"
 
 
-def train(configs: list[str], entries: dict[str, Any], work: Path) -> None:
-    """Run a bundle's training in a folder, from where it stopped; not again where it is complete."""
-    if (work / "learning_curves.png").is_file():
-        return
-    last = work / "models" / "last.pt"
-    done = last.is_file() and torch.load(last, weights_only=True)["epoch"] > 0
-    run(config_file=configs, **entries, resume=done, output_dir=str(work))
-
-
-def bundle_entries(bundle: Path, dataset_dir: str) -> dict[str, Any]:
-    """Entries that every run of a bundle from outside its folder needs."""
+def sweep_columns(*scores: str) -> dict[str, tuple[str, ...]]:
+    """How columns are read from a cell: of the first score and the second, and the consistency."""
+    first, second = scores
     return {
-        "meta_file": str(bundle / "configs" / "metadata.json"),
-        "logging_file": str(bundle / "configs" / "logging.conf"),
-        "bundle_root": str(bundle),
-        "dataset_dir": dataset_dir,
-        "progress": False,
+        f"{second} upright": ("sweep", BACKGROUND, f"{second} upright"),
+        f"{first} upright": ("sweep", BACKGROUND, f"{first} upright"),
+        f"{first} rotated, `{BACKGROUND}`": ("sweep", BACKGROUND, f"{first} mean"),
+        f"{first} rotated, `{ZERO}`": ("sweep", ZERO, f"{first} mean"),
+        f"{second} rotated, `{BACKGROUND}`": ("sweep", BACKGROUND, f"{second} mean"),
+        f"consistency, `{BACKGROUND}`": ("sweep", BACKGROUND, "consistency"),
     }
 
 
-def summary(work: Path, metric: str) -> dict[str, Any]:
-    """What a complete training says of itself: epochs, the one with the best ``metric``, its row, last loss, parameters."""
-    history = (work / "metrics.csv").read_text().splitlines()
-    rows = [dict(zip(history[0].split(","), line.split(","), strict=True)) for line in history[1:]]
-    best = max((row for row in rows if row[metric]), key=lambda row: float(row[metric]))
-    weights, about = torch.load(work / "models" / "model.pt", weights_only=True), machine("wall")
-    return {
-        "epochs": len(rows),
-        "best_epoch": int(best["epoch"]),
-        "final_train_loss": float(rows[-1]["train_loss"]),
-        "validation": {
-            name.removeprefix("val_"): float(value) for name, value in best.items() if name.startswith("val_")
-        },
-        "parameters": sum(value.numel() for name, value in weights.items() if not _NO_PARAMETER.search(name)),
-        "machine": {key: about[key] for key in ("cpu", "capability", "threads", "torch")},
-    }
+@dataclass(frozen=True)
+class Study:
+    """Models that are trained and compared.
+
+    Args:
+        name: of the page of tables and of the folder of cells.
+        models: by name, in the order of the tables.
+        metric: of the validation set, by which epochs and learning rates are chosen: ``"auc"`` or ``"dice"``.
+        scores: of the sweep, the one that pictures show first.
+        intro: first lines of the page.
+        shipped: data sets that the bundles' own weights were trained on.
+        split: what the networks are evaluated on.
+        step: degrees between the rotations of the sweep.
+        epochs: of data sets whose trainings are shorter than the recipe says.
+        results: folder of the page and of the cells.
+        more_columns: of a data set, further columns behind the parameters: texts by model.
+        more_rows: of a data set and the names of the columns, further rows.
+        appendix: further lines from the chosen cells.
+    """
+
+    name: str
+    models: dict[str, Model]
+    metric: str
+    scores: tuple[str, str]
+    intro: Sequence[str] = ()
+    shipped: tuple[str, ...] = ()
+    split: str = "test"
+    step: float = 30
+    epochs: dict[str, int] = field(default_factory=dict)
+    results: Path = RESULTS
+    more_columns: Callable[[str], dict[str, dict[str, str]]] = lambda _: {}
+    more_rows: Callable[[str, Sequence[str]], Iterable[Sequence[str]]] = lambda *_: ()
+    appendix: Callable[[dict[tuple[Task, str], Cells]], list[str]] = lambda _: []
+
+    @property
+    def cells(self) -> Path:
+        """Folder of the cells."""
+        return self.results / self.name
+
+    @property
+    def columns(self) -> dict[str, tuple[str, ...]]:
+        """How the columns of its tables are read from a cell."""
+        validation = {f"validation {_TITLES[self.metric]}": ("validation", self.metric)}
+        return {LOSS: ("final_train_loss",), **validation, **sweep_columns(*self.scores)}
 
 
-def is_complete(cell: Path, validation_only: bool) -> bool:
-    """Whether a cell holds all that is asked for; says so if it does."""
-    found = cell.is_file() and (validation_only or "sweep" in json.loads(cell.read_text()))
-    if found:
+def fill(study: Study, chosen: argparse.Namespace) -> None:
+    """Train and evaluate one cell, unless its JSON exists."""
+    source = source_of(chosen.dataset, chosen.dataset_dir, chosen.size)
+    averaged = study.models[chosen.model].averaged
+    trained = averaged or chosen.model
+    model, recipe = study.models[trained], source.recipe
+    rate = chosen.learning_rate or recipe["learning_rate"]
+    epochs = chosen.epochs or study.epochs.get(source.name) or recipe["max_epochs"]
+    ending = f"lr{rate:g}_{epochs}_{chosen.seed}"
+    cell = study.cells / f"{source.name}_{chosen.model}_{ending}.json"
+    if cell.is_file() and (chosen.validation_only or "sweep" in json.loads(cell.read_text())):
         print(f"{cell.name} exists")
-    return found
+        return
+    work = Path(chosen.work) / f"{source.name}_{trained}_{ending}"
+    train(source, model, {"learning_rate": rate, "max_epochs": epochs, "seed": chosen.seed}, work)
+    content = {"dataset": source.name, "model": chosen.model, "seed": chosen.seed, "learning_rate": rate}
+    content |= summary(work, f"val_{study.metric}")
+    if not chosen.validation_only:
+        options = {"split": study.split, "step": study.step, "ckpt_dir": str(work / "models")}
+        content |= evaluate(source, model, work / f"evaluation_{chosen.model}", bool(averaged), **options)
+    store(cell, content)
 
 
-def trained(work: Path, metric: str, dataset: str, model: str, seed: int, rate: float) -> dict[str, Any]:
-    """What a cell says of its training."""
-    return {"dataset": dataset, "model": model, "seed": seed, **summary(work, metric), "learning_rate": rate}
+def shipped(study: Study, chosen: argparse.Namespace) -> None:
+    """Sweep the bundles' weights with the steps that their ``evaluate.json`` has."""
+    found = {}
+    for dataset in study.shipped:
+        source = source_of(dataset, chosen.dataset_dir)
+        found[dataset] = evaluate(source, Model("the bundle's"), Path(chosen.work) / f"shipped_{dataset}")
+    store(study.results / f"{study.name}_shipped.json", found)
 
 
-def sweeps(scores: Path) -> dict[str, Any]:
-    """Both protocols' sweeps that an evaluation left in its folder."""
-    return {name: json.loads((scores / f"sweep_{name}.json").read_text()) for name in ("clean", "paper")}
+def report(study: Study) -> None:
+    """Write the page, the tables of the bundles' model cards, and one picture per data set beside its card."""
+    models = study.models
+    tried = read_cells(study.cells, list(models))
+    chosen = choose(tried, study.metric)
+    lines = list(study.intro)
+    tasks: dict[Task, dict[str, Cells]] = {}
+    for (task, model), members in chosen.items():
+        tasks.setdefault(task, {})[model] = members
+    shown = shown_tasks(tasks, {name for name, model in models.items() if model.colour})
+    for task, found in tasks.items():
+        table = table_of(study, task.dataset, found)
+        lines += ["", f"## {task}", "", *table]
+        if shown[task.dataset] != task:
+            continue
+        docs = source_of(task.dataset if task.dataset == VESSELS else task.dataset.split("_")[0]).bundle / "docs"
+        into_card(docs / "README.md", task.dataset, [f"{task.epochs} epochs:", "", *table])
+        drawn = {models[model].title: members for model, members in found.items() if models[model].colour}
+        if len(drawn) > 1:
+            picture = docs / f"rotation_{task.dataset.lower()}.png"
+            lines += ["", f"![{task}](../../{picture.relative_to(BUNDLES.parent).as_posix()})"]
+            draw_sweep(
+                {title: mean_sweep(members, study.scores[0]) for title, members in drawn.items()},
+                picture,
+                title=f"{task}, {study.split} set, {BACKGROUND}, {seeds_text(drawn.values())}",
+                colours={model.title: model.colour for model in models.values() if model.colour},
+            )
+    path = study.results / f"{study.name}_shipped.json"
+    if path.is_file():
+        sweeps = shipped_table(json.loads(path.read_text()), study.scores)
+        lines += ["", "## The bundles' weights, every 10 degrees, in 3-D every 30", "", *sweeps]
+    lines += ["", *study.appendix(chosen), *rates_table(study, tried, chosen)]
+    (study.results / f"{study.name}.md").write_text("\n".join(lines) + "\n")
+    print("\n".join(lines))
+
+
+def read_cells(folder: Path, order: list[str]) -> dict[tuple[Task, str, float], Cells]:
+    """All cells of a folder by task, model (in this order) and learning rate."""
+    tried: dict[tuple[Task, str, float], Cells] = {}
+    for path in sorted(folder.glob("*.json")):
+        cell = json.loads(path.read_text())
+        task = Task(cell["dataset"], cell["epochs"])
+        tried.setdefault((task, cell["model"], cell["learning_rate"]), []).append(cell)
+    if not tried:
+        raise SystemExit(f"no cell is filled yet in {folder.name}: see --help")
+    return dict(sorted(tried.items(), key=lambda item: (item[0][0], order.index(item[0][1]), item[0][2])))
+
+
+def shown_tasks(tasks: dict[Task, dict[str, Cells]], curves: set[str]) -> dict[str, Task]:
+    """Of each data set, the task that its card shows: the most models with a curve, then the most epochs."""
+    fullest = sorted(tasks, key=lambda task: (len(curves & tasks[task].keys()), task.epochs))
+    return {task.dataset: task for task in fullest}
+
+
+def choose(tried: dict[tuple[Task, str, float], Cells], metric: str = "auc") -> dict[tuple[Task, str], Cells]:
+    """Of each task and model, the learning rate that validates best on average, among those swept with most seeds."""
+    seeds: dict[tuple[Task, str], int] = {}
+    for (task, model, _), members in tried.items():
+        swept = sum("sweep" in member for member in members)
+        seeds[task, model] = max(swept, seeds.get((task, model), 1))
+    best: dict[tuple[Task, str], Cells] = {}
+    for (task, model, _), members in tried.items():
+        if sum("sweep" in member for member in members) < seeds[task, model]:
+            continue
+        rival = best.get((task, model))
+        if rival is None or _validation(members, metric) > _validation(rival, metric):
+            best[task, model] = members
+    return best
+
+
+def _validation(members: Cells, metric: str) -> float:
+    return statistics.mean(member["validation"][metric] for member in members)
+
+
+def table_of(study: Study, dataset: str, found: dict[str, Cells]) -> list[str]:
+    """Table of a data set's models."""
+    more = study.more_columns(dataset)
+    head = ["network", "parameters", *more, "learning rate", "seeds", *study.columns]
+    lines = [row(*head), row(*["---"] * len(head))]
+    for model, members in found.items():
+        first = [
+            study.models[model].title,
+            parameters_text(members),
+            *(texts.get(model, "") for texts in more.values()),
+        ]
+        first += [f"{members[0]['learning_rate']:g}", str(len(members))]
+        lines.append(row(*first, *(spread(values(members, path)) for path in study.columns.values())))
+    return lines + [row(*cells) for cells in study.more_rows(dataset, head)]
+
+
+def rates_table(
+    study: Study, tried: dict[tuple[Task, str, float], Cells], chosen: dict[tuple[Task, str], Cells]
+) -> list[str]:
+    """Title and table of the learning rates tried where there are several; else nothing."""
+    rates = Counter((task, model) for task, model, _ in tried)
+    name = f"validation {_TITLES[study.metric]}"
+    head = ["data", "network", "learning rate", "seeds", LOSS, f"{name} of seed 0", name, "in the table"]
+    lines = ["## Learning rates", "", row(*head), row(*["---"] * len(head))]
+    for (task, model, rate), members in tried.items():
+        if rates[task, model] > 1:
+            scores = [member["validation"][study.metric] for member in members]
+            shown = [spread(values(members, ("final_train_loss",))), f"{scores[0]:.3f}", spread(scores)]
+            shown.append("yes" if members is chosen.get((task, model)) else "")
+            lines.append(row(str(task), study.models[model].title, f"{rate:g}", str(len(members)), *shown))
+    return lines if len(lines) > 4 else []
+
+
+def shipped_table(found: dict[str, dict[str, Any]], metrics: Sequence[str]) -> list[str]:
+    """Of each data set, what both protocols' sweeps of a bundle's own weights say."""
+    keys = [f"{metric} {part}" for metric in metrics for part in ("upright", "mean", "min")] + ["consistency"]
+    head = ["data", "protocol", *(key.replace("min", "least") for key in keys)]
+    return [row(*head), row(*["---"] * len(head))] + [
+        row(dataset, f"`{protocol}`", *(f"{sweep[key]:.4f}" for key in keys))
+        for dataset, content in found.items()
+        for protocol, sweep in content["sweep"].items()
+    ]
+
+
+def into_card(card: Path, dataset: str, table: list[str]) -> None:
+    """Put a table between its marks in a model card that has them."""
+    text, begin, end = card.read_text(), f"<!-- accuracy of {dataset} -->\n", f"<!-- end of {dataset} -->"
+    if begin in text:
+        before, rest = text.split(begin)
+        card.write_text(before + begin + "\n" + "\n".join(table) + "\n\n" + end + rest.split(end)[1])
 
 
 def store(cell: Path, content: dict[str, Any]) -> None:
@@ -79,3 +271,84 @@ def store(cell: Path, content: dict[str, Any]) -> None:
     draft.write_text(json.dumps(content, indent=1) + "\n")
     draft.replace(cell)
     print(f"{cell.name} written")
+
+
+def values(members: Cells, path: tuple[str, ...]) -> list[float]:
+    """One number of each seed's cell."""
+    found = []
+    for member in members:
+        value: Any = member
+        for key in path:
+            value = value[key]
+        found.append(float(value))
+    return found
+
+
+def row(*parts: str) -> str:
+    """A row of a Markdown table."""
+    return f"| {' | '.join(parts)} |"
+
+
+def spread(numbers: list[float]) -> str:
+    """Mean ± standard deviation of the seeds.
+
+    Example:
+        >>> spread([0.5, 0.6]), spread([0.25])
+        ('0.550 ± 0.071', '0.250')
+    """
+    deviation = f" ± {statistics.stdev(numbers):.3f}" if len(numbers) > 1 else ""
+    return f"{statistics.mean(numbers):.3f}{deviation}"
+
+
+def parameters_text(members: Cells) -> str:
+    """The number of parameters in millions."""
+    millions = members[0]["parameters"] / 1e6
+    return f"{millions:.3f} M" if millions < 0.1 else f"{millions:.2f} M"
+
+
+def seeds_text(groups: Iterable[Cells]) -> str:
+    """How many seeds a picture's curves are means of."""
+    counts = [len(members) for members in groups]
+    few, most = min(counts), max(counts)
+    return "1 seed" if most == 1 else f"mean of {most if few == most else f'{few} to {most}'} seeds"
+
+
+def mean_sweep(members: Cells, metric: str) -> SweepResult:
+    """One metric of the sweep that fills with the background, averaged over seeds."""
+    sweeps = [member["sweep"][BACKGROUND] for member in members]
+    rows = [
+        {"transformation": group[0]["transformation"], metric: statistics.mean(each[metric] for each in group)}
+        for group in zip(*(sweep["rows"] for sweep in sweeps), strict=True)
+    ]
+    return SweepResult(rows, statistics.mean(sweep["consistency"] for sweep in sweeps))
+
+
+def main(
+    study: Study, about: str, write: Callable[[Study], None] = report, **more: Callable[[argparse.Namespace], None]
+) -> None:
+    """The command line of a study: ``fill``, ``shipped`` where it has such sets, ``report``, and further commands."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True)
+    filling = commands.add_parser("fill", help="train and evaluate one cell")
+    filling.add_argument("--dataset", required=study.shipped != (VESSELS,), default=VESSELS)
+    filling.add_argument("--size", type=int, default=28, help="of MedMNIST's files: 28 (resized to 32) or 64")
+    filling.add_argument("--model", required=True, choices=study.models)
+    filling.add_argument("--seed", type=int, required=True)
+    filling.add_argument("--epochs", type=int, help=f"others than the recipe's {study.epochs or ''}")
+    filling.add_argument("--learning_rate", type=float, help="another than the recipe's")
+    filling.add_argument("--validation_only", action="store_true", help="no sweep: to choose a learning rate")
+    calls = {"fill": partial(fill, study)}
+    if study.shipped:
+        calls["shipped"] = partial(shipped, study)
+        commands.add_parser("shipped", help="sweep the bundles' weights")
+    for name, call in more.items():
+        calls[name] = call
+        commands.add_parser(name, help=(call.__doc__ or "").lower().rstrip("."))
+    for name, call in calls.items():
+        command = commands.choices[name]
+        command.add_argument("--dataset_dir", required=True)
+        command.add_argument("--work", required=True, help=f"folder of trainings, for example /tmp/{study.name}")
+        command.set_defaults(call=call)
+    commands.add_parser("report", help="tables and pictures from all cells").set_defaults(call=lambda _: write(study))
+    chosen = parser.parse_args()
+    chosen.call(chosen)

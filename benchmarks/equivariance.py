@@ -300,7 +300,7 @@ def network_table(case: str, rows: dict[str, Any], references: tuple[str, str]) 
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
-    """Error against angle, one panel a kernel size, one line a profile."""
+    """Error against angle, one panel per kernel size, one line per profile."""
     from matplotlib import pyplot
 
     cases = {name: rows for name, rows in result["layers"].items() if name.startswith("2-D")}

@@ -169,7 +169,7 @@ def suite_layers(effort: Effort) -> list[dict[str, Any]]:
 
 
 def suite_growth(effort: Effort) -> list[dict[str, Any]]:
-    """Cost against kernel size, with one ring a unit of radius and with the number of rings held at 4."""
+    """Cost against kernel size, with one ring per unit of radius and with the number of rings held at 4."""
     rows = []
     for shape, kernels in (((16, 64, 32, 32), (3, 5, 7, 9, 11, 13, 15)), ((1, 32, 32, 32, 32), (3, 5, 7, 9))):
         for kernel in kernels[::3] if effort.quick else kernels:

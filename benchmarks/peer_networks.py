@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -14,8 +16,8 @@ class PeerResNet18(nn.Module):
     """``sre_resnet18`` or ``gmr_resnet18`` of the papers (width 64, kernels 9, 9, 5, 5); ``sre_r3d_18`` or ``gmr_r3d_18``.
 
     Built and initialised by the package; only the products of its radial layers are computed in another order, at a
-    fraction of the time. ``tests/test_peer_networks.py`` compares steps of training with the package alone. The 2-D
-    networks take three channels: a single one is repeated.
+    fraction of the time. ``benchmarks/tests/test_peer_networks.py`` compares steps of training with the package alone. The
+    2-D networks take three channels: a single one is repeated.
 
     Args:
         package: ``"SRE_Conv"`` or ``"GMR_Conv"``.
@@ -54,6 +56,8 @@ class RotationAverage(nn.Module):
     Rotations are bilinear and filled with each image's background: 12 by multiples of 30 degrees in 2-D, the 10 by
     multiples of 90 degrees about each axis in 3-D.
 
+    Its state dict is that of the network.
+
     Args:
         network: from images to logits of exclusive classes.
         spatial_dims: 2 or 3.
@@ -62,7 +66,17 @@ class RotationAverage(nn.Module):
     def __init__(self, network: nn.Module, spatial_dims: int) -> None:
         super().__init__()
         self.network = network
-        self.rotations = sweep_transformations(spatial_dims, "clean", 30 if spatial_dims == 2 else 90, flips=False)
+        self.rotations = sweep_transformations(
+            spatial_dims, "bilinear_background", 30 if spatial_dims == 2 else 90, flips=False
+        )
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """That of the network."""
+        return self.network.state_dict(*args, **kwargs)
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Into the network."""
+        return self.network.load_state_dict(*args, **kwargs)
 
     def forward(self, x: Tensor) -> Tensor:
         views = torch.stack([self.network(rotation(x)).softmax(dim=1) for rotation in self.rotations.values()])

@@ -54,7 +54,7 @@ def peer_layer(package: str, ndim: int, channels: int, kernel: int) -> nn.Module
 def escnn_layer(channels: int, kernel: int, rotations: int = 8) -> nn.Module | None:
     """The 2-D layer of escnn that is equivariant to ``rotations`` rotations, with as many maps in all; ``None`` without it.
 
-    Its fields are regular representations: ``channels / rotations`` of them, each a map a rotation.
+    Its fields are regular representations: ``channels / rotations`` of them, each with a map per rotation.
     """
     if importlib.util.find_spec("escnn") is None:
         _say_left_out("escnn", "it is not installed")

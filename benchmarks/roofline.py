@@ -22,7 +22,7 @@ _COPIED_VALUES = 2**26
 
 
 def measured_peaks(effort: Effort) -> dict[str, float]:
-    """Multiply-adds a second and bytes (read or written) a second of all threads."""
+    """Multiply-adds per second and bytes (read or written) per second of all threads."""
     a, b = (
         torch.randn(_PRODUCT_SIZE * torch.get_num_threads(), _PRODUCT_SIZE),
         torch.randn(_PRODUCT_SIZE, _PRODUCT_SIZE),

@@ -24,21 +24,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from monai.bundle import ConfigParser
 from torch import Tensor, nn
 
+from benchmarks.bundles import VESSELS, Model, network_of, source_of, windows_of
 from benchmarks.memory import in_a_fresh_process, peak_growth
 from benchmarks.timing import Effort, interleaved, machine, markdown
+from benchmarks.vessels import BANDS, RADIAL
 from monai_sre.evaluation.windows import CentredWindowInferer, window_starts
 
-CONFIGS = Path(__file__).parents[1] / "bundles" / "retinal_vessel_segmentation" / "configs"
 RESULTS = Path(__file__).with_name("results")
 WIDTHS = [16, 32, 64]
 SAME_MAPS = {
     "_target_": "monai.networks.nets.DynUNet",
-    "spatial_dims": "@spatial_dims",
-    "in_channels": "@num_channels",
-    "out_channels": "$len(@class_names)",
     "kernel_size": [3, 3, 3],
     "strides": [1, 2, 2],
     "upsample_kernel_size": [2, 2],
@@ -46,30 +43,17 @@ SAME_MAPS = {
     "norm_name": "batch",
     "act_name": ["relu", {"inplace": True}],
 }
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A network: what it is, the overlay of the bundle's configs that names it, and entries that differ from it."""
-
-    about: str
-    overlay: str | None
-    entries: dict[str, Any]
-
-
 CANDIDATES = {
-    "harmonic": Candidate("SREUNet of the bundle, energies of harmonics", None, {}),
-    "radial": Candidate("the same, radial kernels alone", None, {"network_def#conv": "radial"}),
-    "band": Candidate(
-        "the same, published bands",
-        None,
-        {"network_def#conv": "radial", "network_def#profile": "band", "network_def#orthonormal": False},
+    "harmonic": Model("SREUNet of the bundle, energies of harmonics"),
+    "radial": Model("the same, radial kernels alone", (), RADIAL),
+    "band": Model("the same, published bands", (), BANDS),
+    "DynUNet": Model("plain kernels of 3, the same maps at every level", other=SAME_MAPS),
+    "UNet": Model(
+        "MONAI's UNet of the same channels, its first at half the size",
+        ("plain.json",),
+        {"network_def#channels": WIDTHS},
     ),
-    "DynUNet": Candidate("plain kernels of 3, the same maps at every level", None, {"network_def": SAME_MAPS}),
-    "UNet": Candidate(
-        "MONAI's UNet of the same channels, its first at half the size", "plain", {"network_def#channels": WIDTHS}
-    ),
-    "UNet, double": Candidate("MONAI's UNet of `plain.json`, twice the channels", "plain", {}),
+    "UNet, double": Model("MONAI's UNet of `plain.json`, twice the channels", ("plain.json",)),
 }
 PLAIN = "DynUNet"
 
@@ -94,12 +78,10 @@ ROWS = (Row(2, 1024), Row(2, 2048), Row(3, 128), Row(3, 256))
 
 def build(ndim: int, name: str) -> tuple[nn.Module, CentredWindowInferer]:
     """A candidate's network and the bundle's inferer of windows."""
-    candidate = CANDIDATES[name]
-    files = ["inference", *(["volumes"] if ndim == 3 else []), *([candidate.overlay] if candidate.overlay else [])]
-    parser = ConfigParser()
-    parser.read_config([CONFIGS / f"{file}.json" for file in files])
-    parser.update(candidate.entries)
-    return parser.get_parsed_content("network_def").eval(), parser.get_parsed_content("inferer#inferer")
+    what = source_of(VESSELS), CANDIDATES[name], *(["volumes.json"] if ndim == 3 else [])
+    inferer = windows_of(*what)
+    assert isinstance(inferer, CentredWindowInferer), inferer
+    return network_of(*what).eval(), inferer
 
 
 def whole_pass(x: Tensor, network: nn.Module, inferer: CentredWindowInferer) -> Callable[[], None]:
@@ -198,7 +180,7 @@ def _table(rows: list[Row], measured: list[dict[str, Any]], unit: str) -> str:
         seconds, last = times[-1]["ms"] / 1e3, measured[-1]
         table.append(
             [
-                f"{name}: {candidate.about}",
+                f"{name}: {candidate.title}",
                 str(last["parameters"][name]),
                 *(f"{time['ms'] / 1e3:.2f} ({time['iqr_ms'] / 1e3:.2f})" for time in times),
                 f"{seconds / rows[-1].size ** rows[-1].ndim * 1e6:.2f}",

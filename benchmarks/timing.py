@@ -24,7 +24,7 @@ class Effort:
     """How long and with what a suite measures.
 
     Attributes:
-        seconds: time for a row.
+        seconds: time per row.
         quick: whether only a few rows are run, to see that they do.
         clock: ``"wall"``, or (on one thread) ``"cpu"``, the processor time that a step used.
         rounds: fewest rounds, 2 if ``quick``.

@@ -1,27 +1,28 @@
-"""How results come out: measures of symmetry, scores, reports and pictures."""
+"""How results come out: scores, sweeps, reports, files and pictures."""
 
 from __future__ import annotations
 
 from monai_sre.evaluation.activation import ClassActivation
-from monai_sre.evaluation.activation_views import draw_activations
-from monai_sre.evaluation.classification import (
+from monai_sre.evaluation.figures import draw_activations, draw_maps, draw_sweep
+from monai_sre.evaluation.metrics import (
     AddScores,
     ClassificationScore,
+    SegmentationScore,
     accuracy,
     area_under_curve,
+    class_scores,
+    map_scores,
     probabilities,
 )
 from monai_sre.evaluation.nifti import save_like
 from monai_sre.evaluation.predictions import PredictionWriter
-from monai_sre.evaluation.report import ClassificationReport, LearningCurves
-from monai_sre.evaluation.segmentation import SegmentationScore, map_scores
-from monai_sre.evaluation.segmentation_report import SegmentationReport, draw_maps
+from monai_sre.evaluation.reports import ClassificationReport, LearningCurves, SegmentationReport
 from monai_sre.evaluation.segmentation_writer import SegmentationWriter
 from monai_sre.evaluation.sweep import (
     RotationSweep,
     SweepResult,
     Transformation,
-    draw_sweep,
+    protocol_name,
     rotation_sweep,
     sweep_transformations,
 )
@@ -44,11 +45,13 @@ __all__ = [
     "Transformation",
     "accuracy",
     "area_under_curve",
+    "class_scores",
     "draw_activations",
     "draw_maps",
     "draw_sweep",
     "map_scores",
     "probabilities",
+    "protocol_name",
     "rotation_sweep",
     "save_like",
     "sweep_transformations",

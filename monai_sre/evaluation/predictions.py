@@ -15,8 +15,8 @@ from torch import Tensor
 from monai_sre.data.dataset import DatasetInfo
 from monai_sre.data.files import earlier_outputs, note_output
 from monai_sre.evaluation.activation import ClassActivation
-from monai_sre.evaluation.classification import MULTI_LABEL
-from monai_sre.evaluation.report import writable_folder
+from monai_sre.evaluation.metrics import MULTI_LABEL
+from monai_sre.evaluation.reports import writable_folder
 
 _LOGGER = logging.getLogger(__name__)
 

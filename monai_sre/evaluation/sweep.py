@@ -6,32 +6,65 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
-from ignite.engine import Engine, Events
-from monai.utils import convert_to_tensor
+from monai.utils import convert_to_tensor, optional_import
 from torch import Tensor
 from torch.nn import functional
 
 from monai_sre.data.dataset import TASKS
 from monai_sre.data.geometry import background_value, flip_batch, rotate_batch
-from monai_sre.evaluation.classification import MULTI_LABEL, accuracy, area_under_curve, probabilities
-from monai_sre.evaluation.report import new_figure, writable_folder, write_csv, write_json
-from monai_sre.evaluation.segmentation import MAP_METRICS, as_arrays, map_scores, nan_mean
+from monai_sre.evaluation.figures import draw_sweep
+from monai_sre.evaluation.metrics import (
+    MAP_METRICS,
+    MULTI_LABEL,
+    NEEDS_EXTRA,
+    accuracy,
+    area_under_curve,
+    as_arrays,
+    map_scores,
+    nan_mean,
+    probabilities,
+)
+from monai_sre.evaluation.reports import writable_folder, write_csv, write_json
+from monai_sre.ops.arguments import as_flag
 from monai_sre.symmetry.error import undisturbed
+
+if TYPE_CHECKING:
+    from ignite.engine import Engine
+Events, _ = optional_import("ignite.engine", name="Events", descriptor=NEEDS_EXTRA)
+idist, _ = optional_import("ignite.distributed", descriptor=NEEDS_EXTRA)
 
 #: The task of networks that give class maps, beside MedMNIST's names.
 SEGMENTATION = "segmentation"
 _Network = Callable[[Tensor], Tensor]
 
-#: Interpolation and fill of rotated images. ``paper``: zeros enter after normalisation, mid-grey as a rule.
+#: Interpolation and fill of rotated images, both after normalisation. Zeros, those of the published evaluation of SRE-Conv,
+#: are mid-grey as a rule.
 PROTOCOLS: dict[str, dict[str, Any]] = {
-    "paper": {"mode": "nearest", "fill": 0.0},
-    "clean": {"mode": "bilinear", "fill": "background"},
+    "bilinear_background": {"mode": "bilinear", "fill": "background"},
+    "nearest_zero": {"mode": "nearest", "fill": 0.0},
 }
+#: Earlier names, which are still accepted.
+PROTOCOL_ALIASES = {"clean": "bilinear_background", "paper": "nearest_zero"}
+
+
+def protocol_name(name: str) -> str:
+    """The present name of a protocol.
+
+    Raises:
+        ValueError: there is no such protocol.
+
+    Example:
+        >>> protocol_name("clean"), protocol_name("nearest_zero")
+        ('bilinear_background', 'nearest_zero')
+    """
+    present = PROTOCOL_ALIASES.get(name, name)
+    if present not in PROTOCOLS:
+        raise ValueError(f"protocol must be one of {tuple(PROTOCOLS)}, got {name!r}")
+    return present
 
 
 @dataclass(frozen=True)
@@ -55,10 +88,10 @@ class Transformation:
     angle_degrees: float = 0.0
     axis: int | None = None
     flip: int | None = None
-    protocol: str = "clean"
+    protocol: str = "bilinear_background"
 
     def __call__(self, images: Tensor) -> Tensor:
-        return self._apply(images, **PROTOCOLS[self.protocol])
+        return self._apply(images, **PROTOCOLS[protocol_name(self.protocol)])
 
     def on_classes(self, classes: Tensor) -> Tensor:
         """The same on class numbers."""
@@ -71,14 +104,14 @@ class Transformation:
 
 
 def sweep_transformations(
-    spatial_dims: int, protocol: str = "clean", step: float | None = None, flips: bool = True
+    spatial_dims: int, protocol: str = "bilinear_background", step: float | None = None, flips: bool = True
 ) -> dict[str, Transformation]:
     """Rotations by multiples of ``step`` degrees (in 3-D about each axis; the identity once), and flips.
 
     Args:
         spatial_dims: 2 or 3.
-        protocol: ``"clean"`` (bilinear, filled with each image's background) or ``"paper"`` (nearest, filled with 0), both
-            on normalised images; see :func:`monai_sre.data.rotate_batch`.
+        protocol: ``"bilinear_background"`` (bilinear, filled with each image's background) or ``"nearest_zero"`` (nearest,
+            filled with 0), both on normalised images; see :func:`monai_sre.data.rotate_batch`.
         step: degrees between rotations; ``None`` is 10 in 2-D and 30 in 3-D.
         flips: whether to add the flip along each axis.
 
@@ -96,8 +129,7 @@ def sweep_transformations(
     """
     if spatial_dims not in (2, 3):
         raise ValueError(f"spatial_dims must be 2 or 3, got {spatial_dims!r}")
-    if protocol not in PROTOCOLS:
-        raise ValueError(f"protocol must be one of {tuple(PROTOCOLS)}, got {protocol!r}")
+    protocol = protocol_name(protocol)
     step = (10 if spatial_dims == 2 else 30) if step is None else step
     if step <= 0 or abs(360 / step - round(360 / step)) > 1e-9:
         raise ValueError(f"step must be a positive divisor of 360 degrees, got {step!r}")
@@ -156,9 +188,12 @@ class _ClassScores:
     def add(
         self, batch: Mapping[str, Tensor], transformations: Mapping[str, Transformation], network: _Network
     ) -> None:
-        swept = [probabilities(network(move(batch["image"])), self.task) for move in transformations.values()]
+        logits = torch.stack([network(move(batch["image"])) for move in transformations.values()])
         self.names = list(transformations)
-        self.scores.append(torch.stack(swept).cpu().numpy())  # of all at once: a GPU does not wait in between
+        swept = [
+            probabilities(each, self.task) for each in logits.cpu()
+        ]  # of all at once: a GPU does not wait in between
+        self.scores.append(torch.stack(swept).numpy())
         self.labels.append(batch["label"].cpu().numpy())
 
     def extend(self, other: _ClassScores) -> None:
@@ -234,9 +269,10 @@ def rotation_sweep(
     task: str,
     inferer: Callable[..., Tensor] | None = None,
     device: torch.device | str | None = None,
-    world_size: int = 1,
 ) -> SweepResult:
     """Evaluate a network on the same batches under each transformation.
+
+    Of several processes (``ignite.distributed``) each calls this with its share of the data; all get the scores of the whole.
 
     Class maps are transformed with their images (nearest value; what enters from outside does not count) after both were
     padded to squares, so that nothing that a 90-degree rotation can keep is lost.
@@ -250,7 +286,6 @@ def rotation_sweep(
             which values below 0 do not count.
         inferer: a MONAI inferer to call the network through.
         device: where to move the batches; ``None`` leaves them where they are.
-        world_size: number of processes, each of which calls this with its share of the data; all get the scores of the whole.
 
     Raises:
         ValueError: an argument is not one of those above, there is no image, or what the network returns or the labels do
@@ -276,14 +311,12 @@ def rotation_sweep(
             batch = {key: convert_to_tensor(batch[key], device=device) for key in ("image", "label")}
             seen += len(batch["image"])
             scores.add(batch, transformations, call)
-    if seen == 0 and world_size == 1:
+    shares = idist.all_gather((seen, scores))
+    if not any(count for count, _ in shares):
         raise ValueError("batches must hold at least one image, got none")
-    if world_size > 1:
-        parts: list[Any] = [None] * world_size
-        dist.all_gather_object(parts, scores)
-        scores = parts[0]
-        for part in parts[1:]:
-            scores.extend(part)
+    scores, *others = (part for _, part in shares)
+    for part in others:
+        scores.extend(part)
     return scores.result()
 
 
@@ -291,7 +324,7 @@ def _check_cubes(images: Tensor) -> None:
     affine = getattr(images, "affine", None)
     if affine is None or images.dim() != 5:
         return
-    lengths = convert_to_tensor(affine)[..., :3, :3].double().norm(dim=-2).reshape(-1, 3)
+    lengths = convert_to_tensor(affine)[..., :3, :3].cpu().double().norm(dim=-2).reshape(-1, 3)
     if bool((lengths.amax(dim=1) > 1.01 * lengths.amin(dim=1)).any()):
         shown = " x ".join(f"{length:g}" for length in lengths[0].tolist())
         raise ValueError(f"a sweep rotates the grid of voxels, which must be cubes; these are {shown} mm")
@@ -300,7 +333,8 @@ def _check_cubes(images: Tensor) -> None:
 class RotationSweep:
     """Evaluator handler: after an evaluation, the same data under rotations and flips.
 
-    Leaves ``sweep_<protocol>.csv``, ``.json`` and ``.png`` in ``output_dir``.
+    Leaves ``sweep_<protocol>.csv``, ``.json`` and ``.png`` in ``output_dir``. Of several processes all take part, and the
+    first writes.
 
     Args:
         output_dir: folder of the files, created if need be.
@@ -308,11 +342,13 @@ class RotationSweep:
         loader: the evaluator's own loader of normalised batches.
         task: MedMNIST's name of the kind of task, or ``"segmentation"``.
         spatial_dims: 2 or 3.
-        protocols: which of ``"clean"`` and ``"paper"``.
+        protocols: which of ``"bilinear_background"`` and ``"nearest_zero"``.
         step: degrees between rotations; ``None`` is 10 in 2-D and 30 in 3-D.
         inferer: with ``device``, see :func:`rotation_sweep`.
-        rank: rank of this process; all ranks take part, rank 0 writes.
-        world_size: number of processes.
+        enabled: whether to do anything; words such as ``"true"`` and ``"no"`` are understood.
+
+    Raises:
+        ValueError: an argument is none of these.
     """
 
     def __init__(
@@ -322,77 +358,34 @@ class RotationSweep:
         loader: Iterable[Mapping[str, Tensor]],
         task: str,
         spatial_dims: int,
-        protocols: Iterable[str] = ("clean", "paper"),
+        protocols: Iterable[str] = tuple(PROTOCOLS),
         step: float | None = None,
         inferer: Callable[..., Tensor] | None = None,
         device: torch.device | str | None = None,
-        rank: int = 0,
-        world_size: int = 1,
+        enabled: bool | str = True,
     ) -> None:
-        self.rank, self.world_size = rank, world_size
         self.output_dir, self.network, self.loader, self.task = Path(output_dir), network, loader, task
-        self.inferer, self.device = inferer, device
-        self.sweeps = {name: sweep_transformations(spatial_dims, name, step) for name in protocols}
+        self.inferer, self.device, self.enabled = inferer, device, as_flag("sweep", enabled)
+        self.sweeps = {protocol_name(name): sweep_transformations(spatial_dims, name, step) for name in protocols}
 
     def attach(self, engine: Engine) -> None:
         """Register with an evaluator."""
-        engine.add_event_handler(Events.STARTED, lambda _: self.rank == 0 and writable_folder(self.output_dir))
-        engine.add_event_handler(Events.COMPLETED, self._run)
+        if self.enabled:
+            engine.add_event_handler(Events.STARTED, self._start)
+            engine.add_event_handler(Events.COMPLETED, self._run)
+
+    def _start(self, _: Engine) -> None:
+        if idist.get_rank() == 0:
+            writable_folder(self.output_dir)
 
     def _run(self, engine: Engine) -> None:
         for protocol, transformations in self.sweeps.items():
-            result = rotation_sweep(
-                self.network, self.loader, transformations, self.task, self.inferer, self.device, self.world_size
-            )
-            if self.rank != 0:
+            result = rotation_sweep(self.network, self.loader, transformations, self.task, self.inferer, self.device)
+            if idist.get_rank() > 0:
                 continue
             path = self.output_dir / f"sweep_{protocol}.csv"
             write_csv(path, result.rows)
             write_json(path.with_suffix(".json"), {"protocol": protocol, **result.summary(), "rows": result.rows})
-            draw_sweep({"this network": result}, path.with_suffix(".png"), title=f"protocol: {protocol}")
+            draw_sweep({"this network": result}, path.with_suffix(".png"), title=f"protocol {protocol}")
             shown = ", ".join(f"{name} {value:.4f}" for name, value in result.summary().items())
             engine.logger.info(f"sweep {protocol}: {shown}")
-
-
-def draw_sweep(
-    results: Mapping[str, SweepResult],
-    path: Path,
-    metric: str | None = None,
-    title: str = "",
-    colours: Mapping[str, str] | None = None,
-) -> None:
-    """Polar picture of a metric against the angle of rotation; in 3-D, the mean over the axes at each angle.
-
-    Args:
-        results: one curve a name.
-        path: of the PNG file.
-        metric: one of the results'; ``None`` is the leading one, ACC or Dice.
-        title: above the picture.
-        colours: of curves by name, in matplotlib's notation; the others get those of its cycle.
-    """
-    figure = new_figure(6.4, 6.8)
-    if figure is None:
-        return
-    metric = metric or next(iter(results.values())).metrics[0]
-    axes = figure.add_subplot(projection="polar")
-    lowest = 1.0
-    for name, result in results.items():
-        angles: dict[float, list[float]] = {}
-        for row in result.rows:
-            if not row["transformation"].startswith("flip"):
-                angles.setdefault(float(row["transformation"].split()[0]), []).append(row[metric])
-        degrees = sorted(angles)
-        values = [float(np.mean(angles[angle])) for angle in degrees]
-        lowest = min(lowest, *values)
-        colour = (colours or {}).get(name)
-        axes.plot(np.radians([*degrees, 360.0]), [*values, values[0]], label=name, linewidth=2, color=colour)
-    axes.set_ylim(max(0.0, np.floor(lowest * 10 - 0.5) / 10), 1)
-    axes.set_theta_zero_location("N")
-    axes.set_rlabel_position(45)
-    axes.set_axisbelow(False)
-    axes.tick_params(axis="y", labelsize=9)
-    for label in axes.get_yticklabels():
-        label.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.6})
-    axes.set_title(f"{metric} against rotation\n{title}" if title else f"{metric} against rotation", fontsize=11)
-    figure.legend(loc="outside lower center", ncols=1, frameon=False)
-    figure.savefig(path, dpi=120)

@@ -25,7 +25,7 @@ class CentredWindowInferer(Inferer):
     output is that of ``batch_size`` windows, whatever the size of the volume.
 
     Args:
-        roi_size: size of a window, one for all axes or one an axis; an axis that is shorter is taken whole.
+        roi_size: size of a window, one for all axes or one per axis; an axis that is shorter is taken whole.
         overlap: smallest overlap of neighbouring windows, as a share of the window.
         batch_size: windows that go through the network at once.
         sigma: standard deviation of the Gaussian weights, as a share of the window.

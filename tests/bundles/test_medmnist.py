@@ -164,7 +164,7 @@ def test_evaluation_equals_medmnist(toy_dir: Path, trained: dict[int, Path], tmp
     matrix = rows(tmp_path / "confusion_matrix.csv")
     assert sum(int(row[name]) for row in matrix for name in ("0", "1")) == len(truth)
     assert sum(int(matrix[i][str(i)]) for i in range(2)) == round(metrics["ACC"] * len(truth))
-    sweep = json.loads((tmp_path / "sweep_clean.json").read_text())
+    sweep = json.loads((tmp_path / "sweep_bilinear_background.json").read_text())
     assert len(sweep["rows"]) == (36 + 2 if dims == 2 else 34 + 3)
     assert sweep["ACC upright"] == pytest.approx(metrics["ACC"])
     quarter = [row for row in sweep["rows"] if row["transformation"].split()[0] in ("90", "180", "270", "flip")]
@@ -399,6 +399,9 @@ def test_two_processes(toy_dir: Path, tmp_path: Path, dims: int) -> None:
     run(dims, "train", "evaluate", **options, sweep=True)
     for one, other in zip(table, rows(alone / "predictions.csv"), strict=True):
         assert float(one["p(1)"]) == pytest.approx(float(other["p(1)"]), abs=1e-5)
-    swept = (json.loads((folder / "sweep_clean.json").read_text()) for folder in (tmp_path / "evaluation", alone))
+    swept = (
+        json.loads((folder / "sweep_bilinear_background.json").read_text())
+        for folder in (tmp_path / "evaluation", alone)
+    )
     for one, other in zip(*(sweep["rows"] for sweep in swept), strict=True):
         assert one == pytest.approx(other)

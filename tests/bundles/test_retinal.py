@@ -179,7 +179,7 @@ def test_evaluation_scores_each_image(evaluated: Path) -> None:
         assert picture.width > 500
 
 
-@pytest.mark.parametrize("protocol", ["clean", "paper"])
+@pytest.mark.parametrize("protocol", ["bilinear_background", "nearest_zero"])
 def test_sweep_is_flat_at_quarter_turns(evaluated: Path, protocol: str) -> None:
     sweep = json.loads((evaluated / f"sweep_{protocol}.json").read_text())
     scores = {row["transformation"]: row["Dice"] for row in sweep["rows"]}
@@ -198,7 +198,7 @@ def test_plain_network_for_comparison(eyes: Path, tmp_path: Path) -> None:
     del options["max_epochs"]
     options |= {"ckpt_dir": str(tmp_path / "models"), "output_dir": str(tmp_path), "sweep": True, "sweep_step": 90}
     run("train", "plain", "evaluate", **options)
-    scores = [row["AUC"] for row in json.loads((tmp_path / "sweep_clean.json").read_text())["rows"]]
+    scores = [row["AUC"] for row in json.loads((tmp_path / "sweep_bilinear_background.json").read_text())["rows"]]
     assert max(scores) - min(scores) > 1e-3
 
 
@@ -337,7 +337,7 @@ def test_two_processes(eyes: Path, trained: Path, evaluated: Path, tmp_path: Pat
         assert one.pop("file") == two.pop("file")
         assert [float(value) for value in two.values()] == pytest.approx([float(value) for value in one.values()])
     one, two = (
-        json.loads((folder / "sweep_paper.json").read_text()) for folder in (evaluated, tmp_path / "evaluation")
+        json.loads((folder / "sweep_nearest_zero.json").read_text()) for folder in (evaluated, tmp_path / "evaluation")
     )
     assert two.pop("rows") == [pytest.approx(row) for row in one.pop("rows")]
     assert two == pytest.approx(one)

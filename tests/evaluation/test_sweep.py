@@ -14,7 +14,7 @@ from ignite.engine import Engine
 from monai.data import MetaTensor
 from PIL import Image
 
-from monai_sre.evaluation import RotationSweep, SweepResult, draw_sweep, rotation_sweep, sweep_transformations
+from monai_sre.evaluation import RotationSweep, SweepResult, Transformation, rotation_sweep, sweep_transformations
 
 
 class CornerNet(torch.nn.Module):
@@ -43,7 +43,7 @@ def test_list_of_transformations() -> None:
 
 def test_quarter_turns_and_flips_are_those_of_torch() -> None:
     x = torch.randn(2, 3, 6, 6)
-    for protocol in ("clean", "paper"):
+    for protocol in ("bilinear_background", "nearest_zero"):
         found = sweep_transformations(2, protocol, step=90)
         for turns in range(4):
             assert torch.equal(found[str(90 * turns)](x), x.rot90(turns, (2, 3)))
@@ -78,7 +78,11 @@ def test_mode_is_restored() -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [((4,), "spatial_dims must be"), ((2, "fancy"), "protocol must be"), ((2, "clean", 25), "step must be")],
+    [
+        ((4,), "spatial_dims must be"),
+        ((2, "fancy"), "protocol must be"),
+        ((2, "bilinear_background", 25), "step must be"),
+    ],
 )
 def test_bad_arguments(arguments: tuple, message: str) -> None:
     with pytest.raises(ValueError, match=message):
@@ -89,7 +93,7 @@ def test_handler_leaves_table_json_and_picture(tmp_path: Path) -> None:
     engine = Engine(lambda _, batch: batch)
     RotationSweep(tmp_path, CornerNet(), [batch()], "binary-class", 2, step=90).attach(engine)
     engine.run([0])
-    for protocol in ("clean", "paper"):
+    for protocol in ("bilinear_background", "nearest_zero"):
         with (tmp_path / f"sweep_{protocol}.csv").open() as file:
             table = list(csv.DictReader(file))
         content = json.loads((tmp_path / f"sweep_{protocol}.json").read_text())
@@ -99,6 +103,38 @@ def test_handler_leaves_table_json_and_picture(tmp_path: Path) -> None:
         assert content["ACC mean"] == pytest.approx(np.mean(swept))
         with Image.open(tmp_path / f"sweep_{protocol}.png") as picture:
             assert picture.width > 400
+
+
+def test_a_handler_that_is_off_does_nothing(tmp_path: Path) -> None:
+    engine = Engine(lambda _, batch: batch)
+    RotationSweep(tmp_path / "out", CornerNet(), [batch()], "binary-class", 2, enabled="false").attach(engine)
+    engine.run([0])
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(ValueError, match="sweep must be true or false, got 'maybe'"):
+        RotationSweep(tmp_path, CornerNet(), [batch()], "binary-class", 2, enabled="maybe")
+
+
+@pytest.mark.parametrize(("old", "new"), [("paper", "nearest_zero"), ("clean", "bilinear_background")])
+def test_earlier_names_of_protocols(tmp_path: Path, old: str, new: str) -> None:
+    images = torch.rand(2, 1, 9, 9)
+    ours, theirs = (sweep_transformations(2, name, step=45)["45"](images) for name in (new, old))
+    assert torch.equal(ours, theirs)
+    assert torch.equal(Transformation(45.0, protocol=old)(images), ours)
+    sweep = RotationSweep(tmp_path, CornerNet(), [batch()], "binary-class", 2, [old])
+    assert list(sweep.sweeps) == [new]
+
+
+def test_each_process_brings_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What two processes gather is what one with all batches has."""
+    turns = sweep_transformations(2, step=180)
+    halves = [{key: value[part] for key, value in batch().items()} for part in (slice(0, 3), slice(3, 4))]
+    whole = rotation_sweep(CornerNet(), halves, turns, "binary-class")
+    shares: list[object] = []
+    monkeypatch.setattr("ignite.distributed.all_gather", lambda share: shares.append(share) or list(shares))
+    with pytest.warns(UserWarning, match="no ROC curve"):
+        rotation_sweep(CornerNet(), halves[1:], turns, "binary-class")
+    found = rotation_sweep(CornerNet(), halves[:1], turns, "binary-class")
+    assert (found.rows, found.consistency) == (whole.rows, whole.consistency)
 
 
 def test_summary_takes_flips_apart() -> None:
@@ -138,7 +174,7 @@ def maps(*size: int) -> dict[str, torch.Tensor]:
 
 
 def sweep_maps(network: torch.nn.Module, batch: dict[str, torch.Tensor], step: float, **options: object) -> SweepResult:
-    transformations = sweep_transformations(2, "paper", step=step)
+    transformations = sweep_transformations(2, "nearest_zero", step=step)
     return rotation_sweep(network, [batch], transformations, "segmentation", **options)  # type: ignore[arg-type]
 
 
@@ -171,9 +207,19 @@ def test_voxels_must_be_cubes() -> None:
 
 
 def test_pixels_from_outside_do_not_count() -> None:
-    """At 45 degrees the corners are unknown: a network that marks them all keeps its specificity inside."""
-    result = sweep_maps(Threshold(), {"image": torch.ones(1, 1, 9, 9), "label": torch.ones(1, 1, 9, 9)}, step=45)
-    assert all(row["sensitivity"] == 1.0 for row in result.rows)
+    """At 45 degrees zeros enter at the corners: a network that is wrong there alone keeps its scores."""
+
+    class Dark(Threshold):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(1 - x)
+
+    image = torch.ones(1, 1, 9, 9)
+    assert sweep_transformations(2, "nearest_zero", step=45)["45"](image)[0, 0, 0, 0] == 0
+    missed = sweep_maps(Threshold(), {"image": image, "label": torch.ones_like(image)}, step=45)
+    excess = sweep_maps(Dark(), {"image": image, "label": torch.zeros_like(image)}, step=45)
+    assert len(missed.rows) == len(excess.rows) == 10
+    assert all(row["sensitivity"] == 1.0 for row in missed.rows)
+    assert all(row["specificity"] == 1.0 for row in excess.rows)
 
 
 def test_inferer_and_handler_on_maps(tmp_path: Path) -> None:
@@ -186,26 +232,21 @@ def test_inferer_and_handler_on_maps(tmp_path: Path) -> None:
     engine = Engine(lambda _, batch: batch)
     network = Threshold()
     RotationSweep(
-        tmp_path, network, [maps(8, 8)], "segmentation", 2, ["clean"], step=90, inferer=inferer, device="cpu"
+        tmp_path,
+        network,
+        [maps(8, 8)],
+        "segmentation",
+        2,
+        ["bilinear_background"],
+        step=90,
+        inferer=inferer,
+        device="cpu",
     ).attach(engine)
     engine.run([0])
     assert len(calls) == 6
-    content = json.loads((tmp_path / "sweep_clean.json").read_text())
+    content = json.loads((tmp_path / "sweep_bilinear_background.json").read_text())
     assert content["Dice mean"] == 1.0
-    assert (tmp_path / "sweep_clean.png").is_file()
-
-
-def test_a_curve_has_the_colour_of_its_name(tmp_path: Path) -> None:
-    rows = [{"transformation": str(angle), "ACC": 0.8} for angle in range(0, 360, 30)]
-    curves = {"other": SweepResult(rows, 1.0), "red one": SweepResult(rows, 1.0)}
-    for name, colours in {"a": {"red one": "red"}, "b": None}.items():
-        draw_sweep(curves, tmp_path / f"{name}.png", colours=colours)
-    reds = {}
-    for name in "ab":
-        with Image.open(tmp_path / f"{name}.png") as picture:
-            reds[name] = (np.asarray(picture.convert("RGB")) == (255, 0, 0)).all(axis=-1).sum()
-    assert reds["a"] > 500
-    assert reds["b"] == 0
+    assert (tmp_path / "sweep_bilinear_background.png").is_file()
 
 
 def test_steps_that_floating_point_cannot_divide_exactly() -> None:

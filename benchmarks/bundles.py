@@ -1,0 +1,210 @@
+"""All that the benchmarks know of the bundles' configs: building a network, training, evaluating, reading what they leave."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.bundle import ConfigParser, run
+from torch import Tensor, nn
+
+from benchmarks.timing import machine
+from monai_sre.data import dataset_info
+from monai_sre.evaluation.sweep import PROTOCOLS
+
+BUNDLES = Path(__file__).parents[1] / "bundles"
+VESSELS = "CHASE_DB1"
+#: Entries of a bundle's config that rotate images at random in training.
+_TURNED: dict[str, dict[str, Any]] = {
+    "medmnist_2d_classification": {"train#preprocessing#rotation": 180, "train#preprocessing#fill": "background"},
+    "medmnist_3d_classification": {"train#preprocessing#rotation": True},
+    "retinal_vessel_segmentation": {"rotation": True},
+}
+#: Arguments of a bundle's network that one of another kind takes over.
+_SHARED = ("spatial_dims", "in_channels", "num_classes", "out_channels", "_mode_")
+#: Names of entries of a state dict that are no parameters: statistics, and what a moving average keeps.
+_NO_PARAMETER = re.compile(r"running_mean$|running_var$|num_batches_tracked$|^average\.")
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network and its training: what differs from a bundle's ``train.json``.
+
+    Args:
+        title: how the tables and the pictures call it.
+        overlays: further config files of the bundle.
+        settings: entries of the config.
+        turned: whether images are rotated at random in training.
+        other: class and arguments of a network in place of the bundle's; axes, channels and classes are the same.
+        wrapper: name of a module around the network: it takes ``wraps``, the network's class, and its arguments.
+        averaged: the model that is averaged over rotations at test time, in place of a training of its own.
+        colour: of its curve; a model without one has no curve.
+    """
+
+    title: str
+    overlays: tuple[str, ...] = ()
+    settings: dict[str, Any] = field(default_factory=dict)
+    turned: bool = False
+    other: dict[str, Any] = field(default_factory=dict)
+    wrapper: str = ""
+    averaged: str = ""
+    colour: str = ""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set, the bundle that learns it, and the entries of its config that say where it is."""
+
+    name: str
+    bundle: Path
+    spatial_dims: int
+    entries: dict[str, Any]
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """The bundle's ``train.json``."""
+        found: dict[str, Any] = ConfigParser.load_config_file(self.bundle / "configs" / "train.json")
+        return found
+
+
+def source_of(dataset: str, dataset_dir: str = "", size: int = 28) -> Source:
+    """How to learn a data set: ``"CHASE_DB1"``, or one of MedMNIST's, whose images have ``size`` pixels a side.
+
+    Example:
+        >>> source = source_of("breastmnist", size=64)
+        >>> source.name, source.bundle.name, source.spatial_dims
+        ('breastmnist_64', 'medmnist_2d_classification', 2)
+    """
+    if dataset == VESSELS:
+        bundle, name, dims, entries = BUNDLES / "retinal_vessel_segmentation", dataset, 2, {}
+    else:
+        dims = dataset_info(dataset, dataset_dir).spatial_dims
+        bundle, name = BUNDLES / f"medmnist_{dims}d_classification", dataset + ("" if size == 28 else f"_{size}")
+        entries = {"dataset_name": dataset, "size": size}
+    entries |= {
+        "meta_file": str(bundle / "configs" / "metadata.json"),
+        "logging_file": str(bundle / "configs" / "logging.conf"),
+        "bundle_root": str(bundle),
+        "dataset_dir": dataset_dir,
+    }
+    return Source(name, bundle, dims, entries)
+
+
+def config_files(source: Source, model: Model, *more: str) -> list[str]:
+    """Paths of the config files of a model, with further ones of the bundle between ``train.json`` and its own."""
+    return [str(source.bundle / "configs" / name) for name in ("train.json", *more, *model.overlays)]
+
+
+def config_entries(source: Source, model: Model) -> dict[str, Any]:
+    """Entries of the config that a data set and a model set."""
+    entries, inner = {**source.entries, **model.settings}, source.recipe["network_def"]
+    if model.turned:
+        entries |= _TURNED[source.bundle.name]
+    if model.other:
+        entries["network_def"] = {key: inner[key] for key in _SHARED if key in inner} | model.other
+    if model.wrapper:
+        entries["network_def"] = {**inner, "_target_": f"benchmarks.{model.wrapper}", "wraps": inner["_target_"]}
+    return entries
+
+
+def parsed(source: Source, model: Model, *more: str) -> ConfigParser:
+    """The config of a model, ready to build parts of it."""
+    parser = ConfigParser()
+    parser.read_config(config_files(source, model, *more))
+    parser.update(config_entries(source, model))
+    return parser
+
+
+def network_of(source: Source, model: Model, *more: str) -> nn.Module:
+    """The untrained network of a model."""
+    found = parsed(source, model, *more).get_parsed_content("network_def")
+    network: nn.Module = found if isinstance(found, nn.Module) else found()
+    return network
+
+
+def windows_of(source: Source, model: Model, *more: str) -> Callable[..., Tensor]:
+    """The inferer of a segmenting model."""
+    inferer: Callable[..., Tensor] = parsed(source, model, *more).get_parsed_content("validate#inferer")
+    return inferer
+
+
+def first_test_image(source: Source, model: Model) -> dict[str, Tensor]:
+    """Image, label and field of view of a segmenting model's first test image, each ``(C, *spatial)``."""
+    parser = parsed(source, model)
+    parser["validate#split"] = "test"
+    case = parser.get_parsed_content("validate#dataset")[0]
+    return {key: torch.as_tensor(case[key]).float() for key in ("image", "label", "field")}
+
+
+def train(source: Source, model: Model, options: dict[str, Any], work: Path) -> None:
+    """Run a training in a folder, from where it stopped; not again where it is complete."""
+    if (work / "learning_curves.png").is_file():
+        return
+    last = work / "models" / "last.pt"
+    done = last.is_file() and torch.load(last, weights_only=True)["epoch"] > 0
+    entries = {**config_entries(source, model), **options}
+    run(config_file=config_files(source, model), **entries, resume=done, output_dir=str(work))
+
+
+def evaluate(source: Source, model: Model, output_dir: Path, averaged: bool = False, **options: Any) -> dict[str, Any]:
+    """Evaluate a model under rotations, and return what :func:`scores` reads.
+
+    Args:
+        source: the data set.
+        model: what was trained.
+        output_dir: folder of the files.
+        averaged: whether the network is averaged over rotations.
+        options: entries of the config: ``split``, ``step`` (of the sweep) and others by their names.
+    """
+    sweep = handler_id(source.bundle / "configs" / "evaluate.json", "RotationSweep")
+    names = {"split": "validate#split", "step": f"{sweep}#step"}
+    entries = {**config_entries(source, model), **{names.get(key, key): value for key, value in options.items()}}
+    if averaged:
+        target = "benchmarks.peer_networks.RotationAverage"
+        entries["network"] = {
+            "_target_": target,
+            "network": source.recipe["network"],
+            "spatial_dims": source.spatial_dims,
+        }
+        entries[f"{sweep}#network"] = "@network"
+    files = [*config_files(source, model), str(source.bundle / "configs" / "evaluate.json")]
+    run(config_file=files, **entries, output_dir=str(output_dir), sweep=True)
+    return scores(output_dir)
+
+
+def handler_id(config: Path, name: str) -> str:
+    """The id of an evaluator's handler, by the name of its class."""
+    handlers = ConfigParser.load_config_file(config)["validate#handlers"]
+    for index, entry in enumerate(handlers):
+        if isinstance(entry, dict) and entry["_target_"].split(".")[-1] == name:
+            return f"validate#handlers#{index}"
+    raise ValueError(f"{config} has no handler {name}")
+
+
+def scores(folder: Path) -> dict[str, Any]:
+    """The scores upright and both protocols' sweeps that an evaluation left in its folder."""
+    sweeps = {name: json.loads((folder / f"sweep_{name}.json").read_text()) for name in PROTOCOLS}
+    return {"sweep": sweeps, "upright": json.loads((folder / "metrics.json").read_text())}
+
+
+def summary(work: Path, metric: str) -> dict[str, Any]:
+    """What a complete training says of itself: epochs, the one with the best ``metric``, its row, last loss, parameters."""
+    history = (work / "metrics.csv").read_text().splitlines()
+    rows = [dict(zip(history[0].split(","), line.split(","), strict=True)) for line in history[1:]]
+    best = max((row for row in rows if row[metric]), key=lambda row: float(row[metric]))
+    weights, about = torch.load(work / "models" / "model.pt", weights_only=True), machine("wall")
+    return {
+        "epochs": len(rows),
+        "best_epoch": int(best["epoch"]),
+        "final_train_loss": float(rows[-1]["train_loss"]),
+        "validation": {
+            name.removeprefix("val_"): float(value) for name, value in best.items() if name.startswith("val_")
+        },
+        "parameters": sum(value.numel() for name, value in weights.items() if not _NO_PARAMETER.search(name)),
+        "machine": {key: about[key] for key in ("cpu", "capability", "threads", "torch")},
+    }

@@ -1,0 +1,330 @@
+"""Scores of classes and of class maps: accuracy and ROC curve as MedMNIST v2 defines them, Dice and its relatives."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from monai.handlers import IgniteMetricHandler
+from monai.metrics import CumulativeIterationMetric
+from monai.utils import optional_import
+from torch import Tensor
+
+from monai_sre.data.dataset import TASKS
+
+MULTI_LABEL = "multi-label, binary-class"
+MAP_METRICS = ("Dice", "AUC", "sensitivity", "specificity", "clDice")
+NAN = float("nan")
+#: What a function says whose package is missing; for ``monai.utils.optional_import``.
+NEEDS_EXTRA = 'this needs a package that is not installed: pip install "monai_sre[bundles]" ({})'
+
+
+def probabilities(logits: Tensor, task: str) -> Tensor:
+    """Scores in 0..1 from logits: a sigmoid for each label of multi-label tasks, else a softmax over the classes.
+
+    Args:
+        logits: shape ``(N, num_classes)``, or ``(N, num_classes, *spatial)`` of maps.
+        task: MedMNIST's name of the kind of task.
+
+    Returns:
+        Tensor of the same shape: float64 on the CPU, since not every device has float64; of maps, float32 at least, where
+        the logits are.
+
+    Example:
+        >>> probabilities(torch.zeros(1, 4), "multi-class")
+        tensor([[0.2500, 0.2500, 0.2500, 0.2500]], dtype=torch.float64)
+    """
+    wide = logits.cpu().double() if logits.dim() <= 2 else logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return wide.sigmoid() if task == MULTI_LABEL else wide.softmax(dim=1)
+
+
+def check_scores(scores: np.ndarray, labels: np.ndarray, task: str) -> np.ndarray:
+    """The labels, without their last axis where that holds a single class number.
+
+    Raises:
+        ValueError: they do not fit the scores, or the task is unknown.
+
+    Example:
+        >>> check_scores(np.zeros((3, 2)), np.array([[0], [1], [0]]), "binary-class").shape
+        (3,)
+    """
+    if task not in TASKS:
+        raise ValueError(f"task must be one of {TASKS}, got {task!r}")
+    if scores.ndim != 2 or (task != MULTI_LABEL and scores.shape[1] < 2):
+        raise ValueError(f"scores of task {task!r} must have shape (N, num_classes), got {scores.shape}")
+    if task != MULTI_LABEL and labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    wanted = scores.shape if task == MULTI_LABEL else scores.shape[:1]
+    if labels.shape != wanted:
+        raise ValueError(f"labels of task {task!r} must have shape {wanted} as the scores have, got {labels.shape}")
+    return labels
+
+
+def accuracy(scores: np.ndarray, labels: np.ndarray, task: str) -> float:
+    """Share of correct decisions (Yang et al., Scientific Data 10:41, 2023).
+
+    Multi-label: the mean over labels, each decided at 0.5. Binary: the last class is decided at 0.5. Otherwise, ordinal
+    regression included: the class of the highest score. NaN if any score is.
+
+    Args:
+        scores: shape ``(N, num_classes)``, in 0..1.
+        labels: shape ``(N,)`` or ``(N, 1)``, or ``(N, num_classes)`` of 0 and 1 for multi-label tasks.
+        task: MedMNIST's name of the kind of task.
+
+    Raises:
+        ValueError: the shapes do not fit, or the task is unknown.
+
+    Example:
+        >>> accuracy(np.array([[0.9, 0.1], [0.2, 0.8]]), np.array([0, 0]), "binary-class")
+        0.5
+    """
+    labels = check_scores(scores, labels, task)
+    if np.isnan(scores).any():
+        return NAN
+    if task == MULTI_LABEL:
+        return float(((scores > 0.5) == (labels > 0.5)).mean())
+    if task == "binary-class":
+        return float(((scores[:, -1] > 0.5) == (labels == 1)).mean())
+    return float((scores.argmax(axis=1) == labels).mean())
+
+
+def area_under_curve(scores: np.ndarray, labels: np.ndarray, task: str) -> float:
+    """Area under the ROC curve (Yang et al., 2023): of the last class if binary, else the mean over classes or labels.
+
+    A class that no sample, or every sample, belongs to has no curve: it is left out of the mean, with a warning. NaN if
+    none is left, or if any score is.
+
+    Args:
+        scores: shape ``(N, num_classes)``, in 0..1.
+        labels: shape ``(N,)`` or ``(N, 1)``, or ``(N, num_classes)`` of 0 and 1 for multi-label tasks.
+        task: MedMNIST's name of the kind of task.
+
+    Raises:
+        ValueError: the shapes do not fit, or the task is unknown.
+
+    Example:
+        >>> area_under_curve(np.array([[0.9, 0.1], [0.2, 0.8], [0.4, 0.6]]), np.array([0, 1, 0]), "binary-class")
+        1.0
+    """
+    labels = check_scores(scores, labels, task)
+    if np.isnan(scores).any():
+        return NAN
+    number = scores.shape[1]
+    truth = labels > 0.5 if task == MULTI_LABEL else labels[:, None] == np.arange(number)
+    if task == "binary-class":
+        truth[:, -1] = labels == 1
+    chosen = [number - 1] if task == "binary-class" else range(number)
+    areas = {index: _area(truth[:, index], scores[:, index]) for index in chosen}
+    missing = [index for index, area in areas.items() if np.isnan(area)]
+    if missing:
+        warnings.warn(f"no ROC curve for classes {missing}: all samples agree on them", stacklevel=2)
+    return nan_mean(list(areas.values()))
+
+
+def _area(truth: np.ndarray, score: np.ndarray) -> float:
+    """Area under the ROC curve from the ranks of the positives (Mann and Whitney, 1947); NaN without both kinds."""
+    positives = int(truth.sum())
+    negatives = truth.size - positives
+    if not positives or not negatives:
+        return NAN
+    _, place, counts = np.unique(score, return_inverse=True, return_counts=True)
+    ranks = counts.cumsum() - (counts - 1) / 2
+    return float((ranks[place][truth].sum() - positives * (positives + 1) / 2) / (positives * negatives))
+
+
+def class_scores(score: np.ndarray, label: np.ndarray, metrics: Sequence[str] = MAP_METRICS) -> list[dict[str, float]]:
+    """Scores of one image's class map, for each foreground class.
+
+    A pixel is decided for the class of the highest score. With true and false positives and negatives among the pixels that
+    count: ``Dice`` is 2 TP / (2 TP + FP + FN), ``sensitivity`` TP / (TP + FN), ``specificity`` TN / (TN + FP); ``AUC`` is the
+    area under the ROC curve of the class's score. ``clDice`` (Shit et al., CVPR 2021) is the harmonic mean of the shares of
+    either centreline that lie inside the other map.
+
+    Args:
+        score: shape ``(C, *spatial)``, probabilities; class 0 is the background.
+        label: shape ``(*spatial)``, class numbers; a pixel below 0 does not count.
+        metrics: which of them.
+
+    Returns:
+        For each class but the background, a value per metric; NaN where the image has none, such as the Dice of a class that
+        is absent, or where a score is NaN.
+
+    Raises:
+        ValueError: a metric is unknown, or the shapes differ.
+
+    Example:
+        >>> label = np.array([[0, 1, 1, -1]])
+        >>> score = np.array([[[0.9, 0.8, 0.1, 0.5]], [[0.1, 0.2, 0.9, 0.5]]])
+        >>> class_scores(score, label, ("sensitivity", "specificity"))
+        [{'sensitivity': 0.5, 'specificity': 1.0}]
+    """
+    unknown = set(metrics) - set(MAP_METRICS)
+    if unknown:
+        raise ValueError(f"metrics must be some of {MAP_METRICS}, got {sorted(unknown)}")
+    if score.shape[1:] != label.shape:
+        raise ValueError(f"score {score.shape} must be (C, *spatial) and label {label.shape} (*spatial)")
+    if not np.isfinite(score).all():
+        return [dict.fromkeys(metrics, NAN)] * (len(score) - 1)
+    inside, decided = label >= 0, score.argmax(axis=0)
+    rows = []
+    for index in range(1, len(score)):
+        found, truth = (decided == index) & inside, label == index
+        hits, positives, marked = int((found & truth).sum()), int(truth.sum()), int(found.sum())
+        negatives = int(inside.sum()) - positives
+        row = {
+            "Dice": 2 * hits / (marked + positives) if positives else NAN,
+            "sensitivity": hits / positives if positives else NAN,
+            "specificity": 1 - (marked - hits) / negatives if negatives else NAN,
+        }
+        if "AUC" in metrics:
+            row["AUC"] = _area(truth[inside], score[index][inside])
+        if "clDice" in metrics:
+            row["clDice"] = _centreline_dice(found, truth)
+        rows.append({name: row[name] for name in metrics})
+    return rows
+
+
+def map_scores(score: np.ndarray, label: np.ndarray, metrics: Sequence[str] = MAP_METRICS) -> dict[str, float]:
+    """The mean of :func:`class_scores` over the foreground classes that have a value; same arguments, same exceptions.
+
+    Example:
+        >>> label = np.array([[0, 1, 1, -1]])
+        >>> score = np.array([[[0.9, 0.8, 0.1, 0.5]], [[0.1, 0.2, 0.9, 0.5]]])
+        >>> {name: round(value, 3) for name, value in map_scores(score, label, ("Dice", "AUC", "specificity")).items()}
+        {'Dice': 0.667, 'AUC': 1.0, 'specificity': 1.0}
+    """
+    rows = class_scores(score, label, metrics)
+    return {name: nan_mean([row[name] for row in rows]) for name in metrics}
+
+
+def _centreline_dice(found: np.ndarray, truth: np.ndarray) -> float:
+    if not truth.any():
+        return NAN
+    skeletonize, _ = optional_import("skimage.morphology", name="skeletonize", descriptor=NEEDS_EXTRA)
+    found_line, true_line = (skeletonize(mask) for mask in (found, truth))
+    if not found_line.any():
+        return 0.0
+    precision, sensitivity = truth[found_line].mean(), found[true_line].mean()
+    return float(2 * precision * sensitivity / (precision + sensitivity)) if precision + sensitivity else 0.0
+
+
+def nan_mean(values: Sequence[float]) -> float:
+    """Mean of the values that are not NaN; NaN if none is left.
+
+    Example:
+        >>> nan_mean([1.0, float("nan"), 2.0])
+        1.5
+    """
+    present = [value for value in values if value == value]
+    return float(np.mean(present)) if present else NAN
+
+
+def as_arrays(score: Tensor, label: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """One image's ``(C, *spatial)`` scores and ``(1, *spatial)`` labels as :func:`map_scores` takes them."""
+    return torch.as_tensor(score).cpu().numpy(), torch.as_tensor(label)[0].round().long().cpu().numpy()
+
+
+class AddScores:
+    """Postprocessing of whole batches: adds ``"score"``, the probabilities of the logits ``"pred"``.
+
+    Args:
+        task: MedMNIST's name of the kind of task.
+
+    Example:
+        >>> AddScores("binary-class")({"pred": torch.zeros(1, 2)})["score"]
+        tensor([[0.5000, 0.5000]], dtype=torch.float64)
+    """
+
+    def __init__(self, task: str) -> None:
+        self.task = task
+
+    def __call__(self, output: dict[str, Any]) -> dict[str, Any]:
+        return {**output, "score": probabilities(output["pred"].detach(), self.task)}
+
+
+class _ScoreMetric(CumulativeIterationMetric):
+    """Keeps scores and labels until the end."""
+
+    def __init__(self, compute: Callable[..., float], task: str) -> None:
+        super().__init__()
+        self.compute, self.task = compute, task
+
+    def _compute_tensor(self, y_pred: Tensor, y: Tensor | None = None, **_: Any) -> Any:
+        return y_pred, y
+
+    def aggregate(self, *_: Any, **__: Any) -> Any:
+        scores, labels = self.get_buffer()
+        return self.compute(scores.cpu().numpy(), labels.cpu().numpy(), self.task)
+
+
+class ClassificationScore(IgniteMetricHandler):
+    """Ignite metric: ACC or AUC over all samples of all processes.
+
+    Args:
+        metric: ``"ACC"`` or ``"AUC"``.
+        task: MedMNIST's name of the kind of task.
+        output_transform: takes the engine's output to ``(scores, labels)``, as ``from_engine(["score", "label"])`` does.
+
+    Raises:
+        ValueError: ``metric`` is neither.
+
+    Example:
+        >>> from ignite.engine import Engine
+        >>> engine = Engine(lambda _, batch: batch)
+        >>> ClassificationScore("ACC", "multi-class").attach(engine, "acc")
+        >>> batch = torch.eye(3), torch.tensor([0, 1, 1])
+        >>> round(engine.run([batch]).metrics["acc"], 4)
+        0.6667
+    """
+
+    def __init__(self, metric: str, task: str, output_transform: Any = lambda output: output) -> None:
+        computes = {"ACC": accuracy, "AUC": area_under_curve}
+        if metric not in computes:
+            raise ValueError(f"metric must be one of {tuple(computes)}, got {metric!r}")
+        super().__init__(_ScoreMetric(computes[metric], task), output_transform=output_transform, save_details=False)
+
+
+class _MapMetric(CumulativeIterationMetric):
+    """Keeps the score of each image until the end."""
+
+    def __init__(self, metric: str) -> None:
+        super().__init__()
+        self.metric = metric
+
+    def _compute_tensor(self, y_pred: Tensor, y: Tensor | None = None, **_: Any) -> Any:
+        assert y is not None
+        pairs = (as_arrays(score, label) for score, label in zip(y_pred, y, strict=True))
+        values = [map_scores(*pair, metrics=(self.metric,))[self.metric] for pair in pairs]
+        return torch.tensor(values, dtype=torch.float64).unsqueeze(1)
+
+    def aggregate(self, *_: Any, **__: Any) -> Any:
+        return nan_mean(self.get_buffer().flatten().tolist())
+
+
+class SegmentationScore(IgniteMetricHandler):
+    """Ignite metric: a score of :func:`map_scores`, averaged over all images of all processes.
+
+    Args:
+        metric: one of ``"Dice"``, ``"AUC"``, ``"sensitivity"``, ``"specificity"``, ``"clDice"``.
+        output_transform: takes the engine's output to ``(scores (N, C, *spatial), labels (N, 1, *spatial))``, as
+            ``from_engine(["score", "label"])`` does.
+
+    Raises:
+        ValueError: ``metric`` is none of them.
+
+    Example:
+        >>> from ignite.engine import Engine
+        >>> engine = Engine(lambda _, batch: batch)
+        >>> SegmentationScore("Dice").attach(engine, "dice")
+        >>> label = torch.tensor([[[[0.0, 1.0, 1.0]]]])
+        >>> round(engine.run([(torch.tensor([[[[0.9, 0.8, 0.1]], [[0.1, 0.2, 0.9]]]]), label)]).metrics["dice"], 4)
+        0.6667
+    """
+
+    def __init__(self, metric: str, output_transform: Any = lambda output: output) -> None:
+        if metric not in MAP_METRICS:
+            raise ValueError(f"metric must be one of {MAP_METRICS}, got {metric!r}")
+        super().__init__(_MapMetric(metric), output_transform=output_transform, save_details=False)

@@ -1,0 +1,296 @@
+"""What a run leaves behind: learning curves while it trains, scores and pictures when it evaluates."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import math
+import tempfile
+from collections.abc import Sequence
+from itertools import chain, zip_longest
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from monai.utils import convert_to_tensor, optional_import
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from monai_sre.evaluation.figures import draw_confusion, draw_curves, draw_maps
+from monai_sre.evaluation.metrics import (
+    MAP_METRICS,
+    MULTI_LABEL,
+    NAN,
+    NEEDS_EXTRA,
+    accuracy,
+    area_under_curve,
+    as_arrays,
+    check_scores,
+    class_scores,
+    nan_mean,
+)
+
+if TYPE_CHECKING:
+    from ignite.engine import Engine
+Events, _ = optional_import("ignite.engine", name="Events", descriptor=NEEDS_EXTRA)
+idist, _ = optional_import("ignite.distributed", descriptor=NEEDS_EXTRA)
+
+_LOGGER = logging.getLogger(__name__)
+
+
+class LearningCurves:
+    """Trainer handler: one row per epoch in ``metrics.csv``, and ``learning_curves.png`` at the end.
+
+    A resumed run keeps the rows of the epochs before it. Of several processes, the first writes.
+
+    Args:
+        output_dir: folder of both files, created if need be.
+        evaluator: the validation engine; its metrics become columns in the epochs that it ran in.
+        optimizer: its learning rate becomes a column.
+
+    Example:
+        >>> import tempfile
+        >>> from ignite.engine import Engine
+        >>> folder = tempfile.mkdtemp()
+        >>> trainer = Engine(lambda engine, batch: {"loss": torch.tensor(1.0 / engine.state.epoch)})
+        >>> LearningCurves(folder).attach(trainer)
+        >>> _ = trainer.run([0], max_epochs=2)
+        >>> print((Path(folder) / "metrics.csv").read_text().strip())
+        epoch,train_loss
+        1,1.0
+        2,0.5
+    """
+
+    def __init__(
+        self,
+        output_dir: str | Path,
+        evaluator: Engine | None = None,
+        optimizer: torch.optim.Optimizer | None = None,
+    ) -> None:
+        self.output_dir, self.evaluator, self.optimizer = Path(output_dir), evaluator, optimizer
+        self._rows: list[dict[str, Any]] = []
+        self._losses: list[Tensor] = []
+        self._validated = False
+
+    def attach(self, engine: Engine) -> None:
+        """Register with a trainer; after the validation handler, so that a row holds its own epoch's validation."""
+        engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._write)
+        engine.add_event_handler(Events.COMPLETED, self._draw)
+        if self.evaluator is not None:
+            self.evaluator.add_event_handler(Events.COMPLETED, self._mark)
+
+    def _start(self, engine: Engine) -> None:
+        self._rows, path = [], self.output_dir / "metrics.csv"
+        if idist.get_rank() == 0:
+            writable_folder(self.output_dir)
+        if engine.state.epoch > 0 and path.is_file():
+            with path.open(newline="") as file:
+                self._rows = [row for row in csv.DictReader(file) if int(row["epoch"]) <= engine.state.epoch]
+
+    def _collect(self, engine: Engine) -> None:
+        output: Any = engine.state.output
+        loss = (output[0] if isinstance(output, list) else output)["loss"]
+        self._losses.append(torch.as_tensor(loss).detach().float().mean())
+
+    def _mark(self, _: Engine) -> None:
+        self._validated = True
+
+    def _write(self, engine: Engine) -> None:
+        row: dict[str, Any] = {"epoch": engine.state.epoch, "train_loss": float(torch.stack(self._losses).mean())}
+        self._losses = []
+        if self.optimizer is not None:
+            row["learning_rate"] = self.optimizer.param_groups[0]["lr"]
+        if self.evaluator is not None and self._validated:
+            row.update(self.evaluator.state.metrics)
+        self._validated = False
+        self._rows.append(row)
+        if idist.get_rank() == 0:
+            write_csv(self.output_dir / "metrics.csv", self._rows)
+
+    def _draw(self, _: Engine) -> None:
+        if idist.get_rank() == 0 and self._rows:
+            draw_curves(self._rows, self.output_dir / "learning_curves.png")
+
+
+class ClassificationReport:
+    """Evaluator handler: ``predictions.csv``, ``metrics.json``, ``confusion_matrix.csv`` and its picture.
+
+    A multi-label task has no confusion matrix between classes; its file counts true and false positives and negatives of
+    each label. Of several processes all take part, and the first writes; sample ``i`` is that of process ``i % world_size``,
+    as ``BatchLoader`` shares them.
+
+    Args:
+        output_dir: folder of the files, created if need be.
+        task: MedMNIST's name of the kind of task.
+        class_names: one per class.
+        name: of the data set, for ``metrics.json`` and the log.
+    """
+
+    def __init__(self, output_dir: str | Path, task: str, class_names: Sequence[str], name: str = "") -> None:
+        self.output_dir, self.task, self.class_names, self.name = Path(output_dir), task, list(class_names), name
+        self._outputs: list[tuple[np.ndarray, np.ndarray]] = []
+
+    def attach(self, engine: Engine) -> None:
+        """Register with an evaluator whose output holds ``"score"`` and ``"label"`` of whole batches."""
+        engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
+        engine.add_event_handler(Events.COMPLETED, self._write)
+
+    def _start(self, _: Engine) -> None:
+        self._outputs = []
+        if idist.get_rank() == 0:
+            writable_folder(self.output_dir)
+
+    def _collect(self, engine: Engine) -> None:
+        output: Any = engine.state.output
+        scores, labels = (convert_to_tensor(output[key]).cpu().numpy() for key in ("score", "label"))
+        self._outputs += zip(scores, labels, strict=True)
+
+    def _write(self, _: Engine) -> None:
+        outputs = _in_order(self._outputs)
+        if idist.get_rank() > 0:
+            return
+        scores, labels = (np.stack(part) for part in zip(*outputs, strict=True))
+        truth, names = check_scores(scores, labels, self.task), self.class_names
+        rows = []
+        for index, (score, label) in enumerate(zip(scores, truth, strict=True)):
+            row = {"index": index, "label": " ".join(str(int(value)) for value in np.atleast_1d(label))}
+            rows.append(row | {f"p({name})": repr(float(value)) for name, value in zip(names, score, strict=True)})
+        write_csv(self.output_dir / "predictions.csv", rows)
+        metrics = {
+            "dataset": self.name,
+            "task": self.task,
+            "num_images": len(truth),
+            "ACC": accuracy(scores, truth, self.task),
+            "AUC": area_under_curve(scores, truth, self.task),
+        }
+        write_json(self.output_dir / "metrics.json", metrics)
+        self._write_confusion(scores, truth)
+        _LOGGER.info("%s: ACC %.4f, AUC %.4f -> %s", self.name, metrics["ACC"], metrics["AUC"], self.output_dir)
+
+    def _write_confusion(self, scores: np.ndarray, truth: np.ndarray) -> None:
+        names, path = self.class_names, self.output_dir / "confusion_matrix.csv"
+        if self.task == MULTI_LABEL:
+            found, true = scores > 0.5, truth > 0.5
+            cells = {
+                "true positive": found & true,
+                "false positive": found & ~true,
+                "false negative": ~found & true,
+                "true negative": ~found & ~true,
+            }
+            counts = {key: value.sum(axis=0) for key, value in cells.items()}
+            write_csv(path, [{"label": n} | {k: int(v[i]) for k, v in counts.items()} for i, n in enumerate(names)])
+            return
+        matrix = np.zeros((len(names), len(names)), dtype=int)
+        np.add.at(matrix, (truth.astype(int), scores.argmax(axis=1)), 1)
+        columns = [dict(zip(names, map(int, counts), strict=True)) for counts in matrix]
+        write_csv(path, [{"true / predicted": name} | row for name, row in zip(names, columns, strict=True)])
+        draw_confusion(matrix, names, path.with_suffix(".png"))
+
+
+class SegmentationReport:
+    """Evaluator handler: ``metrics.json``, ``scores.csv`` with a row per image, and a picture of the first images.
+
+    Scores are means over the foreground classes; where there are several, the Dice of each is there too. Of several
+    processes all take part, and the first writes; image ``i`` is that of process ``i % world_size``.
+
+    Args:
+        output_dir: folder of the files, created if need be.
+        class_names: one per class, the background first; ``()`` numbers them.
+        num_pictures: how many images the picture shows.
+    """
+
+    def __init__(self, output_dir: str | Path, class_names: Sequence[str] = (), num_pictures: int = 3) -> None:
+        self.output_dir, self.class_names, self.num_pictures = Path(output_dir), list(class_names), num_pictures
+        self._rows: list[dict[str, Any]] = []
+        self._shown: list[tuple[np.ndarray, ...]] = []
+
+    def attach(self, engine: Engine) -> None:
+        """Register with an evaluator whose output holds ``"image"``, ``"label"`` and ``"score"`` of whole batches."""
+        engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
+        engine.add_event_handler(Events.COMPLETED, self._write)
+
+    def _start(self, _: Engine) -> None:
+        self._rows, self._shown = [], []
+        if idist.get_rank() == 0:
+            writable_folder(self.output_dir)
+
+    def _collect(self, engine: Engine) -> None:
+        output: Any = engine.state.output
+        for image, label, score in zip(output["image"], output["label"], output["score"], strict=True):
+            name = str(getattr(image, "meta", {}).get("filename_or_obj", len(self._rows)))
+            values, classes = as_arrays(score, label)
+            scores = class_scores(values, classes)
+            row = {metric: nan_mean([each[metric] for each in scores]) for metric in MAP_METRICS}
+            if len(scores) > 1:
+                names = self.class_names[1:] or [f"class {index}" for index in range(1, len(values))]
+                row |= {f"Dice of {title}": each["Dice"] for title, each in zip(names, scores, strict=True)}
+            self._rows.append({"file": name, **row})
+            if len(self._shown) < self.num_pictures:
+                self._shown.append((convert_to_tensor(image).cpu().numpy(), classes, values.argmax(axis=0)))
+
+    def _write(self, _: Engine) -> None:
+        rows = _in_order(self._rows)
+        if idist.get_rank() > 0:
+            return
+        write_csv(self.output_dir / "scores.csv", rows)
+        names = [name for name in (rows[0] if rows else {}) if name != "file"]
+        metrics = {name: nan_mean([row.get(name, NAN) for row in rows]) for name in names or MAP_METRICS}
+        write_json(self.output_dir / "metrics.json", {"num_images": len(rows), **metrics})
+        draw_maps(self._shown, self.output_dir / "segmentations.png")
+        shown = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+        _LOGGER.info("%d images: %s -> %s", len(rows), shown, self.output_dir)
+
+
+def _in_order(own: list[Any]) -> list[Any]:
+    """All processes' items in the data set's order, given that process ``r`` holds items ``r``, ``r + world_size``, ..."""
+    missing = object()
+    shared = zip_longest(*idist.all_gather(own), fillvalue=missing)
+    return [item for item in chain.from_iterable(shared) if item is not missing]
+
+
+def writable_folder(path: Path) -> Path:
+    """Create a folder and prove that it takes files, before a long run and not behind it.
+
+    Raises:
+        OSError: it does not; the message names it.
+
+    Example:
+        >>> import tempfile
+        >>> writable_folder(Path(tempfile.mkdtemp()) / "a/b").is_dir()
+        True
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise OSError(f"output_dir={str(path)!r} is no folder that can be written to: {error}") from error
+    return path
+
+
+def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Write rows with the union of their columns, whole or not at all."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    draft = path.with_suffix(".tmp")
+    with draft.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+    draft.replace(path)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write indented JSON, whole or not at all; NaN, which JSON does not know, becomes ``null``."""
+    draft = path.with_suffix(".tmp")
+    draft.write_text(json.dumps(tree_map(_finite, content), indent=2, allow_nan=False) + "\n")
+    draft.replace(path)
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value

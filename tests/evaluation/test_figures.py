@@ -1,0 +1,109 @@
+"""The pictures, and the numbers below them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from monai.networks.nets import ResNet
+from PIL import Image
+from torch import nn
+
+from monai_sre.evaluation import ClassActivation, SweepResult, draw_activations, draw_maps, draw_sweep
+from monai_sre.evaluation.figures import RotatedViews
+from monai_sre.nets import SREResNet
+from monai_sre.ops.pool import centred_upsample
+
+
+def networks(channels: int = 1) -> dict[str, tuple[nn.Module, str, str]]:
+    sre = SREResNet(2, channels, 3, width=4, kernel_size=3)
+    plain = ResNet("basic", [1, 1, 1, 1], [4, 8, 8, 8], 2, channels, 3, 1, no_max_pool=True, num_classes=3)
+    return {"SRE": (sre.eval(), "stages.0", "stages.3"), "plain": (plain.eval(), "layer1", "layer4")}
+
+
+def test_changes_are_those_of_the_maps_in_the_circle() -> None:
+    x = torch.randn(1, 1, 32, 32)
+    views = torch.cat([x.rot90(turns, (2, 3)) for turns in range(4)])
+    both = networks()
+    seen = {title: RotatedViews(*parts, views, (0, 90, 180, 270)) for title, parts in both.items()}
+    assert max(seen["SRE"].changes) < 1e-4
+    assert min(seen["plain"].changes[1:]) > 1e-3
+    plain = both["plain"][0]
+    logits = plain(views).detach()
+    assert seen["plain"].decided == int(logits[0].argmax())
+    maps = ClassActivation(plain, "layer4")(views, logits[:1].argmax(dim=1).expand(4))
+    upright, turned = (centred_upsample(maps[index, None, None], 8, [32, 32])[0, 0] for index in (0, 1))
+    places = torch.arange(32) - 15.5
+    circle = places.square()[:, None] + places.square() <= 16**2
+    expected = (turned - upright.rot90())[circle].square().mean().sqrt() / upright[circle].std(correction=0)
+    assert seen["plain"].changes[1] == pytest.approx(float(expected), rel=1e-4)
+    torch.testing.assert_close(seen["plain"].probabilities[1], float(logits.softmax(1)[1, seen["plain"].decided]))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_picture_is_drawn_and_the_networks_stay_as_they_were(tmp_path: Path, channels: int) -> None:
+    both = networks(channels)
+    draw_activations(both, torch.rand(channels, 28, 28), tmp_path / "views.png", (0, 30), ("a", "b", "c"))
+    with Image.open(tmp_path / "views.png") as picture:
+        assert picture.width > picture.height > 300
+        assert np.asarray(picture.convert("RGB")).std() > 20
+    assert not any(module._forward_hooks for network, *_ in both.values() for module in network.modules())
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"image": torch.rand(1, 1, 8, 8)}, r"image must have shape \(C, H, W\), got \(1, 1, 8, 8\)"),
+        ({"angles": ()}, "must not be empty"),
+        ({"networks": {}}, "must not be empty"),
+        ({"networks": {"a": (nn.Conv2d(1, 1, 1), "stages.0", "stages.3")}}, "'stages.0' is no module of Conv2d"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused(tmp_path: Path, changed: dict[str, Any], message: str) -> None:
+    arguments = {"networks": networks(), "image": torch.rand(1, 8, 8), "path": tmp_path / "a.png", "angles": (0, 90)}
+    with pytest.raises(ValueError, match=message):
+        draw_activations(**{**arguments, **changed})
+
+
+def test_errors_in_colour(tmp_path: Path) -> None:
+    """One column of found, one of excess, one of missed pixels, and one that does not count."""
+    truth = np.array([[1], [0], [1], [-1]]).repeat(8, axis=1)
+    found = np.array([[1], [1], [0], [1]]).repeat(8, axis=1)
+    draw_maps([(np.zeros((1, 4, 8)), truth, found)], tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as picture:
+        pixels = np.asarray(picture.convert("RGB")).reshape(-1, 3)
+    colours, counts = np.unique(pixels, axis=0, return_counts=True)
+    shown = {tuple(map(int, colour)): int(count) for colour, count in zip(colours, counts, strict=True)}
+    assert shown[255, 0, 0] > 500
+    assert shown[0, 0, 255] == pytest.approx(shown[255, 0, 0], rel=0.05)
+
+
+def test_middle_slice_of_a_volume(tmp_path: Path) -> None:
+    volume = np.zeros((1, 6, 5, 7))
+    draw_maps([(volume, volume[0], volume[0], volume[0])], tmp_path / "a.png", titles=("a", "b", "c", "d"))
+    assert (tmp_path / "a.png").is_file()
+
+
+def test_titles_stand_above_the_columns(tmp_path: Path) -> None:
+    """Above the first row of black pictures are a few dark pixels, those of letters."""
+    row = (np.zeros((1, 8, 8)), np.zeros((8, 8)), np.zeros((8, 8)))
+    draw_maps([row, row], tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as picture:
+        dark = (np.asarray(picture.convert("L")) < 128)[:20].mean()
+    assert 0.002 < dark < 0.1
+
+
+def test_a_curve_has_the_colour_of_its_name(tmp_path: Path) -> None:
+    rows = [{"transformation": str(angle), "ACC": 0.8} for angle in range(0, 360, 30)]
+    curves = {"other": SweepResult(rows, 1.0), "red one": SweepResult(rows, 1.0)}
+    for name, colours in {"a": {"red one": "red"}, "b": None}.items():
+        draw_sweep(curves, tmp_path / f"{name}.png", colours=colours)
+    reds = {}
+    for name in "ab":
+        with Image.open(tmp_path / f"{name}.png") as picture:
+            reds[name] = (np.asarray(picture.convert("RGB")) == (255, 0, 0)).all(axis=-1).sum()
+    assert reds["a"] > 500
+    assert reds["b"] == 0
