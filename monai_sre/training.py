@@ -16,7 +16,7 @@ from monai.utils import set_determinism
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils._pytree import tree_map
 
-from monai_sre.data.dataset import BatchLoader, mix_seed
+from monai_sre.data.loaders import BatchLoader, mix_seed
 
 
 class EpochSeed:

@@ -11,12 +11,9 @@ from monai_sre.evaluation.classification import (
     area_under_curve,
     probabilities,
 )
-from monai_sre.evaluation.nifti import save_like
-from monai_sre.evaluation.predictions import PredictionWriter
 from monai_sre.evaluation.report import ClassificationReport, LearningCurves
 from monai_sre.evaluation.segmentation import SegmentationScore, map_scores
 from monai_sre.evaluation.segmentation_report import SegmentationReport, draw_maps
-from monai_sre.evaluation.segmentation_writer import SegmentationWriter
 from monai_sre.evaluation.sweep import (
     RotationSweep,
     SweepResult,
@@ -26,6 +23,7 @@ from monai_sre.evaluation.sweep import (
     sweep_transformations,
 )
 from monai_sre.evaluation.windows import CentredWindowInferer, FileInferer
+from monai_sre.evaluation.writers import PredictionWriter, SegmentationWriter
 
 __all__ = [
     "AddScores",
@@ -50,6 +48,5 @@ __all__ = [
     "map_scores",
     "probabilities",
     "rotation_sweep",
-    "save_like",
     "sweep_transformations",
 ]

@@ -12,7 +12,6 @@ from monai.visualize import ModelWithHooks
 from torch import Tensor, nn
 
 from monai_sre.data.geometry import rotate_batch
-from monai_sre.data.grids import Grid
 from monai_sre.evaluation.activation import ClassActivation
 from monai_sre.evaluation.report import new_figure
 from monai_sre.symmetry.rotation import disc, rotate
@@ -96,7 +95,7 @@ class _Seen:
     ) -> None:
         if feature_layer not in dict(network.named_modules()):
             raise ValueError(f"{feature_layer!r} is no module of {type(network).__name__}, so it has no feature map")
-        network = copy.deepcopy(network)  # hooks stay in it
+        network = copy.deepcopy(network)  # MONAI's hooks stay in it
         activation = ClassActivation(network, target_layer)
         with torch.no_grad():
             logits, (features,), _ = ModelWithHooks(network, feature_layer, register_forward=True)(views)
@@ -104,9 +103,8 @@ class _Seen:
         self.probabilities = logits.softmax(dim=1)[:, self.decided].tolist()
         self.features = features[:, int(features[0].flatten(1).std(dim=1).argmax())].cpu().numpy()
         height, width = views.shape[2:]
-        grid = Grid((height, width), np.eye(4))
         maps = activation(views, torch.tensor([self.decided] * len(views)))
-        logit_maps = np.stack([activation.resample(values, grid, grid) for values in maps])
+        logit_maps = activation.resample(maps.float(), (height, width)).cpu().numpy()
         inside = (disc((height, width), min(height, width) / 2) > 0).numpy()
         first = logit_maps[0, inside]
         self.activations = (logit_maps - first.mean()) / max(float(first.std()), 1e-6)

@@ -11,7 +11,7 @@ from monai.metrics import CumulativeIterationMetric
 from monai.utils import optional_import
 from torch import Tensor, float32, promote_types
 
-from monai_sre.data.dataset import TASKS
+from monai_sre.data.info import TASKS
 
 roc_auc_score, _ = optional_import("sklearn.metrics", name="roc_auc_score")
 

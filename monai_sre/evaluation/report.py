@@ -18,7 +18,7 @@ from monai.utils import evenly_divisible_all_gather
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from monai_sre.data.dataset import DatasetInfo
+from monai_sre.data.info import DatasetInfo
 from monai_sre.evaluation.classification import MULTI_LABEL, accuracy, area_under_curve, check_scores
 
 _LOGGER = logging.getLogger(__name__)

@@ -16,8 +16,8 @@ from monai.utils import convert_to_tensor
 from torch import Tensor
 from torch.nn import functional
 
-from monai_sre.data.dataset import TASKS
 from monai_sre.data.geometry import background_value, flip_batch, rotate_batch
+from monai_sre.data.info import TASKS
 from monai_sre.evaluation.classification import MULTI_LABEL, accuracy, area_under_curve, probabilities
 from monai_sre.evaluation.report import new_figure, writable_folder, write_csv, write_json
 from monai_sre.evaluation.segmentation import MAP_METRICS, as_arrays, map_scores, nan_mean
