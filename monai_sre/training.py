@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils._pytree import tree_map
 
 from monai_sre.data.loaders import BatchLoader, mix_seed
+from monai_sre.ops.arguments import as_flag
 
 
 class EpochSeed:
@@ -59,9 +60,9 @@ class AutocastInferer(SimpleInferer):
         torch.float32
     """
 
-    def __init__(self, enabled: bool = True) -> None:
+    def __init__(self, enabled: bool | str = True) -> None:
         super().__init__()
-        self.enabled = enabled
+        self.enabled = as_flag("amp", enabled)
 
     def __call__(self, inputs: torch.Tensor, network: Any, *args: Any, **kwargs: Any) -> Any:
         with torch.autocast(inputs.device.type, dtype=torch.bfloat16, enabled=self.enabled):

@@ -24,7 +24,8 @@ class ClassActivation:
     Args:
         network: one that ends in the mean over all places and a linear layer ``fc``, as :class:`monai_sre.nets.SREResNet`
             and MONAI's ``ResNet`` do.
-        target_layer: name of the module that gives the last feature maps: ``"stages.3"`` and ``"layer4"`` of these two.
+        target_layer: name of the module that gives the last feature maps; None: ``"stages.3"`` or ``"layer4"``, as these two
+            call it.
 
     Raises:
         ValueError: the network has no module of that name, or no ``fc``.
@@ -38,8 +39,9 @@ class ClassActivation:
         (torch.Size([2, 4, 4]), True)
     """
 
-    def __init__(self, network: nn.Module, target_layer: str = "stages.3") -> None:
+    def __init__(self, network: nn.Module, target_layer: str | None = None) -> None:
         names = [name for name, _ in network.named_modules() if name]
+        target_layer = target_layer or next((name for name in ("stages.3", "layer4") if name in names), "stages.3")
         if target_layer not in names or not isinstance(getattr(network, "fc", None), nn.Linear):
             children = ", ".join(name for name in names if name.count(".") < 2)
             raise ValueError(

@@ -167,7 +167,7 @@ class PredictionWriter(FileTable):
         class_names: Sequence[str],
         activation_maps: bool | str = False,
         network: nn.Module | None = None,
-        target_layer: str = "stages.3",
+        target_layer: str | None = None,
         preprocessing: InvertibleTransform | None = None,
     ) -> None:
         super().__init__(Path(output_dir) / "predictions.csv", preprocessing)
