@@ -114,10 +114,10 @@ def is_nifti(path: str | Path) -> bool:
 
 
 def _nifti(path: Path, _: bool) -> _Content:
-    bundle_module("nibabel")
+    stated = bundle_module("nibabel").load(path).affine
     reader = NibabelReader()
-    array, meta = reader.get_data(reader.read(path))
-    return array, np.array(meta["affine"], dtype=np.float64), None
+    array, meta = reader.get_data(reader.read(path))  # in place of an affine that is not finite it takes another
+    return array, np.asarray(meta["affine"] if np.isfinite(stated).all() else stated, dtype=np.float64), None
 
 
 def _array(path: Path, _: bool) -> _Content:
