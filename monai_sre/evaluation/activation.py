@@ -41,7 +41,8 @@ class ClassActivation:
 
     def __init__(self, network: nn.Module, target_layer: str | None = None) -> None:
         names = [name for name, _ in network.named_modules() if name]
-        target_layer = target_layer or next((name for name in ("stages.3", "layer4") if name in names), "stages.3")
+        if target_layer is None:
+            target_layer = next((name for name in ("stages.3", "layer4") if name in names), "stages.3")
         if target_layer not in names or not isinstance(getattr(network, "fc", None), nn.Linear):
             children = ", ".join(name for name in names if name.count(".") < 2)
             raise ValueError(
