@@ -6,10 +6,10 @@ import math
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
+from torch.nn import functional
 
-from monai_sre.data.dataset import mix_seed
 from monai_sre.data.geometry import background_value, random_rotations, resize_batch
+from monai_sre.data.loaders import mix_seed
 
 __all__ = ["BatchAugment2d", "BatchAugment3d", "BatchPreprocess"]
 
@@ -236,7 +236,7 @@ class BatchAugment2d(_BatchAugment):
             return x, None
         y, z = (2 * row + 1) / rows - 1, (2 * column + 1) / columns - 1
         grid = torch.stack([z.expand(batch, rows, columns), y.expand(batch, rows, columns)], -1)
-        moved = F.grid_sample(x, grid, "bilinear", "border", align_corners=False)
+        moved = functional.grid_sample(x, grid, "bilinear", "border", align_corners=False)
         return moved, inside if inside is None else inside.expand(batch, rows, columns)
 
     def _jitter(self, x: torch.Tensor) -> torch.Tensor:
@@ -350,8 +350,8 @@ class BatchAugment3d(_BatchAugment):
         move = self._between(-self.shift, self.shift, batch, 3, like=x)
         offset = -(matrix @ move[:, :, None])
         theta = torch.cat([matrix * half / half[:, None], offset / half[:, None]], 2)
-        grid = F.affine_grid(theta, [batch, 1, *x.shape[2:]], align_corners=False)
-        moved = F.grid_sample(x, grid, "bilinear", "border", align_corners=False)
+        grid = functional.affine_grid(theta, [batch, 1, *x.shape[2:]], align_corners=False)
+        moved = functional.grid_sample(x, grid, "bilinear", "border", align_corners=False)
         return self._filled(self.normalise(moved), (grid.abs() < 1).all(-1), x)
 
     def _blur(self, x: torch.Tensor) -> torch.Tensor:
@@ -371,8 +371,8 @@ class BatchAugment3d(_BatchAugment):
             shape = [1, 1, 1]
             shape[axis] = 2 * radius + 1
             kernel = weights[:, axis].repeat_interleave(channels, 0).reshape(-1, 1, *shape)
-            padded = F.pad(x, pads, mode="replicate").reshape(
+            padded = functional.pad(x, pads, mode="replicate").reshape(
                 1, batch * channels, *[side + 2 * radius * (a == axis) for a, side in enumerate(sides)]
             )
-            x = F.conv3d(padded, kernel, groups=batch * channels).reshape(batch, channels, *sides)
+            x = functional.conv3d(padded, kernel, groups=batch * channels).reshape(batch, channels, *sides)
         return x

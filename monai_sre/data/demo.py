@@ -10,14 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+from torch.nn import functional
 
-from monai_sre.data.dataset import DatasetInfo
+from monai_sre.data.info import SPLITS, DatasetInfo, bundle_module
 
 __all__ = ["DEMO_NAMES", "demo_arrays", "demo_info"]
 
 DEMO_NAMES = ("demo_2d", "demo_3d")
-_SPLITS = ("train", "val", "test")
 
 # Class -> (file of scikit-image, part of it (rows, columns), averaging in rows and columns). Most are averaged over
 # twice as many columns as rows: unequal pixels, as those of thick-slice scans are. That, and the direction a picture
@@ -93,7 +92,7 @@ def demo_arrays(name: str, size: int = 28) -> dict[str, np.ndarray]:
     info = demo_info(name, size)
     counts = _COUNTS_2D if info.spatial_dims == 2 else _COUNTS_3D
     arrays = {}
-    for number, split in enumerate(_SPLITS):
+    for number, split in enumerate(SPLITS):
         patches = []
         for label, class_name in enumerate(info.class_names):
             source = _picture(class_name) if info.spatial_dims == 2 else _volume(class_name)
@@ -118,21 +117,19 @@ def _sample_file(package: str, *parts: str) -> Path:
 
 def _picture(class_name: str) -> torch.Tensor:
     """Read a source picture, ``(H, W)`` float32 in 0..255."""
-    from PIL import Image
-
+    image = bundle_module("PIL.Image")
     file, part, averaging = _PICTURES[class_name]
-    grey = torch.from_numpy(np.array(Image.open(_sample_file("skimage", "data", file)).convert("L"), dtype=np.float32))
+    grey = torch.from_numpy(np.array(image.open(_sample_file("skimage", "data", file)).convert("L"), dtype=np.float32))
     grey = grey if part is None else grey[part]
-    return F.avg_pool2d(grey[None, None], averaging)[0, 0]
+    return functional.avg_pool2d(grey[None, None], averaging)[0, 0]
 
 
 def _volume(class_name: str) -> torch.Tensor:
     """Read a source volume, float32 in 0..255 between its 1st and 99th percentile."""
-    import nibabel
-
+    nibabel = bundle_module("nibabel")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        values = nibabel.load(_sample_file("nibabel", "tests", "data", _VOLUMES[class_name])).get_fdata()  # type: ignore[attr-defined]
+        values = nibabel.load(_sample_file("nibabel", "tests", "data", _VOLUMES[class_name])).get_fdata()
     values = values[..., 0] if values.ndim == 4 else values
     low, high = np.percentile(values, [1, 99])
     return torch.from_numpy(np.clip((values - low) / (high - low) * 255, 0, 255).astype(np.float32))
@@ -180,7 +177,7 @@ def _cut(
         centre = box[:, 0] + reach + random.random(dims) * (box[:, 1] - box[:, 0] - 2 * reach)
         points = centre + (offsets @ _turn(dims, random).T if turned else offsets)
         grid = torch.from_numpy(((2 * points + 1) / scale - 1)[:, ::-1].copy()).reshape(1, *[size] * dims, dims)
-        sampled = F.grid_sample(image, grid, "bilinear", "border", align_corners=False)
+        sampled = functional.grid_sample(image, grid, "bilinear", "border", align_corners=False)
         patch = sampled[0, 0]
         # Mostly outside of the head, or bare paper or glass: says nothing of its class.
         if (patch > 38).double().mean() < 0.6 if dims == 3 else patch.std() < 6:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
+from torch.nn import functional
 
 __all__ = ["background_value", "flip_batch", "random_rotations", "resize_batch", "rotate_batch"]
 
@@ -39,11 +39,11 @@ def resize_batch(x: torch.Tensor, size: int | Sequence[int]) -> torch.Tensor:
         return x
     if dims == 2:
         shrinks = any(new < old for new, old in zip(target, x.shape[2:], strict=True))
-        return F.interpolate(x, target, mode="bilinear", align_corners=False, antialias=shrinks)
+        return functional.interpolate(x, target, mode="bilinear", align_corners=False, antialias=shrinks)
     smaller = tuple(min(a, b) for a, b in zip(x.shape[2:], target, strict=True))
     if smaller != tuple(x.shape[2:]):
-        x = F.interpolate(x, smaller, mode="area")
-    return x if smaller == target else F.interpolate(x, target, mode="trilinear", align_corners=False)
+        x = functional.interpolate(x, smaller, mode="area")
+    return x if smaller == target else functional.interpolate(x, target, mode="trilinear", align_corners=False)
 
 
 def background_value(x: torch.Tensor) -> torch.Tensor:
@@ -159,7 +159,7 @@ def rotate_batch(
     grid = _rotation_grid(angle_degrees, height, width, images.dtype, x.device).expand(len(x), -1, -1, -1)
     # One more channel of ones says which pixels have left the frame (by how much, in bilinear mode).
     inside = slices.new_ones(len(x), 1, height, width)
-    sampled = F.grid_sample(torch.cat([slices, inside], 1), grid, mode, "zeros", align_corners=False)
+    sampled = functional.grid_sample(torch.cat([slices, inside], 1), grid, mode, "zeros", align_corners=False)
     inside = sampled[:, -1:].unsqueeze(1) if dims == 3 else sampled[:, -1:]
     moved = sampled[:, :-1].reshape(images.shape)
     moved = torch.where(inside < 0.5, fill, moved) if mode == "nearest" else moved + (1 - inside) * fill

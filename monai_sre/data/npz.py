@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from zipfile import ZIP_STORED, BadZipFile, ZipFile
@@ -10,11 +11,10 @@ from zipfile import ZIP_STORED, BadZipFile, ZipFile
 import numpy as np
 import torch
 
-from monai_sre.data.dataset import DatasetInfo
+from monai_sre.data.info import MULTI_LABEL, SPLITS, DatasetInfo, model_classes
 
-__all__ = ["SPLITS", "inspect_npz", "read_member", "to_images", "to_labels"]
+__all__ = ["inspect_npz", "read_member", "to_images", "to_labels"]
 
-SPLITS = ("train", "val", "test")
 _KEYS = tuple(f"{split}_{kind}" for split in SPLITS for kind in ("images", "labels"))
 #: What a file that is no good npz raises; RuntimeError where zipfile cannot decrypt or decompress it.
 _UNREADABLE = (BadZipFile, zlib.error, OSError, EOFError, ValueError, RuntimeError)
@@ -79,7 +79,7 @@ def read_member(path: Path, key: str) -> np.ndarray:
 
 
 def inspect_npz(
-    path: Path, official: DatasetInfo | None, task: str | None
+    path: Path, official: DatasetInfo | None, task: str | None, class_names: Sequence[str] | None = None
 ) -> tuple[DatasetInfo, dict[str, np.ndarray]]:
     """Check the whole file but for the pixels; describe it and return the labels of the three splits."""
     headers = _headers(path)
@@ -105,15 +105,17 @@ def inspect_npz(
         if values.dtype.kind not in "uibf" or not np.all(np.isfinite(values)) or np.any(values != np.floor(values)):
             raise ValueError(f"{path}: {split}_labels ({values.dtype}) must be finite whole numbers")
     columns = labels["train"].shape[1] if labels["train"].ndim == 2 else 1
-    info = official or _own_info(path, shape, labels, columns, task)
+    info = official or _own_info(path, shape, labels, columns, task, class_names)
     side = (info.size,) * info.spatial_dims
     wanted = side if info.num_channels == 1 else (*side, info.num_channels)
     if official and shape[1:] != wanted:
         raise ValueError(
             f"{path}: images have shape {shape[1:]}, expected {wanted} for {info.name} at size {info.size}"
         )
-    if official and columns != (info.num_classes if info.multi_label else 1):
-        raise ValueError(f"{path}: labels have {columns} columns, which does not fit {info.name} ({info.task})")
+    if columns != (info.num_classes if info.multi_label else 1):
+        raise ValueError(
+            f"{path}: labels have {columns} columns, which does not fit {info.num_classes} classes ({info.task})"
+        )
     top = 1 if info.multi_label else info.num_classes - 1
     for split, values in labels.items():
         if values.min() < 0 or values.max() > top:
@@ -124,19 +126,24 @@ def inspect_npz(
 
 
 def _own_info(
-    path: Path, shape: tuple[int, ...], labels: dict[str, np.ndarray], columns: int, task: str | None
+    path: Path,
+    shape: tuple[int, ...],
+    labels: dict[str, np.ndarray],
+    columns: int,
+    task: str | None,
+    class_names: Sequence[str] | None,
 ) -> DatasetInfo:
     has_channels = len(shape) == 5 or (len(shape) == 4 and shape[-1] in (1, 3, 4))
     spatial = shape[1:-1] if has_channels else shape[1:]
-    classes = columns if columns > 1 else int(max(values.max() for values in labels.values())) + 1
-    if columns == 1 and classes < 2:
+    top = columns - 1 if columns > 1 else int(max(values.max() for values in labels.values()))
+    if columns == 1 and top < 1 and class_names is None:
         raise ValueError(f"{path}: all labels are 0; expected at least two classes")
-    inferred = "multi-label, binary-class" if columns > 1 else "binary-class" if classes == 2 else "multi-class"
-    if task is not None and (task == "multi-label, binary-class") != (columns > 1):
+    names = model_classes(path, (), top, class_names)
+    inferred = MULTI_LABEL if columns > 1 else "binary-class" if len(names) == 2 else "multi-class"
+    if task is not None and (task == MULTI_LABEL) != (columns > 1):
         raise ValueError(f"task is {task!r}, but the labels of {path} have {columns} column(s)")
-    names = tuple(str(i) for i in range(classes))
     channels = shape[-1] if has_channels else 1
-    return DatasetInfo(path.stem, len(spatial), max(spatial), task or inferred, channels, classes, names)
+    return DatasetInfo(path.stem, len(spatial), max(spatial), task or inferred, channels, len(names), names)
 
 
 def to_images(array: np.ndarray, info: DatasetInfo) -> torch.Tensor:
@@ -148,6 +155,7 @@ def to_images(array: np.ndarray, info: DatasetInfo) -> torch.Tensor:
 
 
 def to_labels(array: np.ndarray, info: DatasetInfo) -> torch.Tensor:
+    """Labels as int64 of shape ``(N,)``, of multi-label tasks as float32 of shape ``(N, L)``."""
     if info.multi_label:
         return torch.from_numpy(array.astype(np.float32))
     return torch.from_numpy(array.reshape(len(array)).astype(np.int64))

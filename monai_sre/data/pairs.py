@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from monai_sre.data.datalist import _SECTIONS, _open
+from monai_sre.data.datalist import SECTIONS, find_file, open_datalist
+from monai_sre.data.loaders import process_place
+from monai_sre.ops.arguments import listed
 
 __all__ = ["find_pairs", "load_pairs"]
 
@@ -53,19 +54,20 @@ def find_pairs(
     if alone:
         files = [str(found["images" if key in found["images"] else "labels"][key]) for key in alone]
         raise ValueError(
-            f"{len(files)} files have no partner under images={images!r} and labels={labels!r}: {_listed(files)}"
+            f"{len(files)} files have no partner under images={images!r} and labels={labels!r}: {listed(files)}"
         )
     return [{"image": str(found["images"][key]), "label": str(found["labels"][key])} for key in sorted(found["images"])]
 
 
 def load_pairs(
-    dataset_dir: str | Path,
+    dataset_name: str | None = None,
+    dataset_dir: str | Path = ".",
     split: str = "train",
     images: str = "images/*.png",
     labels: str = "labels/*.png",
     num_val: int = 0,
     num_test: int = 0,
-    world_size: int = 1,
+    world_size: int | None = None,
 ) -> list[dict[str, str]]:
     """The pairs of one split, from a folder or from a MONAI datalist.
 
@@ -73,28 +75,37 @@ def load_pairs(
     validate, the others train. Number the files of one patient consecutively, and choose counts that keep them together.
 
     Args:
-        dataset_dir: the folder; or a JSON file with lists ``training``, ``validation`` and ``test`` of
-            ``{"image": path relative to the JSON, "label": path}``, which says itself what is in a split.
+        dataset_name: name or path of a JSON file with lists ``training``, ``validation`` and ``test`` of ``{"image": path
+            relative to the JSON, "label": path}``, which says itself what is in a split, or of a folder that holds a
+            ``dataset.json``; None: the files in ``dataset_dir`` that fit the patterns.
+        dataset_dir: the folder; a relative name is looked for here after the working directory. May name the JSON itself.
         split: ``"train"``, ``"val"`` or ``"test"``.
         images: with ``labels``, see :func:`find_pairs`.
         num_val: number of pairs to validate on.
         num_test: number of pairs to test on.
-        world_size: number of processes that share them.
+        world_size: number of processes that share them; None asks ``torch.distributed``.
 
     Returns:
-        Dictionaries ``{"image": path, "label": path}``, at least one a process.
+        Dictionaries ``{"image": path, "label": path}``, at least one per process.
 
     Raises:
         FileNotFoundError: a folder or a listed file is missing.
         ValueError: ``split`` is unknown, empty or too small, or the pairs cannot be made.
     """
-    if split not in _SECTIONS:
-        raise ValueError(f"split must be one of {tuple(_SECTIONS)}, got {split!r}")
-    path = Path(dataset_dir)
-    if path.suffix.lower() == ".json":
-        chosen = _from_datalist(path, _SECTIONS[split])
+    if split not in SECTIONS:
+        raise ValueError(f"split must be one of {tuple(SECTIONS)}, got {split!r}")
+    if dataset_name is None and str(dataset_dir).lower().endswith(".json"):
+        dataset_name = str(dataset_dir)
+    source = dataset_name or str(dataset_dir)
+    if dataset_name is not None:
+        path = find_file(dataset_name, dataset_dir, (".json",))
+        if path is None:
+            raise FileNotFoundError(
+                f"dataset_name is {dataset_name!r}, and no such JSON datalist is here or in {dataset_dir}"
+            )
+        chosen = _from_datalist(path, SECTIONS[split])
     else:
-        pairs = find_pairs(path, images, labels)
+        pairs = find_pairs(dataset_dir, images, labels)
         if min(num_val, num_test) < 0 or num_val + num_test >= len(pairs):
             raise ValueError(
                 f"num_val={num_val} and num_test={num_test} must be at least 0 and leave some of {len(pairs)} pairs to "
@@ -103,9 +114,10 @@ def load_pairs(
         test, val = len(pairs) - num_test, len(pairs) - num_test - num_val
         chosen = {"train": pairs[:val], "val": pairs[val:test], "test": pairs[test:]}[split]
     if not chosen:
-        raise ValueError(f"split={split!r} of {str(dataset_dir)!r} is empty; give num_val and num_test, or list it")
-    if len(chosen) < world_size:
-        raise ValueError(f"split={split!r} of {str(dataset_dir)!r} has {len(chosen)} pairs for {world_size} processes")
+        raise ValueError(f"split={split!r} of {source!r} is empty; give num_val and num_test, or list it")
+    processes = world_size or process_place()[1]
+    if len(chosen) < processes:
+        raise ValueError(f"split={split!r} of {source!r} has {len(chosen)} pairs for {processes} processes")
     return chosen
 
 
@@ -123,7 +135,7 @@ def _match(folder: Path, name: str, pattern: str) -> dict[str, Path]:
 
 
 def _from_datalist(path: Path, section: str) -> list[dict[str, str]]:
-    entries: list[dict[str, Any]] = _open(path, [section]).get(section) or []
+    entries: list[dict[str, Any]] = open_datalist(path, [section]).get(section) or []
     for number, entry in enumerate(entries):
         if not isinstance(entry["label"], str):
             raise ValueError(
@@ -132,9 +144,5 @@ def _from_datalist(path: Path, section: str) -> list[dict[str, str]]:
     pairs = [{key: str(path.parent / entry[key]) for key in ("image", "label")} for entry in entries]
     missing = [file for pair in pairs for file in pair.values() if not Path(file).is_file()]
     if missing:
-        raise FileNotFoundError(f"{path}: {len(missing)} files of {section!r} are missing: {_listed(missing)}")
+        raise FileNotFoundError(f"{path}: {len(missing)} files of {section!r} are missing: {listed(missing)}")
     return pairs
-
-
-def _listed(names: Sequence[str]) -> str:
-    return "; ".join(names[:5]) + (f"; and {len(names) - 5} more" if len(names) > 5 else "")

@@ -14,10 +14,7 @@ from monai_sre.evaluation.metrics import (
     map_scores,
     probabilities,
 )
-from monai_sre.evaluation.nifti import save_like
-from monai_sre.evaluation.predictions import PredictionWriter
 from monai_sre.evaluation.reports import ClassificationReport, LearningCurves, SegmentationReport
-from monai_sre.evaluation.segmentation_writer import SegmentationWriter
 from monai_sre.evaluation.sweep import (
     RotationSweep,
     SweepResult,
@@ -27,6 +24,7 @@ from monai_sre.evaluation.sweep import (
     sweep_transformations,
 )
 from monai_sre.evaluation.windows import CentredWindowInferer, FileInferer
+from monai_sre.evaluation.writers import PredictionWriter, SegmentationWriter
 
 __all__ = [
     "AddScores",
@@ -53,6 +51,5 @@ __all__ = [
     "probabilities",
     "protocol_name",
     "rotation_sweep",
-    "save_like",
     "sweep_transformations",
 ]

@@ -259,7 +259,7 @@ class RotatedViews:
     ) -> None:
         if feature_layer not in dict(network.named_modules()):
             raise ValueError(f"{feature_layer!r} is no module of {type(network).__name__}, so it has no feature map")
-        network = copy.deepcopy(network)  # hooks stay in it
+        network = copy.deepcopy(network)  # MONAI's hooks stay in it
         activation = ClassActivation(network, target_layer)
         with torch.no_grad():
             logits, (features,), _ = ModelWithHooks(network, feature_layer, register_forward=True)(views)
@@ -267,26 +267,13 @@ class RotatedViews:
         self.probabilities = logits.softmax(dim=1)[:, self.decided].tolist()
         self.features = features[:, int(features[0].flatten(1).std(dim=1).argmax())].cpu().numpy()
         height, width = views.shape[2:]
-        maps = activation(views, torch.tensor([self.decided] * len(views))).float().cpu().numpy()
-        logit_maps = np.stack(
-            [_upsample(values, (height, width), getattr(network, "reduction", None)) for values in maps]
-        )
+        maps = activation(views, torch.tensor([self.decided] * len(views)))
+        logit_maps = activation.resample(maps.float(), (height, width)).cpu().numpy()
         inside = (disc((height, width), min(height, width) / 2) > 0).numpy()
         first = logit_maps[0, inside]
         self.activations = (logit_maps - first.mean()) / max(float(first.std()), 1e-6)
         turned = [rotate(torch.from_numpy(self.activations[0]), angle - angles[0]).numpy() for angle in angles]
         self.changes = np.sqrt(np.square(self.activations - turned)[:, inside].mean(axis=1)).tolist()
-
-
-def _upsample(values: np.ndarray, shape: tuple[int, ...], step: float | None) -> np.ndarray:
-    """Interpolate a coarse map linearly around the image's centre; ``step`` is its pixels' distance, else they fill it."""
-    rows, columns = (
-        np.stack([np.interp(places, np.arange(coarse), unit) for unit in np.eye(coarse)], axis=1)
-        for coarse, fine in zip(values.shape, shape, strict=True)
-        for places in [(np.arange(fine) - (fine - 1) / 2) / (step or fine / coarse) + (coarse - 1) / 2]
-    )
-    found: np.ndarray = rows @ values @ columns.T
-    return found
 
 
 def _grey(reference: Tensor, image: Tensor) -> np.ndarray:

@@ -13,7 +13,7 @@ from monai.metrics import CumulativeIterationMetric
 from monai.utils import optional_import
 from torch import Tensor
 
-from monai_sre.data.dataset import TASKS
+from monai_sre.data.info import TASKS
 
 MULTI_LABEL = "multi-label, binary-class"
 MAP_METRICS = ("Dice", "AUC", "sensitivity", "specificity", "clDice")

@@ -14,8 +14,8 @@ from monai.utils import convert_to_tensor, optional_import
 from torch import Tensor
 from torch.nn import functional
 
-from monai_sre.data.dataset import TASKS
 from monai_sre.data.geometry import background_value, flip_batch, rotate_batch
+from monai_sre.data.info import TASKS
 from monai_sre.evaluation.figures import draw_sweep
 from monai_sre.evaluation.metrics import (
     MAP_METRICS,

@@ -1,4 +1,4 @@
-"""Augmentation and rotation of batches, against slow references written here in numpy."""
+"""Augmentation and preprocessing of whole batches."""
 
 from __future__ import annotations
 
@@ -14,115 +14,10 @@ from monai_sre.data import (
     BatchAugment2d,
     BatchAugment3d,
     BatchPreprocess,
-    background_value,
     flip_batch,
-    random_rotations,
-    resize_batch,
     rotate_batch,
 )
 from tests.testers import CPUTensors
-
-
-def slow_rotation(image: np.ndarray, degrees: float, mode: str, fill: float) -> tuple[np.ndarray, np.ndarray]:
-    """One (H, W) image turned anticlockwise, pixel by pixel in float64; and where a tie makes rounding matter."""
-    height, width = image.shape
-    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
-    out, tie = np.full(image.shape, fill, dtype=np.float64), np.zeros(image.shape, dtype=bool)
-    for i in range(height):
-        for j in range(width):
-            x, y = j - (width - 1) / 2, i - (height - 1) / 2
-            column, row = cos * x - sin * y + (width - 1) / 2, sin * x + cos * y + (height - 1) / 2
-            if mode == "nearest":
-                tie[i, j] = min(abs(column % 1 - 0.5), abs(row % 1 - 0.5)) < 1e-4
-                c, r = round(column), round(row)
-                if 0 <= r < height and 0 <= c < width:
-                    out[i, j] = image[r, c]
-            else:
-                total = 0.0
-                for r, wr in ((math.floor(row), 1 - row % 1), (math.floor(row) + 1, row % 1)):
-                    for c, wc in ((math.floor(column), 1 - column % 1), (math.floor(column) + 1, column % 1)):
-                        total += wr * wc * (image[r, c] if 0 <= r < height and 0 <= c < width else fill)
-                out[i, j] = total
-    return out, tie
-
-
-@pytest.mark.parametrize("shape", [(28, 28), (32, 32), (13, 13), (12, 20), (9, 14)])
-@pytest.mark.parametrize("degrees", [10, 30, 45, 130, 180, 350, -25.5])
-def test_nearest_rotation_is_torchvisions(shape: tuple[int, int], degrees: float) -> None:
-    x = torch.randn(2, 2, *shape, generator=torch.Generator().manual_seed(0))
-    turned = rotate_batch(x, degrees).numpy()
-    for sample, channel in ((0, 0), (1, 1)):
-        expected, tie = slow_rotation(x[sample, channel].double().numpy(), degrees, "nearest", 0.0)
-        assert tie.mean() < 0.15
-        np.testing.assert_array_equal(turned[sample, channel][~tie], expected[~tie].astype(np.float32))
-
-
-@pytest.mark.parametrize("degrees", [10, 60, 90, 245])
-def test_bilinear_rotation_blends_the_fill(degrees: float) -> None:
-    x = torch.rand(1, 1, 11, 16, generator=torch.Generator().manual_seed(1))
-    expected, _ = slow_rotation(x[0, 0].double().numpy(), degrees, "bilinear", 0.7)
-    np.testing.assert_allclose(rotate_batch(x, degrees, mode="bilinear", fill=0.7)[0, 0], expected, atol=2e-5)
-
-
-@pytest.mark.parametrize("mode", ["nearest", "bilinear"])
-@pytest.mark.parametrize("side", [7, 8])
-def test_quarter_turns_are_exact(mode: str, side: int) -> None:
-    x = torch.randn(2, 3, side, side)
-    for quarter in range(-4, 9):
-        assert torch.equal(rotate_batch(x, 90 * quarter, mode=mode, fill="background"), torch.rot90(x, quarter, (2, 3)))
-    expected, _ = slow_rotation(x[0, 0].double().numpy(), 90, "nearest", 0.0)  # what torchvision gives at 90 degrees
-    np.testing.assert_array_equal(rotate_batch(x, 90)[0, 0], expected.astype(np.float32))
-
-
-@pytest.mark.parametrize("axis", [0, 1, 2])
-def test_rotation_about_an_axis_turns_every_slice(axis: int) -> None:
-    x = torch.randn(2, 2, 10, 12, 14, generator=torch.Generator().manual_seed(2))
-    for mode in ("nearest", "bilinear"):
-        turned = rotate_batch(x, 40, axis=axis, mode=mode, fill="background")
-        fill = background_value(x)
-        for index in (0, 5):
-            piece = x.select(axis + 2, index)[1:, 1:]
-            value = float(fill[1, 1])
-            expected, tie = slow_rotation(piece[0, 0].double().numpy(), 40, mode, value)
-            got = turned.select(axis + 2, index)[1, 1].numpy()
-            np.testing.assert_allclose(got[~tie], expected[~tie], atol=2e-5)
-
-
-def test_clean_fill_is_each_images_border_and_commutes_with_normalising() -> None:
-    x = torch.zeros(2, 1, 9, 9)
-    x[0], x[1] = 0.25, 0.75
-    x[:, :, 3:6, 3:6] = 1.0
-    assert background_value(x).flatten().tolist() == [0.25, 0.75]
-    turned = rotate_batch(x, 33, mode="bilinear", fill="background")
-    assert turned[0, 0, 0, 0].item() == pytest.approx(0.25)
-    assert turned[1, 0, 0, 0].item() == pytest.approx(0.75)
-    after = rotate_batch((x - 0.5) / 0.5, 33, mode="bilinear", fill="background")
-    torch.testing.assert_close((turned - 0.5) / 0.5, after, atol=1e-6, rtol=0)
-    quantised = rotate_batch((x * 255).byte(), 33, mode="bilinear", fill="background")
-    assert quantised.dtype == torch.uint8
-    assert (quantised.float() - turned * 255).abs().max() <= 1.01
-
-
-def test_rotation_arguments_are_checked() -> None:
-    x = torch.zeros(1, 1, 4, 4)
-    for bad in ({"mode": "bicubic"}, {"fill": "mean"}, {"axis": 0}):
-        with pytest.raises(ValueError, match=next(iter(bad))):
-            rotate_batch(x, 10, **bad)
-    with pytest.raises(ValueError, match="axis is None"):
-        rotate_batch(torch.zeros(1, 1, 4, 4, 4), 10)
-    with pytest.raises(ValueError, match="axes"):
-        flip_batch(x, 2)
-
-
-def test_flip_and_resize() -> None:
-    x = torch.arange(24.0).reshape(1, 1, 2, 3, 4)
-    np.testing.assert_array_equal(flip_batch(x, (0, 2)).numpy(), x.numpy()[:, :, ::-1, :, ::-1])
-    assert resize_batch(x, [2, 3, 4]) is x
-    ramp = torch.arange(8.0).reshape(1, 1, 1, 8).expand(1, 1, 8, 8)
-    # A triangle filter of half width 2 (times the scale of 2) keeps a ramp away from its ends: new pixel 1 is at 2.5.
-    assert resize_batch(ramp, 4)[0, 0, 0, 1].item() == pytest.approx(2.5)
-    volume = torch.rand(1, 1, 4, 4, 4)
-    assert resize_batch(volume, 2)[0, 0, 0, 0, 0].item() == pytest.approx(volume[0, 0, :2, :2, :2].mean().item())
 
 
 def test_preprocess_scales_and_normalises() -> None:
@@ -261,17 +156,6 @@ def test_rotation_and_flips_are_options() -> None:
     assert (flipped[:, 0, 0, 0] > 0.5).float().mean().item() == pytest.approx(0.5, abs=0.12)
     corner = _plain_2d(rotation=180.0, fill=-3.0)(ramp)
     assert 0.05 < (corner == -3.0).float().mean() < 0.20  # on average 4 cut corners: at most 17 % of a square
-
-
-def test_random_rotations_are_uniform_on_so3() -> None:
-    matrices = random_rotations(4000, torch.rand(3, 4000, generator=torch.Generator().manual_seed(0)))
-    identity = torch.eye(3).expand(4000, 3, 3)
-    torch.testing.assert_close(matrices @ matrices.mT, identity, atol=1e-5, rtol=0)
-    torch.testing.assert_close(torch.linalg.det(matrices), torch.ones(4000))
-    assert matrices.mean(0).abs().max() < 0.04
-    torch.testing.assert_close((matrices**2).mean(0), torch.full((3, 3), 1 / 3), atol=0.02, rtol=0)
-    trace = matrices.diagonal(dim1=1, dim2=2).sum(1)
-    assert (trace**2).mean().item() == pytest.approx(1.0, abs=0.1)  # Haar measure: E[trace^2] = 1
 
 
 def test_affine_3d_scales_and_shifts_within_the_recipe() -> None:

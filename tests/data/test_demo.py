@@ -61,7 +61,7 @@ def test_no_source_pixel_serves_two_splits(dims: int, monkeypatch: pytest.Monkey
         return real_sample(x, grid, *args, **kwargs)
 
     monkeypatch.setattr(demo_module, "_cut", spy_cut)
-    monkeypatch.setattr(demo_module.F, "grid_sample", spy_sample)
+    monkeypatch.setattr(demo_module.functional, "grid_sample", spy_sample)
     demo_arrays.__wrapped__("demo_2d" if dims == 2 else "demo_3d", 28 if dims == 2 else 10)
     assert len(used) == 3 * len(names)
     for name in range(len(names)):

@@ -48,7 +48,7 @@ def test_names_may_differ_after_the_number(tmp_path: Path) -> None:
 
 def test_splits_keep_the_order_of_names(folder: Path) -> None:
     split = {
-        part: [image[4:6] for image, _ in names(load_pairs(folder, part, **PATTERNS, num_val=2, num_test=2))]
+        part: [image[4:6] for image, _ in names(load_pairs(None, folder, part, **PATTERNS, num_val=2, num_test=2))]
         for part in ("train", "val", "test")
     }
     assert split == {"train": ["1L", "1R"], "val": ["2L", "2R"], "test": ["3L", "3R"]}
@@ -57,7 +57,7 @@ def test_splits_keep_the_order_of_names(folder: Path) -> None:
 def test_chase_db1(data_dir: Path) -> None:
     """The usual split: 20 images to train (the last 4 of them to validate), 8 to test; both eyes of a patient together."""
     options = {"images": "images/*.jpg", "labels": "labels1/*_1stHO.png", "num_val": 4, "num_test": 8}
-    split = {part: load_pairs(data_dir / "chase_db1", part, **options) for part in ("train", "val", "test")}
+    split = {part: load_pairs(None, data_dir / "chase_db1", part, **options) for part in ("train", "val", "test")}
     assert [len(pairs) for pairs in split.values()] == [16, 4, 8]
     patients = {part: {Path(pair["image"]).stem[6:8] for pair in pairs} for part, pairs in split.items()}
     assert patients["val"] == {"09", "10"}
@@ -69,16 +69,16 @@ def test_a_datalist_says_what_is_in_a_split(folder: Path) -> None:
     entries = [{"image": f"images/eye_{eye}.jpg", "label": f"manual/eye_{eye}_1st.png"} for eye in ("2R", "1L", "3L")]
     path = folder / "list.json"
     path.write_text(json.dumps({"training": entries[:2], "validation": entries[2:], "test": []}))
-    assert [image for image, _ in names(load_pairs(path, "train"))] == ["eye_2R.jpg", "eye_1L.jpg"]
-    assert len(load_pairs(path, "val", num_val=99)) == 1
+    assert [image for image, _ in names(load_pairs(str(path), split="train"))] == ["eye_2R.jpg", "eye_1L.jpg"]
+    assert len(load_pairs("list", folder, "val", num_val=99)) == 1
     with pytest.raises(ValueError, match=r"split='test' of .* is empty"):
-        load_pairs(path, "test")
+        load_pairs("list.json", folder, "test")
     path.write_text(json.dumps({"training": [*entries, {"image": "a.jpg", "label": "b.png"}]}))
     with pytest.raises(FileNotFoundError, match=r"2 files of 'training' are missing: .*a\.jpg; .*b\.png"):
-        load_pairs(path, "train")
+        load_pairs(str(path), split="train")
     path.write_text(json.dumps({"training": [{"image": "images/eye_1L.jpg", "label": 1}]}))
     with pytest.raises(ValueError, match=r"the label of training\[0\] is 1; expected the path of a mask"):
-        load_pairs(path, "train")
+        load_pairs(str(path), split="train")
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_a_datalist_says_what_is_in_a_split(folder: Path) -> None:
 )
 def test_errors(folder: Path, options: dict, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
-        load_pairs(folder, **{**PATTERNS, **options})
+        load_pairs(dataset_dir=folder, **{**PATTERNS, **options})
 
 
 def test_sections_that_are_not_asked_for_may_lack_labels(folder: Path) -> None:
@@ -105,13 +105,22 @@ def test_sections_that_are_not_asked_for_may_lack_labels(folder: Path) -> None:
         (folder / name).mkdir(exist_ok=True)
         (folder / name / "a.png").touch()
     (folder / "list.json").write_text(json.dumps({"training": [entry], "validation": [entry], "test": ["a.nii.gz"]}))
-    assert len(load_pairs(folder / "list.json", "train")) == 1
+    assert len(load_pairs(dataset_dir=folder / "list.json", split="train")) == 1
     with pytest.raises(ValueError, match=r"test\[0\] is 'a.nii.gz'; expected"):
-        load_pairs(folder / "list.json", "test")
+        load_pairs(dataset_dir=folder / "list.json", split="test")
     with pytest.raises(ValueError, match=r"split='val' of .* has 1 pairs for 2 processes"):
-        load_pairs(folder / "list.json", "val", world_size=2)
+        load_pairs(dataset_dir=folder / "list.json", split="val", world_size=2)
+
+
+def test_a_folder_with_a_datalist_of_its_own_has_a_name(folder: Path) -> None:
+    """As the Medical Segmentation Decathlon has it."""
+    entry = {"image": "images/eye_1L.jpg", "label": "manual/eye_1L_1st.png"}
+    (folder / "dataset.json").write_text(json.dumps({"training": [entry]}))
+    assert names(load_pairs(folder.name, folder.parent)) == [("eye_1L.jpg", "eye_1L_1st.png")]
+    with pytest.raises(FileNotFoundError, match="dataset_name is 'other', and no such JSON datalist is here or in"):
+        load_pairs("other", folder)
 
 
 def test_a_missing_folder(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="is neither a folder nor a JSON datalist"):
-        load_pairs(tmp_path / "nowhere")
+        load_pairs(dataset_dir=tmp_path / "nowhere")

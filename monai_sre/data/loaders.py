@@ -1,69 +1,48 @@
-"""What a data set is here: its description, one split held as two tensors, and a loader of whole batches."""
+"""Loaders whose order and random numbers depend on the seed, the epoch and the rank alone, so that runs can be resumed."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from monai.data import Dataset
+from monai.data import DataLoader, Dataset, set_rnd
+from torch.utils.data import Sampler
 
-__all__ = ["BatchLoader", "DatasetInfo", "LabelledImages", "mix_seed"]
+from monai_sre.data.info import DatasetInfo, bundle_module
 
-#: The kinds of task, in MedMNIST's own words (``medmnist.Evaluator`` takes the same strings).
-TASKS = ("binary-class", "multi-class", "multi-label, binary-class", "ordinal-regression")
+__all__ = ["BatchLoader", "EpochLoader", "LabelledImages", "mix_seed", "process_place"]
 
 
-@dataclass(frozen=True)
-class DatasetInfo:
-    """What a network, a loss and a metric need to know of a data set.
-
-    Args:
-        name: name of the data set.
-        spatial_dims: 2 for images, 3 for volumes.
-        size: longest side of the stored images, in pixels or voxels.
-        task: one of ``"binary-class"``, ``"multi-class"``, ``"multi-label, binary-class"``, ``"ordinal-regression"``.
-        num_channels: channels of an image: 1 for grey, 3 for RGB.
-        num_classes: number of network outputs: classes, or labels of a multi-label task.
-        class_names: one name per class.
-
-    Raises:
-        ValueError: an argument is out of range, or there is not one name per class.
+def mix_seed(*parts: int) -> int:
+    """Make a 63-bit seed of several non-negative integers, so that neighbouring seeds and epochs are unrelated.
 
     Example:
-        >>> info = DatasetInfo("toy", 2, 28, "multi-class", 1, 3, ("a", "b", "c"))
-        >>> info.num_classes, info.multi_label
-        (3, False)
+        >>> mix_seed(0, 1) == mix_seed(0, 1), mix_seed(0, 1) == mix_seed(1, 0)
+        (True, False)
     """
+    return int(np.random.SeedSequence([int(p) for p in parts]).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
-    name: str
-    spatial_dims: int
-    size: int
-    task: str
-    num_channels: int
-    num_classes: int
-    class_names: tuple[str, ...]
 
-    def __post_init__(self) -> None:
-        if self.task not in TASKS:
-            raise ValueError(f"task of data set {self.name!r} is {self.task!r}; it must be one of {TASKS}")
-        if self.spatial_dims not in (2, 3):
-            raise ValueError(f"spatial_dims of data set {self.name!r} is {self.spatial_dims}; it must be 2 or 3")
-        if self.num_channels < 1 or self.num_classes < 1 or self.size < 1:
-            raise ValueError(f"size, num_channels and num_classes of data set {self.name!r} must be at least 1")
-        if len(self.class_names) != self.num_classes:
-            raise ValueError(
-                f"data set {self.name!r} has {self.num_classes} classes and {len(self.class_names)} class_names"
-            )
+def process_place(rank: int | None = None, world_size: int | None = None) -> tuple[int, int]:
+    """Rank of this process and number of processes: those given, else what ``torch.distributed`` says, else 0 and 1.
 
-    @property
-    def multi_label(self) -> bool:
-        """Whether an image can carry several labels at once (targets are then floats of shape ``(N, num_classes)``)."""
-        return self.task == "multi-label, binary-class"
+    Raises:
+        ValueError: the rank is outside of the world.
+
+    Example:
+        >>> process_place(), process_place(1, 2)
+        ((0, 1), (1, 2))
+    """
+    distributed = dist.is_available() and dist.is_initialized()
+    world_size = world_size if world_size is not None else dist.get_world_size() if distributed else 1
+    rank = rank if rank is not None else dist.get_rank() if distributed else 0
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank must be in 0..world_size-1 with world_size={world_size}, got {rank}")
+    return rank, world_size
 
 
 class LabelledImages(Dataset):
@@ -101,16 +80,6 @@ class LabelledImages(Dataset):
     def _transform(self, index: int) -> Any:
         item = {"image": self.images[index], "label": self.labels[index]}
         return item if self.transform is None else self.transform(item)
-
-
-def mix_seed(*parts: int) -> int:
-    """Make a 63-bit seed of several non-negative integers, so that neighbouring seeds and epochs are unrelated.
-
-    Example:
-        >>> mix_seed(0, 1) == mix_seed(0, 1), mix_seed(0, 1) == mix_seed(1, 0)
-        (True, False)
-    """
-    return int(np.random.SeedSequence([int(p) for p in parts]).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 class BatchLoader:
@@ -163,13 +132,9 @@ class BatchLoader:
         rank: int | None = None,
         world_size: int | None = None,
     ) -> None:
-        distributed = dist.is_available() and dist.is_initialized()
-        self.world_size = world_size if world_size is not None else dist.get_world_size() if distributed else 1
-        self.rank = rank if rank is not None else dist.get_rank() if distributed else 0
-        if not 0 <= self.rank < self.world_size:
-            raise ValueError(f"rank is {self.rank}; with world_size {self.world_size} it must be in 0..world_size-1")
+        self.rank, self.world_size = process_place(rank, world_size)
         if batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         if drop_last and not shuffle:
             raise ValueError("drop_last=True would lose samples of an unshuffled loader; it needs shuffle=True")
         if len(dataset) < self.world_size:
@@ -202,9 +167,8 @@ class BatchLoader:
 
     def attach(self, engine: Any) -> None:
         """Follow the epochs of an Ignite engine; so the loader can stand in a trainer's list of handlers."""
-        from ignite.engine import Events
-
-        engine.add_event_handler(Events.EPOCH_STARTED, lambda e: self.set_epoch(e.state.epoch))
+        events = bundle_module("ignite.engine").Events
+        engine.add_event_handler(events.EPOCH_STARTED, lambda e: self.set_epoch(e.state.epoch))
 
     def indices(self, epoch: int) -> torch.Tensor:
         """List the samples of this rank in the given epoch, in order: int64, on the CPU."""
@@ -231,3 +195,64 @@ class BatchLoader:
             images = self.images.index_select(0, chosen)
             labels = self.labels.index_select(0, chosen.to(self.labels.device))
             yield {"image": images if self.transform is None else self.transform(images), "label": labels}
+
+
+class EpochLoader(DataLoader):
+    """MONAI's ``DataLoader`` in a random order, reproducible from any epoch on: a resumed run sees what a whole one does.
+
+    :class:`monai_sre.training.EpochSeed` tells it the epoch.
+
+    Args:
+        dataset: a MONAI data set with a ``transform``.
+        batch_size: items per batch; a last, smaller batch is left out.
+        repeats: times that each item is drawn in an epoch, each time through the random transforms anew.
+        seed: of order and transforms.
+        rank: of this process, which draws numbers of its own; None asks ``torch.distributed``.
+        options: the other arguments of MONAI's ``DataLoader``.
+
+    Raises:
+        ValueError: the items of an epoch do not fill one batch.
+
+    Example:
+        >>> loader = EpochLoader(Dataset(range(4), float), batch_size=2, repeats=3)
+        >>> loader.set_epoch(1)
+        >>> drawn = torch.cat(list(loader)).int()
+        >>> len(loader), drawn.bincount().tolist()
+        (6, [3, 3, 3, 3])
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        batch_size: int,
+        repeats: int = 1,
+        seed: int = 0,
+        rank: int | None = None,
+        **options: Any,
+    ) -> None:
+        if batch_size < 1 or repeats < 1 or len(dataset) * repeats < batch_size:
+            raise ValueError(
+                f"{len(dataset)} items with repeats={repeats} do not fill one batch of batch_size={batch_size}"
+            )
+        self._seed = seed
+        self._rank = process_place()[0] if rank is None else rank
+        order = _EpochOrder(len(dataset), repeats, seed)
+        super().__init__(dataset, batch_size=batch_size, sampler=order, drop_last=True, **options)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order and random numbers the next iteration uses."""
+        self.sampler.epoch = epoch  # type: ignore[attr-defined]
+        set_rnd(self.dataset.transform, mix_seed(self._seed, epoch, self._rank) % 2**32)  # type: ignore[attr-defined]
+
+
+class _EpochOrder(Sampler[int]):
+    def __init__(self, size: int, repeats: int, seed: int) -> None:
+        self.size, self.repeats, self.seed, self.epoch = size, repeats, seed, 0
+
+    def __len__(self) -> int:
+        return self.size * self.repeats
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(mix_seed(self.seed, self.epoch))
+        for _ in range(self.repeats):
+            yield from torch.randperm(self.size, generator=generator).tolist()

@@ -1,0 +1,154 @@
+"""Files for inference: find them, keep record of what was written, and read each so that a bad one stops no other."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.data import Dataset, MetaTensor
+
+from monai_sre.data.reader import IMAGE_ENDINGS
+
+__all__ = ["OUTPUTS", "ImageFiles", "earlier_outputs", "find_images", "note_output", "relative_names"]
+
+#: File in a folder of outputs that lists them, see :func:`note_output`: they are no inputs, and may be renewed.
+OUTPUTS = ".monai_sre_outputs"
+
+
+def find_images(source: str | Path | Sequence[str | Path]) -> list[Path]:
+    """The files to infer on: those named, and those in the folders named whose suffix is an image's.
+
+    Of a folder, hidden files and what earlier inferences have written (:func:`earlier_outputs`) do not count.
+
+    Raises:
+        FileNotFoundError: a name is neither a file nor a folder, or no image is found at all.
+    """
+    sources = [source] if isinstance(source, (str, Path)) else list(source)
+    found: list[Path] = []
+    for item in map(Path, sources):
+        if item.is_dir():
+            written = {output for record in item.rglob(OUTPUTS) for output in earlier_outputs(record.parent)}
+            images = (path for path in item.rglob("*") if path.is_file() and _is_shown_image(path.relative_to(item)))
+            found += sorted(path for path in images if path.resolve() not in written)
+        elif item.is_file():
+            found.append(item)
+        else:
+            raise FileNotFoundError(f"{item} is neither a file nor a folder of images")
+    if not found:
+        raise FileNotFoundError(
+            f"no image in {[str(item) for item in sources]}: files must end in {', '.join(IMAGE_ENDINGS)}"
+        )
+    return found
+
+
+def _is_shown_image(path: Path) -> bool:
+    return path.name.lower().endswith(IMAGE_ENDINGS) and not any(part.startswith(".") for part in path.parts)
+
+
+def earlier_outputs(folder: Path) -> set[Path]:
+    """What inferences have written below a folder and nobody has changed since: resolved paths, by the list kept there.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp()).resolve()
+        >>> _ = (folder / "a_seg.png").write_text("a map")
+        >>> note_output(folder / "a_seg.png", folder)
+        >>> earlier_outputs(folder) == {folder / "a_seg.png"}
+        True
+        >>> _ = (folder / "a_seg.png").write_text("corrected by hand")
+        >>> earlier_outputs(folder)
+        set()
+    """
+    record = folder / OUTPUTS
+    if not record.is_file():
+        return set()
+    lines = record.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    stamps = {name: stamp for stamp, _, name in (line.partition(" ") for line in lines)}
+    return {(folder / name).resolve() for name, stamp in stamps.items() if _stamp(folder / name) == stamp}
+
+
+def note_output(path: Path, folder: Path) -> None:
+    """Add a file just written to the list of outputs in a folder: what tells its state, and its path from there."""
+    with (folder / OUTPUTS).open("a", encoding="utf-8", errors="surrogateescape") as file:
+        file.write(f"{_stamp(path)} {os.path.relpath(path, folder)}\n")
+
+
+def _stamp(path: Path) -> str:
+    """Size and time of the last change of a file."""
+    if not path.is_file():
+        return ""
+    state = path.stat()
+    return f"{state.st_size}-{state.st_mtime_ns}"
+
+
+def relative_names(paths: Sequence[Path]) -> list[str]:
+    """The path of each file from the deepest folder that holds them all.
+
+    Example:
+        >>> relative_names([Path("/data/one/a.png"), Path("/data/two/a.png")])
+        ['one/a.png', 'two/a.png']
+    """
+    absolute = [Path(os.path.abspath(path)) for path in paths]  # links keep their names
+    root = os.path.commonpath([path.parent for path in absolute])
+    return [os.path.relpath(path, root) for path in absolute]
+
+
+class ImageFiles(Dataset):
+    """Image files as a ``monai.data.Dataset`` of ``{"image", "path", "name", "error"}`` items.
+
+    ``"name"`` is the path from the deepest folder that holds all files. A file that cannot be used has a zero image, and in
+    ``"error"`` one sentence that says why; it is an empty string for the others. Where the transform brings images to one
+    size, batches may hold several; else load them in batches of one.
+
+    Args:
+        data: a file, a folder (searched through all levels), or a list of them.
+        transform: from ``{"image": path}`` to ``{"image": (C, *spatial)}``; its first is :class:`ReadImaged`.
+        num_channels: channels of the network's input.
+        spatial_dims: number of its spatial axes.
+        size: side of the zero image: that of the others where batches hold several.
+
+    Raises:
+        FileNotFoundError: a name is neither a file nor a folder, or no image is found at all.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "a.png"
+        >>> _ = path.write_text("no picture")
+        >>> from monai_sre.data import ReadImaged
+        >>> message = ImageFiles(path, ReadImaged("image", 2), num_channels=1, spatial_dims=2)[0]["error"]
+        >>> message.startswith(f"{path} cannot be read as an image: UnidentifiedImageError")
+        True
+    """
+
+    def __init__(
+        self,
+        data: str | Path | Sequence[str | Path],
+        transform: Callable[[dict[str, Any]], dict[str, Any]],
+        num_channels: int,
+        spatial_dims: int,
+        size: int = 8,
+    ) -> None:
+        super().__init__(data=find_images(data), transform=transform)
+        self.names = relative_names(self.data)
+        self.empty = MetaTensor(torch.zeros(num_channels, *[size] * spatial_dims))
+
+    def _transform(self, index: int) -> Any:
+        path = str(self.data[index])
+        try:
+            image, error = self.transform({"image": path})["image"], ""
+        except Exception as problem:  # each reader has its own exceptions for a damaged file
+            image, error = self.empty, _sentence(path, problem)
+        return {"image": image, "path": path, "name": self.names[index], "error": error}
+
+
+def _sentence(path: str, problem: BaseException) -> str:
+    """The message that names the file, from behind those of ``Compose``; else the first cause."""
+    causes = [problem]
+    while causes[-1].__cause__ is not None:
+        causes.append(causes[-1].__cause__)
+    root = causes[-1]
+    named = (str(cause) for cause in causes if path in str(cause))
+    return " ".join(next(named, f"{path} cannot be used: {type(root).__name__}: {root}").split())

@@ -1,0 +1,214 @@
+"""Reading image files: pictures, NIfTI, npy and npz become tensors of one convention, or end in one sentence.
+
+The convention of axes, here and wherever images are used:
+
+* A picture is ``(C, rows, columns)`` as it is displayed, turned as its EXIF orientation says. That is the layout of PyTorch
+  and of MedMNIST's npz files, and of MONAI's ``PILReader(reverse_indexing=False)``.
+* An array is as it was stored, ``(*spatial)`` or ``(*spatial, C)``.
+* NIfTI keeps its own axes; those after the third are channels.
+
+Axes of one voxel are dropped where there are more than the network has, so a slice of any direction is an image. The
+``affine`` of the tensor says where its axes lie in space. That of an array is the identity; in a picture's, the columns are
+the first axis of space, as in MONAI.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor, NibabelReader, NumpyReader, PILReader
+from monai.transforms import MapTransform
+from torch import Tensor
+
+from monai_sre.data.info import bundle_module
+
+__all__ = ["IMAGE_ENDINGS", "ReadImaged", "is_nifti"]
+
+#: Array, affine of its spatial axes, and whether its last axis is that of the channels (None: the number of axes tells).
+_Content = tuple[np.ndarray, np.ndarray, bool | None]
+_MODES = {"1": "L", "LA": "L", "P": "RGB", "PA": "RGB", "RGBA": "RGB", "CMYK": "RGB", "YCbCr": "RGB", "HSV": "RGB"}
+#: Formats of which several pages are several images; in others they are previews of the first.
+_PAGED = ("TIFF", "GIF", "WEBP", "PNG")
+
+
+class ReadImaged(MapTransform):
+    """Read image files as ``MetaTensor`` of shape ``(C, *spatial)``, and refuse what the network cannot take.
+
+    The axes are those of the convention at the top of this module. 8-bit data stay uint8, all others become float32. A grey
+    file feeds a network of three channels, and a colour file whose channels are equal one of a single channel. What fails is
+    one sentence that names the file; MONAI's ``LoadImaged`` would list what each of its readers says.
+
+    Args:
+        keys: of the paths.
+        spatial_dims: number of spatial axes, 2 or 3; None: those of the file.
+        num_channels: channels that the network takes; None: any.
+        as_classes: keep the entries of a palette, which are class numbers in masks, unless all its colours are grey;
+            otherwise palettes, and transparency, become RGB.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it cannot be read, or has other axes or channels, no pixels, values that are not finite in float32, or a
+            singular affine.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "a.npy"
+        >>> np.save(path, np.zeros((4, 6), dtype=np.uint8))
+        >>> image = ReadImaged("image", spatial_dims=2, num_channels=3)({"image": path})["image"]
+        >>> image.shape, image.dtype
+        (torch.Size([3, 4, 6]), torch.uint8)
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        spatial_dims: int | None,
+        num_channels: int | None = None,
+        as_classes: bool = False,
+    ) -> None:
+        super().__init__(keys)
+        if spatial_dims not in (None, 2, 3):
+            raise ValueError(f"spatial_dims must be 2, 3 or None, got {spatial_dims!r}")
+        self.spatial_dims, self.num_channels, self.as_classes = spatial_dims, num_channels, as_classes
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key in self.key_iterator(d):
+            d[key] = self._read(Path(d[key]))
+        return d
+
+    def _read(self, path: Path) -> Tensor:
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is missing; expected an image")
+        try:
+            array, affine, has_channels = _opener(path)(path, self.as_classes)
+        except Exception as error:  # each reader has its own exceptions for a damaged file
+            raise ValueError(f"{path} cannot be read as an image: {type(error).__name__}: {error}") from error
+        if array.dtype.kind not in "buif":
+            raise ValueError(f"{path} holds {array.dtype} values; expected numbers")
+        if array.size == 0:
+            raise ValueError(f"{path} is empty: shape {array.shape}")
+        if not np.isfinite(array).all():
+            raise ValueError(f"{path} holds NaN or infinite values; every pixel must be finite")
+        if array.dtype.kind == "f" and np.abs(array).max() > np.finfo(np.float32).max:
+            raise ValueError(f"{path} holds values up to {np.abs(array).max():.3g}, beyond those of float32")
+        if not np.isfinite(affine).all() or np.linalg.matrix_rank(affine) < len(affine):
+            raise ValueError(f"{path} has a singular affine, {affine.tolist()}, so that its voxels have no place")
+        shape = array.shape
+        array, affine = _channels_first(path, array, affine, has_channels, self.spatial_dims)
+        array = np.ascontiguousarray(array, dtype=np.uint8 if array.dtype == np.uint8 else np.float32)
+        image = _with_channels(path, torch.from_numpy(array.copy()), self.num_channels, shape)
+        meta = {"filename_or_obj": str(path), "spatial_shape": np.asarray(image.shape[1:]), "space": "RAS"}
+        return MetaTensor(image, affine=torch.from_numpy(affine), meta=meta)
+
+
+def is_nifti(path: str | Path) -> bool:
+    """Whether a file is NIfTI, by its name."""
+    return Path(path).name.lower().endswith((".nii", ".nii.gz"))
+
+
+def _nifti(path: Path, _: bool) -> _Content:
+    stated = bundle_module("nibabel").load(path).affine
+    reader = NibabelReader()
+    array, meta = reader.get_data(reader.read(path))  # in place of an affine that is not finite it takes another
+    return array, np.asarray(meta["affine"] if np.isfinite(stated).all() else stated, dtype=np.float64), None
+
+
+def _array(path: Path, _: bool) -> _Content:
+    opened = NumpyReader().read(path)
+    if isinstance(opened, list):
+        raise ValueError(f"it holds {len(opened)} arrays; expected one image")
+    return np.asarray(opened), np.eye(4), None
+
+
+def _picture(path: Path, as_classes: bool) -> _Content:
+    bundle_module("PIL")
+    reader = PILReader(converter=partial(_as_displayed, palette=as_classes), reverse_indexing=False)
+    array, _ = reader.get_data(reader.read(path))
+    return array, np.eye(4)[:, [1, 0, 2, 3]], array.ndim == 3
+
+
+#: How files are opened, by their endings.
+_OPENERS: dict[tuple[str, ...], Callable[[Path, bool], _Content]] = {
+    (".nii", ".nii.gz"): _nifti,
+    (".npy", ".npz"): _array,
+    (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif", ".webp", ".jp2", ".ppm", ".pgm"): _picture,
+}
+#: Endings of the files that are images.
+IMAGE_ENDINGS = tuple(ending for endings in _OPENERS for ending in endings)
+
+
+def _opener(path: Path) -> Callable[[Path, bool], _Content]:
+    name = path.name.lower()
+    return next((opener for endings, opener in _OPENERS.items() if name.endswith(endings)), _picture)
+
+
+def _as_displayed(picture: Any, palette: bool) -> Any:
+    """A picture turned as its EXIF orientation says; palettes and transparency become RGB.
+
+    With ``palette``, as masks need it, the entries of a palette stay, unless all its colours are grey, and a transparency
+    that is the same everywhere is dropped.
+    """
+    pages = getattr(picture, "n_frames", 1)
+    if pages > 1 and picture.format in _PAGED:
+        raise ValueError(f"it holds {pages} pages; expected one image (save volumes as NIfTI)")
+    picture = bundle_module("PIL.ImageOps").exif_transpose(picture)
+    if not palette:
+        return picture.convert(_MODES[picture.mode]) if picture.mode in _MODES else picture
+    if picture.mode == "P":
+        red, green, blue = (np.asarray(channel) for channel in picture.convert("RGB").split())
+        return picture.convert("L") if np.array_equal(red, green) and np.array_equal(red, blue) else picture
+    if picture.mode in ("LA", "RGBA") and len(set(picture.getchannel("A").getextrema())) == 1:
+        return picture.convert(picture.mode[:-1])
+    return picture
+
+
+def _channels_first(
+    path: Path, array: np.ndarray, affine: np.ndarray, has_channels: bool | None, spatial_dims: int | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The array as ``(C, *spatial)``, without axes of one voxel beyond ``spatial_dims``, and the affine of what is left."""
+    shape = array.shape
+    wanted = spatial_dims or _own_axes(path, shape, has_channels)
+    if has_channels is None:
+        space = min(array.ndim, 3)
+        for axis in reversed(range(3, array.ndim)):
+            array = array.squeeze(axis) if array.shape[axis] == 1 else array
+        for axis in reversed(range(space)):
+            if array.shape[axis] == 1 and space > wanted:
+                array, space = array.squeeze(axis), space - 1
+                affine = np.insert(np.delete(affine, axis, 1), 2, affine[:, axis], 1)
+        has_channels = array.ndim == wanted + 1
+    found = array.ndim - has_channels
+    if found != wanted:
+        raise ValueError(f"{path} has {found} spatial axes, shape {shape}; the network takes images of {wanted}")
+    return np.moveaxis(array, -1, 0) if has_channels else array[None], affine
+
+
+def _own_axes(path: Path, shape: tuple[int, ...], has_channels: bool | None) -> int:
+    """Number of spatial axes of a file; of an array, a last axis of 1, 3 or 4 is that of the channels."""
+    if has_channels is not None:
+        return 2
+    if is_nifti(path):
+        return max(2, sum(length > 1 for length in shape[:3]))
+    axes = len(shape) - (len(shape) in (3, 4) and shape[-1] in (1, 3, 4))
+    if axes not in (2, 3):
+        raise ValueError(f"{path} has shape {shape}; expected a 2-D image or a 3-D volume")
+    return axes
+
+
+def _with_channels(path: Path, image: Tensor, num_channels: int | None, shape: tuple[int, ...]) -> Tensor:
+    """A grey image repeated, or one of equal colours reduced, to the channels that the network takes."""
+    channels = image.shape[0]
+    if num_channels is None or channels == num_channels:
+        return image
+    if channels == 1:
+        return image.repeat(num_channels, *[1] * (image.dim() - 1))
+    if num_channels == 1 and channels == 3 and bool((image == image[:1]).all()):
+        return image[:1].clone()
+    raise ValueError(f"{path} has {channels} channels; the network takes {num_channels} (the file has shape {shape})")

@@ -1,0 +1,330 @@
+"""Results of inference as files: a table with one row per file, and maps on the grid of each file."""
+
+from __future__ import annotations
+
+import csv
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from monai.data import MetaTensor, PILWriter, decollate_batch
+from monai.transforms import Invertd, InvertibleTransform
+from monai.utils import convert_to_tensor
+from torch import Tensor, nn
+
+from monai_sre.data.inference import earlier_outputs, note_output
+from monai_sre.data.info import MULTI_LABEL, bundle_module
+from monai_sre.data.reader import is_nifti
+from monai_sre.evaluation.activation import ClassActivation
+from monai_sre.evaluation.windows import FileInferer
+from monai_sre.ops.arguments import as_flag
+
+if TYPE_CHECKING:
+    from ignite.engine import Engine
+
+__all__ = ["FileTable", "PredictionWriter", "SegmentationWriter", "save_map"]
+
+_LOGGER = logging.getLogger(__name__)
+#: Endings of the inputs, the longer first where one ends in another, and of their class maps.
+_ENDINGS = {".nii.gz": ".nii.gz", ".nii": ".nii.gz", ".npy": ".npy", ".npz": ".npy"}
+
+
+class FileTable(ABC):
+    """Evaluator handler: a CSV with one row per file, and at the end a summary of those that could not be used.
+
+    Args:
+        path: of the CSV; its folder is created if need be.
+        preprocessing: the transforms of the input, whose inverse brings maps back onto the grid of the file; None: the
+            input is as the file holds it.
+
+    Raises:
+        OSError: the folder cannot be written to; found out before any inference.
+    """
+
+    def __init__(self, path: Path, preprocessing: InvertibleTransform | None) -> None:
+        self.path = path
+        self.rows: list[dict[str, Any]] = []
+        self._claimed: set[Path] = set()
+        self._written = 0
+        self._earlier: set[Path] = set()
+        self._invert = None
+        if preprocessing is not None:
+            self._invert = Invertd("map", preprocessing, orig_keys="image", nearest_interp=False)
+
+    def attach(self, engine: Engine) -> None:
+        """Register with an evaluator whose batches hold ``"path"`` and ``"error"``, and whose output holds ``"score"``."""
+        events = bundle_module("ignite.engine").Events
+        engine.add_event_handler(events.STARTED, self._start)
+        engine.add_event_handler(events.ITERATION_COMPLETED, self._collect)
+        engine.add_event_handler(events.ITERATION_COMPLETED, self._append)
+
+    def finish(self) -> None:
+        """Log a summary; ends the process with exit code 1 if a file could not be used.
+
+        Raises:
+            SystemExit: with a message that lists the files in question.
+        """
+        bad = [row for row in self.rows if row["error"]]
+        _LOGGER.info("%d of %d files predicted -> %s", len(self.rows) - len(bad), len(self.rows), self.path)
+        if bad:
+            listed = "\n".join(f"  {row['error']}" for row in bad[:20])
+            more = f"\n  and {len(bad) - 20} more" if len(bad) > 20 else ""
+            raise SystemExit(
+                f"{len(bad)} of {len(self.rows)} files could not be used, see {self.path}:\n{listed}{more}"
+            )
+
+    def claim(self, name: str, ending: str, source: str) -> Path:
+        """Where to write what belongs to an input file: ``STEM`` + ``ending``, in the input's folder below that of the table.
+
+        Args:
+            name: of the input file, from the folder that holds all inputs.
+            ending: of the path.
+            source: path of the input file.
+
+        Raises:
+            OSError: another file has claimed that path, something that no inference has written lies there beside the input,
+                or its folder cannot be created.
+        """
+        stem = name[: -len(".nii.gz")] if name.lower().endswith(".nii.gz") else str(Path(name).with_suffix(""))
+        target = self.path.parent / f"{stem}{ending}"
+        if target in self._claimed:
+            raise OSError(f"{target} is that of another file already")
+        beside = target.parent.resolve() == Path(source).parent.resolve()
+        if beside and target.exists() and target.resolve() not in self._earlier:
+            raise OSError(f"{target} exists and is no output of before; choose an output folder apart from the inputs")
+        self._claimed.add(target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return target
+
+    def on_own_grid(self, image: Tensor, values: Tensor) -> Tensor:
+        """Bring a map ``(C, *spatial)`` from the grid of the network's input, with its metadata, onto that of the file."""
+        found = MetaTensor(convert_to_tensor(values), meta=dict(getattr(image, "meta", {})))
+        if self._invert is not None and getattr(image, "applied_operations", None):
+            found = self._invert({"image": image, "map": found})["map"]
+        return found.cpu()
+
+    def save(self, values: np.ndarray, name: str, ending: str, source: str, affine: Tensor | None = None) -> Path:
+        """Write a map where it belongs, and note it as an output.
+
+        Raises:
+            OSError: see :meth:`claim`; or it cannot be written.
+        """
+        target = self.claim(name, ending, source)
+        save_map(values, Path(source), target, affine)
+        note_output(target, self.path.parent)
+        return target
+
+    def _start(self, _: Engine) -> None:
+        self.rows, self._claimed, self._written = [], set(), 0
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._earlier = earlier_outputs(self.path.parent)
+        self.path.write_text("")
+
+    def _append(self, _: Engine) -> None:
+        """Add the newest rows to the file: whatever stops the run, it holds all files so far."""
+        with self.path.open("a", newline="", encoding="utf-8", errors="surrogateescape") as file:
+            writer = csv.DictWriter(file, list(self.rows[0]))
+            if self._written == 0:
+                writer.writeheader()
+            writer.writerows(self.rows[self._written :])
+        self._written = len(self.rows)
+
+    @abstractmethod
+    def _collect(self, engine: Engine) -> None:
+        """Add the rows of one batch to ``rows``."""
+
+
+class PredictionWriter(FileTable):
+    """Evaluator handler: ``predictions.csv`` with one row per file: path, class, its name, probabilities, error.
+
+    For a multi-label task the class is the list of labels above 0.5. On request each file also gets a class-activation map
+    of its class (multi-label: of the most probable label) as ``NAME_activation.nii.gz``, float32, on the file's own grid,
+    NIfTI with its header. A file whose map cannot be made or written has the reason in the table, and the others go on.
+
+    Args:
+        output_dir: folder of the files, created if need be; for maps, folders below that of the inputs are repeated in it.
+        task: one of :data:`monai_sre.data.info.TASKS`.
+        class_names: one name per class.
+        activation_maps: whether to write the maps.
+        network: that of the evaluator, for the maps.
+        target_layer: see :class:`ClassActivation`.
+        preprocessing: the transforms of the input: what they did to the grid is undone.
+
+    Raises:
+        OSError: the folder cannot be written to; found out before any inference.
+        ValueError: ``activation_maps`` is no yes or no, the network has no such layer or is missing; or, at inference, it
+            does not give one score per class name.
+    """
+
+    def __init__(
+        self,
+        output_dir: str | Path,
+        task: str,
+        class_names: Sequence[str],
+        activation_maps: bool | str = False,
+        network: nn.Module | None = None,
+        target_layer: str | None = None,
+        preprocessing: InvertibleTransform | None = None,
+    ) -> None:
+        super().__init__(Path(output_dir) / "predictions.csv", preprocessing)
+        self.task, self.class_names = task, [str(name) for name in class_names]
+        self.activation = None
+        if as_flag("activation_maps", activation_maps):
+            if network is None:
+                raise ValueError("activation_maps needs the network, got network=None")
+            self.activation = ClassActivation(network, target_layer)
+
+    def _collect(self, engine: Engine) -> None:
+        batch: Any = engine.state.batch
+        output: Any = engine.state.output
+        scores = output["score"].cpu().numpy()
+        if scores.shape[1] != len(self.class_names):
+            raise ValueError(
+                f"class_names must be {scores.shape[1]} names, as the network says, got {self.class_names}"
+            )
+        images = decollate_batch(output["image"]) if self.activation is not None else [None] * len(scores)
+        columns = [batch[key] for key in ("path", "name", "error")]
+        for image, score, path, name, error in zip(images, scores, *columns, strict=True):
+            if not error and not np.isfinite(score).all():
+                error = f"{path}: the network gives NaN"
+            row: dict[str, Any] = {"file": path, "class": "", "name": ""}
+            chosen = np.flatnonzero(score > 0.5) if self.task == MULTI_LABEL else [int(score.argmax())]
+            if not error:
+                row["class"] = " ".join(str(number) for number in chosen)
+                row["name"] = "; ".join(self.class_names[number] for number in chosen)
+            shown = ["" if error else f"{value:.6f}" for value in score]
+            row |= {f"p({title})": value for title, value in zip(self.class_names, shown, strict=True)}
+            if self.activation is not None:
+                row["activation"] = ""
+                if not error:
+                    try:
+                        row["activation"] = str(self._activation(image, int(score.argmax()), name, path))
+                    except Exception as problem:  # each transform and writer has its own
+                        error = f"{path}: its activation map cannot be written: {_cause(problem)}"
+            self.rows.append(row | {"error": error})
+
+    def _activation(self, image: Tensor, decided: int, name: str, path: str) -> Path:
+        assert self.activation is not None
+        seen = convert_to_tensor(image)
+        maps = self.activation(seen[None], torch.tensor([decided], device=seen.device))
+        found = self.on_own_grid(image, self.activation.resample(maps.float(), seen.shape[1:]))
+        return self.save(found[0].numpy(), name, "_activation.nii.gz", path, found.affine)  # type: ignore[attr-defined]
+
+
+class SegmentationWriter(FileTable):
+    """Evaluator handler for inference: one class map per file on the file's own grid, and ``segmentations.csv``.
+
+    NIfTI files get ``NAME_seg.nii.gz`` with their header and affine, arrays ``NAME_seg.npy``, pictures ``NAME_seg.png``,
+    in which two classes are 0 and 255. A file that cannot be read, that the network cannot take, or whose map cannot be
+    written, has the reason in the table, and the others go on.
+
+    Args:
+        output_dir: folder of the files, created if need be; folders below that of the inputs are repeated in it.
+        preprocessing: the transforms of the input: what they did to the grid is undone.
+        class_names: one name per class; the table holds the share of pixels of each but the background.
+        inferer: that of the evaluator, if it is a :class:`monai_sre.evaluation.FileInferer`.
+
+    Raises:
+        OSError: the folder cannot be written to; found out before any inference.
+    """
+
+    def __init__(
+        self,
+        output_dir: str | Path,
+        preprocessing: InvertibleTransform,
+        class_names: Sequence[str] = ("background", "foreground"),
+        inferer: FileInferer | None = None,
+    ) -> None:
+        super().__init__(Path(output_dir) / "segmentations.csv", preprocessing)
+        self.class_names, self.inferer = class_names, inferer
+
+    def _collect(self, engine: Engine) -> None:
+        batch: Any = engine.state.batch
+        output: Any = engine.state.output
+        images, scores = decollate_batch(batch["image"]), decollate_batch(output["score"])
+        for index, (image, score) in enumerate(zip(images, scores, strict=True)):
+            path, name, error = (batch[key][index] for key in ("path", "name", "error"))
+            row: dict[str, Any] = {"file": path, "output": ""}
+            if not error and self.inferer is not None and self.inferer.error:
+                error = f"{path}: the network cannot take it: {self.inferer.error}"
+            elif not error and not bool(score.isfinite().all()):
+                error = f"{path}: the network gives NaN"
+            shares = {f"share of {title}": "" for title in self.class_names[1:]}
+            if not error:
+                try:
+                    classes = self._classes(image, score)
+                    row["output"] = str(self._save(classes, path, name))
+                    shares = {key: f"{(classes == value).mean():.6f}" for value, key in enumerate(shares, start=1)}
+                except Exception as problem:  # each transform and writer has its own
+                    error = f"{path}: its map cannot be written: {_cause(problem)}"
+            self.rows.append({**row, **shares, "error": error})
+
+    def _classes(self, image: Tensor, score: Tensor) -> np.ndarray:
+        """The class of the highest score at each pixel of the file; one class after the other, which spares memory."""
+        best, classes = torch.empty(0), np.empty(0, dtype=np.uint8)
+        for index in range(len(score)):
+            part = convert_to_tensor(self.on_own_grid(image, score[index : index + 1]))[0]
+            if index == 0:
+                best, classes = part, np.zeros(part.shape, dtype=np.uint8)
+            else:
+                classes[(part > best).numpy()] = index
+                best = torch.maximum(best, part)
+        return classes
+
+    def _save(self, classes: np.ndarray, source: str, name: str) -> Path:
+        ending = next((_ENDINGS[end] for end in _ENDINGS if name.lower().endswith(end)), ".png")
+        if ending == ".png" and len(self.class_names) == 2:
+            classes = classes * np.uint8(255)
+        return self.save(classes, name, f"_seg{ending}", source)
+
+
+def save_map(values: np.ndarray, source: Path, target: Path, affine: Tensor | None = None) -> None:
+    """Write a map of an image file: as an array, a picture, or NIfTI with the affine and the header of a NIfTI image.
+
+    MONAI's ``NibabelWriter`` would set the codes of the header anew and knows NIfTI-1 alone, so nibabel writes these.
+
+    Args:
+        values: shape ``(*spatial)``, the axes as :class:`monai_sre.data.ReadImaged` gives them; the file has their dtype.
+        source: the image.
+        target: of the map; the ending says which kind of file.
+        affine: ``(4, 4)``, of a map of an image that is no NIfTI; None: the identity.
+
+    Example:
+        >>> import nibabel, tempfile
+        >>> source = Path(tempfile.mkdtemp()) / "a.nii"
+        >>> nibabel.save(nibabel.Nifti1Image(np.zeros((4, 3, 2, 5), dtype=np.float32), np.diag([2.0, 3.0, 4.0, 1.0])), source)
+        >>> save_map(np.ones((4, 3, 2), dtype=np.uint8), source, source.with_name("a_seg.nii.gz"))
+        >>> written = nibabel.load(source.with_name("a_seg.nii.gz"))
+        >>> written.shape, written.affine.diagonal().tolist(), written.get_data_dtype()
+        ((4, 3, 2), [2.0, 3.0, 4.0, 1.0], dtype('uint8'))
+    """
+    if target.suffix == ".npy":
+        np.save(target, values)
+    elif target.suffix == ".png":
+        writer = PILWriter(output_dtype=np.uint8, scale=None)
+        writer.set_data_array(values, channel_dim=None)
+        writer.write(target, reverse_indexing=False)
+    else:
+        nibabel = bundle_module("nibabel")
+        if is_nifti(source):
+            image = nibabel.load(source)
+        else:
+            image = nibabel.Nifti1Image(values, np.eye(4) if affine is None else affine.numpy())
+        if values.size == int(np.prod(image.shape[:3])):  # axes of one voxel were dropped
+            values = values.reshape(image.shape[:3])
+        header = image.header.copy()
+        header.set_data_dtype(values.dtype)
+        header["cal_min"] = header["cal_max"] = 0
+        kind = nibabel.Nifti2Image if isinstance(header, nibabel.Nifti2Header) else nibabel.Nifti1Image
+        nibabel.save(kind(values, image.affine, header), target)
+
+
+def _cause(problem: BaseException) -> str:
+    """One sentence of the first cause, from behind what MONAI says of its transforms."""
+    while problem.__cause__ is not None:
+        problem = problem.__cause__
+    return " ".join(f"{type(problem).__name__}: {problem}".split())

@@ -1,0 +1,113 @@
+"""Datalists of pictures and volumes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from monai_sre.data import DatasetInfo, dataset_info, load_dataset
+
+
+def write_datalist(folder: Path, lists: dict, **more: object) -> Path:
+    (folder / "mine.json").write_text(json.dumps({**lists, **more}))
+    return folder / "mine.json"
+
+
+def test_datalist_of_pictures(tmp_path: Path) -> None:
+    colours = np.random.default_rng(0).integers(0, 256, (4, 20, 10, 3), dtype=np.uint8)
+    for i, picture in enumerate(colours):
+        Image.fromarray(picture).save(tmp_path / f"{i}.png")
+    lists = {
+        "training": [{"image": "0.png", "label": 0}, {"image": "1.png", "label": 2}],
+        "validation": [{"image": "2.png", "label": 1}],
+        "test": [{"image": "3.png", "label": 1}],
+    }
+    write_datalist(tmp_path, lists, labels={"0": "a", "1": "b", "2": "c"})
+    info = dataset_info("mine", tmp_path, size=20)
+    assert info == DatasetInfo("mine", 2, 20, "multi-class", 3, 3, ("a", "b", "c"))
+    write_datalist(tmp_path, lists, labels={"c": 2, "a": 0, "b": 1})  # as nnU-Net has it
+    assert dataset_info("mine", tmp_path, size=20) == info
+    data = load_dataset("mine", tmp_path, "train", size=20, progress=False)
+    assert data.images.shape == (2, 3, 20, 20)
+    assert data.images.dtype == torch.uint8
+    assert data.labels.tolist() == [0, 2]
+    # 20 x 10 is padded by 5 columns on each side; rows stay rows.
+    np.testing.assert_array_equal(data.images[1, :, :, 5:15].numpy(), np.moveaxis(colours[1], -1, 0))
+    border = np.concatenate([colours[1][0, :, 0], colours[1][-1, :, 0], colours[1][1:-1, [0, -1], 0].ravel()])
+    assert data.images[1, 0, 3, 2].item() == np.sort(border)[(len(border) - 1) // 2]
+    (tmp_path / "1.png").write_bytes((tmp_path / "1.png").read_bytes()[:100])
+    (tmp_path / "0.png").unlink()
+    with pytest.raises((ValueError, FileNotFoundError), match=r"0\.png is missing"):
+        load_dataset("mine", tmp_path, "train", progress=False)
+    Image.fromarray(colours[0]).save(tmp_path / "0.png")
+    with pytest.raises(ValueError, match=r"1 of 2 images of 'train' cannot be used: .*1\.png cannot be read"):
+        load_dataset("mine", tmp_path, "train", progress=False)
+
+
+def test_datalist_of_volumes_is_isotropic_and_multi_label(tmp_path: Path) -> None:
+    volume = np.random.default_rng(0).normal(size=(10, 12, 4)).astype(np.float32)
+    affine = np.diag([-1.0, 1.0, 3.0, 1.0])  # stored right to left, slices three times as thick
+    for i in range(2):
+        nibabel.save(nibabel.Nifti1Image(volume + i, affine), tmp_path / f"{i}.nii.gz")
+    entry = [{"image": "0.nii.gz", "label": [0, 1, 1]}, {"image": "1.nii.gz", "label": [1, 1, 0]}]
+    path = write_datalist(tmp_path, {"training": entry, "validation": entry[:1], "test": entry[1:]})
+    data = load_dataset(str(path), split="train", size=12, progress=False)
+    assert data.info.spatial_dims == 3
+    assert data.info.task == "multi-label, binary-class"
+    assert data.info.num_classes == 3
+    assert data.images.shape == (2, 1, 12, 12, 12)
+    assert data.images.dtype == torch.float32
+    assert data.labels.tolist() == [[0, 1, 1], [1, 1, 0]]
+    unit = (volume - volume.min()) / (volume.max() - volume.min())
+    # 10 x 12 x 4 voxels of 1 x 1 x 3 mm: 10 x 12 x 12 mm; the first axis is turned and padded by one on each side, and
+    # every third new slice lies on an old one.
+    np.testing.assert_allclose(data.images[0, 0, 1:11, :, 1::3].numpy(), unit[::-1], atol=1e-5)
+
+
+def test_slices_are_images_in_their_own_axes(tmp_path: Path) -> None:
+    volume = np.random.default_rng(0).integers(0, 256, (10, 12, 4), dtype=np.uint8)
+    for name, values in {"a": volume[..., :1], "b": volume[:1]}.items():
+        nibabel.save(nibabel.Nifti1Image(values, np.diag([-1.0, 1.0, 1.0, 1.0])), tmp_path / f"{name}.nii")
+    for name, plane in {"a": volume[..., 0], "b": volume[0]}.items():
+        size = max(plane.shape)
+        path = write_datalist(tmp_path, {"test": [{"image": f"{name}.nii", "label": 1}]})
+        data = load_dataset(str(path), split="test", size=size, progress=False)
+        margins = [(size - side) // 2 for side in plane.shape]
+        inner = data.images[0, 0, margins[0] : size - margins[0], margins[1] : size - margins[1]]
+        np.testing.assert_array_equal(inner.numpy(), plane)
+
+
+def test_a_byte_order_mark_and_capitals_in_the_name(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.eye(4, dtype=np.uint8))
+    text = json.dumps({"training": [{"image": "a.npy", "label": 1}]})
+    (tmp_path / "DATA.JSON").write_text(text, encoding="utf-8-sig")
+    assert dataset_info("DATA.JSON", tmp_path).num_classes == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "not a readable JSON"),
+        ("[1]", "not a datalist"),
+        ('{"training": [{"image": "a.png"}]}', r"training\[0\]"),
+        ('{"training": [{"image": "a.png", "label": "x"}]}', "whole numbers"),
+        (
+            '{"training": [{"image": "a.png", "label": 1}], "labels": {"a": 0, "b": 2}}',
+            "expected a list of class names",
+        ),
+        ('{"training": [{"image": "a.png", "label": 1}], "labels": "ab"}', "'labels' is 'ab'; expected a list"),
+        ('{"training": [{"image": "a.png", "label": 1}], "labels": null, "test": null}', r"a\.png is missing"),
+        ('{"training": [{"image": "a.png", "label": [0, 1]}, {"image": "b.png", "label": [1]}]}', "whole numbers"),
+    ],
+)
+def test_a_wrong_datalist_is_one_clear_error(content: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.json").write_text(content)
+    with pytest.raises((ValueError, FileNotFoundError), match=message) as caught:
+        load_dataset("mine", tmp_path)
+    assert "a.png is missing" in str(caught.value) or "mine.json" in str(caught.value)

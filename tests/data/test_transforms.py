@@ -1,0 +1,313 @@
+"""Transforms of images and class maps: intensities, the fit to a square and back, masks, and the field of view."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from monai.data import MetaTensor
+from monai.transforms import Compose, Invertd, Orientationd
+from PIL import Image
+
+from monai_sre.data import (
+    BatchPreprocess,
+    ClassMapd,
+    FieldOfViewd,
+    FitSquared,
+    IgnoreOutsided,
+    NormalizeFieldd,
+    ReadImaged,
+    ScaleToUnitd,
+    fit_images,
+)
+from monai_sre.symmetry import lattice_symmetries
+
+
+def read(path: Path, **options: Any) -> Any:
+    return ReadImaged("image", 2, **options)({"image": str(path)})["image"]
+
+
+# Intensities ----------------------------------------------------------------------------------------------------------
+
+
+def test_8_bit_intensities_stay_and_others_become_0_to_1() -> None:
+    values = torch.tensor([[[0.0, 50.0, 200.0]]])
+    scale = ScaleToUnitd("image", [0, 100])
+    assert scale({"image": MetaTensor(values)})["image"].tolist() == [[[0.0, 0.5, 1.0]]]
+    assert scale({"image": MetaTensor(values.byte())})["image"].tolist() == [[[0, 50, 200]]]
+    assert ScaleToUnitd("image")({"image": values})["image"].tolist() == [[[0.0, 0.25, 1.0]]]
+    with pytest.raises(ValueError, match="intensity_range must be two increasing values, got"):
+        ScaleToUnitd("image", [5, 1])
+
+
+# Squares --------------------------------------------------------------------------------------------------------------
+
+
+@given(st.tuples(*[st.integers(1, 40)] * 3), st.integers(1, 64))
+def test_margins_are_whole_pixels_and_alike(shape: tuple[int, int, int], size: int) -> None:
+    """Ones in a square of zeros tell the sides of the image; each is within one pixel of its exact length."""
+    spacing = np.array([0.5, 1.0, 1.7])
+    extent = np.array(shape) * spacing
+    image = MetaTensor(torch.ones(1, *shape), affine=torch.diag(torch.tensor([*spacing, 1.0])))
+    square = FitSquared("image", size)({"image": image})["image"]
+    assert square.shape == (1, size, size, size)
+    steps = square.affine.diagonal()[:3].numpy()
+    inner = extent / steps
+    np.testing.assert_allclose(inner, inner.round(), atol=1e-9)
+    inner = inner.round().astype(int)
+    assert max(inner) == inner[int(extent.argmax())] == size
+    for found, exact in zip(inner, size * extent / extent.max(), strict=True):
+        assert (size - found) % 2 == 0
+        assert abs(found - exact) <= 1 + 1e-9 or found == 2 - size % 2
+
+
+TILTED = np.array([[0.1, 0.2, -2.9, 40.0], [-1.1, 0.3, 0.2, -7.0], [0.2, -2.0, 0.3, 12.5], [0, 0, 0, 1.0]])
+#: Name, shape, affine; the longest axis has the smallest spacing, so that none shrinks: averages would not be linear.
+FILES = {
+    "volume": ("a.nii", (20, 9, 10), np.diag([1.0, 2.0, 1.5, 1.0])),
+    "turned volume": ("a.nii.gz", (20, 11, 6), np.diag([-1.0, 1.5, -3.0, 1.0])[[2, 0, 1, 3]]),
+    "tilted volume": ("a.nii.gz", (20, 8, 5), TILTED),
+    "slice": ("a.nii.gz", (20, 13, 1), np.diag([-1.0, 1.5, 4.0, 1.0])),
+    "turned slice": ("a.nii.gz", (1, 20, 13), np.diag([-1.0, 1.5, 4.0, 1.0])[:, [2, 0, 1, 3]]),
+    "sagittal slice": ("a.nii.gz", (20, 13, 1), np.diag([4.0, -1.0, 1.5, 1.0])[:, [1, 2, 0, 3]]),
+    "coronal slice": ("a.nii", (20, 1, 13), np.diag([1.0, 4.0, 1.5, 1.0])),
+    "array": ("a.npy", (11, 20), np.eye(4)),
+    "picture": ("a.png", (11, 20), np.eye(4)[:, [1, 0, 2, 3]]),
+}
+
+
+def points(shape: tuple[int, ...], affine: np.ndarray) -> np.ndarray:
+    """Of all pixels, ``(*shape, 3)``; two axes are followed by one of length 1."""
+    indices = np.indices([*shape, 1][:3], dtype=float)
+    return np.einsum("ij,j...->...i", affine[:3, :3], indices) + affine[:3, 3]
+
+
+@pytest.mark.parametrize(("stored", "size"), [(20, None), (20, 37), (26, None)])
+@pytest.mark.parametrize(("name", "shape", "affine"), FILES.values(), ids=FILES)
+def test_the_square_of_a_file_lies_where_its_affine_says(
+    tmp_path: Path, name: str, shape: tuple[int, ...], affine: np.ndarray, stored: int, size: int | None
+) -> None:
+    """Of an image that is a linear function of space the pixels tell where they are, in the square and back in the file."""
+    middle = points(shape, affine).reshape(-1, 3).mean(axis=0)
+
+    def linear(places: np.ndarray) -> np.ndarray:
+        return (places - middle) @ [0.008, -0.006, 0.004] + 0.5
+
+    values = linear(points(shape, affine)).reshape(shape)
+    assert 0 < values.min() < values.max() < 1  # so that intensities are left as they are
+    tolerance = 1 / 255 if name == "a.png" else 1e-5
+    if name == "a.png":
+        Image.fromarray((values * 255).round().astype(np.uint8)).save(tmp_path / name)
+    elif name == "a.npy":
+        np.save(tmp_path / name, values)
+    else:
+        nibabel.save(nibabel.Nifti1Image(values.astype(np.float32), affine), tmp_path / name)
+    dims = 2 if 1 in shape else len(shape)
+    orient = [Orientationd("image", "RAS", labels=None)] if dims == 3 else []
+    fit = FitSquared("image", stored, size or stored)
+    chain = Compose([ReadImaged("image", dims, 1), *orient, ScaleToUnitd("image"), fit])
+    seen = chain({"image": tmp_path / name})["image"]
+    places = points(seen.shape[1:], seen.affine.numpy())
+    inverse = np.linalg.inv(affine)
+    indices = places @ inverse[:3, :3].T + inverse[:3, 3]
+    longest = np.array([*shape, 1][:3])
+    margin = np.where(longest > 1, 1.0, -1.0)  # interpolation at the edge reaches what is beyond
+    core = ((indices > margin) & (indices < longest - 1 - margin)).all(axis=-1)
+    assert core.sum() > 50
+    np.testing.assert_allclose(seen.numpy().reshape(core.shape)[core], linear(places)[core], atol=tolerance)
+
+    exact = MetaTensor(torch.from_numpy(linear(places).astype(np.float32)).reshape(seen.shape))
+    back = Invertd("map", chain, orig_keys="image", nearest_interp=False)({"image": seen, "map": exact})["map"]
+    assert back.shape[1:] == tuple(length for length in shape if length > 1)
+    np.testing.assert_allclose(back.numpy().reshape(shape), values, atol=1e-5)
+    original = ReadImaged("image", dims)({"image": tmp_path / name})["image"]
+    np.testing.assert_allclose(back.affine, original.affine, atol=1e-6)
+
+
+def test_8_bit_squares_are_rounded_and_then_preprocessed_as_batches_are() -> None:
+    image = torch.randint(0, 256, (3, 21, 30), dtype=torch.uint8)
+    square = FitSquared("image", 16)({"image": image})["image"]
+    assert square.dtype == torch.uint8
+    assert torch.equal(square, fit_images(image[None], 16)[0])
+    seen = FitSquared("image", 16, 20)({"image": image})["image"]
+    torch.testing.assert_close(seen, BatchPreprocess(20, mean=0, std=1)(square[None])[0], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(28, 21), (17, 30), (9, 10), (14, 9, 11)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.uint8])
+def test_images_that_are_not_square_commute_with_turns_and_flips(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    image = (255 * torch.rand(1, 1, *shape)).to(dtype)
+    fit = FitSquared("image", max(shape), 24)
+    upright = fit({"image": image[0]})["image"]
+    for symmetry in lattice_symmetries(len(shape)).values():
+        found = fit({"image": symmetry(image)[0]})["image"]
+        torch.testing.assert_close(found, symmetry(upright[None])[0], atol=2e-5 * float(upright.max()), rtol=0)
+
+
+def test_sizes_are_checked() -> None:
+    with pytest.raises(ValueError, match="size and image_size must be at least 1, got 0 and None"):
+        FitSquared("image", 0)
+
+
+# Masks ----------------------------------------------------------------------------------------------------------------
+
+
+def test_levels_of_grey_are_no_two_classes(tmp_path: Path) -> None:
+    mask = np.array([[0, 127, 255]], dtype=np.uint8)
+    Image.fromarray(mask).save(tmp_path / "a.png")
+    data = {"image": torch.zeros(1, 1, 3), "label": read(tmp_path / "a.png", as_classes=True)}
+    with pytest.raises(ValueError, match=r"a\.png holds 3 values \(0, 127, 255\); a mask of two classes holds two"):
+        ClassMapd("label", "image", 2)(data)
+
+
+@pytest.mark.parametrize("shape", [(5, 4), (5, 4, 1)])
+def test_pairs_of_slices(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    affine = np.diag([2.0, 3, 4, 1])
+    shifted = affine.copy()
+    shifted[1, 3] = 5.0
+    for name, where in {"image": affine, "label": affine, "away": shifted}.items():
+        nibabel.save(nibabel.Nifti1Image(np.ones(shape, np.int16), where), tmp_path / f"{name}.nii.gz")
+    items = {name: read(tmp_path / f"{name}.nii.gz") for name in ("image", "label", "away")}
+    assert ClassMapd("label", "image", 2)(items)["label"].shape == (1, 5, 4)
+    with pytest.raises(ValueError, match=r"away\.nii\.gz lies elsewhere in space"):
+        ClassMapd("away", "image", 2)(items)
+
+
+@pytest.mark.parametrize(
+    ("mask", "expected"),
+    [
+        ([[0, 1], [1, 0]], [[0, 1], [1, 0]]),
+        ([[0, 255], [255, 0]], [[0, 1], [1, 0]]),
+        ([[3, 250], [250, 9]], [[0, 1], [1, 0]]),  # a JPEG's
+        ([[0, 0], [0, 0]], [[0, 0], [0, 0]]),
+        ([[1, 1], [1, 1]], [[1, 1], [1, 1]]),
+        ([[255, 255], [255, 255]], [[1, 1], [1, 1]]),
+        ([[0, 2], [2, 0]], [[0, 1], [1, 0]]),
+    ],
+    ids=str,
+)
+def test_two_classes_in_any_coding(mask: list, expected: list) -> None:
+    for channels in (1, 3):
+        data = {"image": torch.zeros(3, 2, 2), "label": torch.tensor(mask).float().repeat(channels, 1, 1)}
+        assert ClassMapd("label", "image", 2)(data)["label"].tolist() == [expected]
+
+
+def test_class_numbers_stay() -> None:
+    data = {"image": torch.zeros(1, 1, 3), "label": torch.tensor([[[0.0, 2.0, 1.0]]])}
+    assert ClassMapd("label", "image", 3)(data)["label"].tolist() == [[[0.0, 2.0, 1.0]]]
+
+
+@pytest.mark.parametrize(
+    ("mask", "classes", "message"),
+    [
+        (torch.zeros(1, 2, 3), 2, r"has shape \(2, 3\) and its image \(3, 2\); they must be alike"),
+        (torch.rand(3, 3, 2), 2, "has 3 channels that differ; expected one map of classes"),
+        (torch.full((1, 3, 2), 3.0), 3, "holds values that are no class number from 0 to 2"),
+        (torch.full((1, 3, 2), 0.5), 3, "holds values that are no class number from 0 to 2"),
+        (torch.tensor([[[0.0, 1], [2, 0], [1, 0]]]), 2, r"holds 3 values \(0, 1, 2\); a mask of two classes holds two"),
+        (torch.tensor([[[1.0, 2], [2, 1], [1, 2]]]), 2, "holds 1 and 2; the background of a mask of two classes is 0"),
+        (torch.full((1, 3, 2), 2.0), 2, "holds 2; the background of a mask of two classes is 0"),
+        (torch.full((1, 3, 2), float("nan")), 2, "holds NaN or infinite values; expected class numbers"),
+    ],
+    ids=["shape", "channels", "large", "fraction", "three classes", "no background", "one other value", "nan"],
+)
+def test_masks_that_cannot_be_used(mask: torch.Tensor, classes: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ClassMapd("label", "image", classes)({"image": torch.zeros(3, 3, 2), "label": mask})
+
+
+def volume_pair(folder: Path, mask: np.ndarray, affine: np.ndarray) -> dict[str, Any]:
+    """An image of voxels of 1 x 1 x 2 mm, patient's left and front first, and a mask with an affine of its own."""
+    nibabel.save(
+        nibabel.Nifti1Image(np.zeros(mask.shape, np.int16), np.diag([-1.0, -1, 2, 1])), folder / "image.nii.gz"
+    )
+    nibabel.save(nibabel.Nifti1Image(mask, affine), folder / "mask.nii.gz")
+    files = {"image": str(folder / "image.nii.gz"), "label": str(folder / "mask.nii.gz")}
+    return ClassMapd("label", "image", 2)(ReadImaged(["image", "label"], 3)(files))
+
+
+def test_a_mask_must_lie_where_its_image_does(tmp_path: Path) -> None:
+    mask = np.eye(4, dtype=np.uint8)[..., None].repeat(3, axis=2)
+    affine = np.diag([-1.0, -1, 2, 1])
+    affine[0, 3] = 0.05  # rounding
+    assert volume_pair(tmp_path, mask, affine)["label"].sum() == 12
+    for elsewhere in (np.eye(4), np.diag([-1.0, -1, 2.2, 1])):
+        with pytest.raises(ValueError, match=r"mask\.nii\.gz lies elsewhere in space than its image .*image\.nii"):
+            volume_pair(tmp_path, mask, elsewhere)
+    with pytest.raises(ValueError, match=r"mask\.nii\.gz holds 3 values \(0, 100, 200\)"):
+        volume_pair(tmp_path, (100 * (mask + mask[::-1, :, :] * 2)).clip(0, 200).astype(np.uint8), affine)
+
+
+# Field of view --------------------------------------------------------------------------------------------------------
+
+
+def test_the_field_is_the_disc() -> None:
+    """A bright disc with dark holes, noise in the frame and a bright speck there: the disc and nothing else."""
+    rows, columns = torch.meshgrid(torch.arange(60.0), torch.arange(70.0), indexing="ij")
+    disc = (rows - 30).square() + (columns - 33).square() < 25**2
+    image = 3 * torch.rand(3, 60, 70) + disc * torch.tensor([120.0, 40.0, 5.0]).reshape(3, 1, 1)
+    image[:, 25:28, 30:36] = 0
+    image[:, 2:4, 2:4] = 200
+    found = FieldOfViewd("image", "field")({"image": image})["field"]
+    assert torch.equal(found[0] > 0, disc)
+
+
+def test_an_image_without_a_frame_is_its_own_field() -> None:
+    for image in (50 + torch.rand(3, 9, 8), torch.zeros(3, 9, 8)):
+        assert FieldOfViewd("image", "field")({"image": image})["field"].shape == (1, 9, 8)
+        assert bool(FieldOfViewd("image", "field")({"image": image})["field"].all())
+    dark = torch.zeros(1, 9, 8)
+    dark[0, :4] = 1.0
+    assert bool(FieldOfViewd("image", "field", threshold=0)({"image": dark})["field"].all())
+
+
+def test_fields_of_real_images(data_dir: Path) -> None:
+    """Discs that span the frame's height: their area is that of a circle to a percent or two, cut a little at the rims."""
+    for path in sorted((data_dir / "chase_db1/images").glob("*L.jpg"))[::5]:
+        field = (
+            FieldOfViewd("image", "field")({"image": ReadImaged("image", 2)({"image": path})["image"]})["field"][0] > 0
+        )
+        rows, columns = (torch.nonzero(field.any(dim=axis)).flatten() for axis in (1, 0))
+        spans = [int(found[-1] - found[0]) + 1 for found in (rows, columns)]
+        circle = np.pi * spans[0] * spans[1] / 4
+        assert 0.97 < int(field.sum()) / circle < 1.03
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.uint8])
+def test_normalisation_inside_of_the_field(dtype: torch.dtype) -> None:
+    image, field = (100 * torch.rand(3, 20, 20) + 50).to(dtype), torch.zeros(1, 20, 20)
+    field[:, 4:15, 3:18] = 1
+    found = NormalizeFieldd("image", "field")({"image": image, "field": field})["image"]
+    inside = found[:, field[0] > 0]
+    torch.testing.assert_close(inside.mean(dim=1), torch.zeros(3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(inside.square().mean(dim=1), torch.ones(3))
+    assert not bool(found[:, field[0] == 0].any())
+    flat = NormalizeFieldd("image", "field")({"image": torch.ones(1, 20, 20), "field": field})["image"]
+    assert not bool(flat.any())
+
+
+def test_ignored_outside_of_the_field() -> None:
+    label, field = torch.tensor([[[1.0, 0.0]]]), torch.tensor([[[1.0, 0.0]]])
+    data = IgnoreOutsided("label", "field")({"label": label, "field": field})
+    assert data["label"].tolist() == [[[1.0, -1.0]]]
+
+
+def test_a_field_that_holds_not_the_foreground_is_refused() -> None:
+    label, field = torch.zeros(1, 4, 10), torch.ones(1, 4, 10)
+    label[..., 5:], field[0, 0, 9] = 1.0, 0.0  # 1 of 20
+    assert IgnoreOutsided("label", "field")({"label": label, "field": field})["label"].sum() == 18
+    field[0, 1, 9] = 0.0
+    with pytest.raises(ValueError, match=r"the item 'label': 10% of its foreground .* field_threshold=0 takes"):
+        IgnoreOutsided("label", "field")({"label": label, "field": field})
+
+
+def test_images_with_negative_values_are_all_field() -> None:
+    image = torch.full((1, 6, 6), -1000.0)
+    image[0, 2:4, 2:4] = 40.0
+    assert FieldOfViewd("image", "fov")({"image": image})["fov"].sum() == 36
