@@ -180,7 +180,7 @@ def test_kernel_is_differentiable_and_in_torch_layout() -> None:
     layer = SREConv2d(4, 6, 5, groups=2)
     assert layer.kernel().shape == nn.Conv2d(4, 6, 5, groups=2).weight.shape
     (gradient,) = torch.autograd.grad(layer.kernel().sum(), layer.weight)
-    assert torch.equal(gradient, torch.tensor([1.0, 8.0, 12.0]).expand(6, 2, 3))  # taps a ring
+    assert torch.equal(gradient, torch.tensor([1.0, 8.0, 12.0]).expand(6, 2, 3))  # taps per ring
 
 
 def test_meta_device() -> None:
@@ -241,7 +241,7 @@ def test_initialisation_keeps_the_scale(ndim: int, kernel_size: int, size: int, 
     power that no initialisation should make up for.
     """
     if smooth and (ndim, kernel_size) not in ((2, 9), (3, 5)):
-        pytest.skip("the smooth profile is checked at one size a dimension")
+        pytest.skip("the smooth profile is checked at one size per dimension")
     options: dict[str, Any] = SMOOTH if smooth else {}
     variance = torch.zeros(10)
     for seed in range(seeds):

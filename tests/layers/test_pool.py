@@ -113,5 +113,5 @@ def test_pools_of_a_single_image(ndim: int) -> None:
 def test_wrong_inputs() -> None:
     with pytest.raises(ValueError, match="size 2 is too small for kernel_size=5"):
         CentredAvgPool1d(5)(torch.randn(1, 1, 2))
-    with pytest.raises(ValueError, match=r"size must be 2 sizes >= 1, one a spatial axis, got \[9\]"):
+    with pytest.raises(ValueError, match=r"size must be 2 sizes >= 1, one per spatial axis, got \[9\]"):
         CentredUpsample(2)(torch.randn(1, 1, 4, 4), [9])
