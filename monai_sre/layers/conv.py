@@ -184,7 +184,9 @@ class RadialNd(nn.Module):
             raise ValueError(f"padding='same' needs stride 1, got stride={self.stride}")
         spans = [step * (length - 1) for length, step in zip(self.kernel_size, self.dilation, strict=True)]
         if any(span % 2 for span in spans):
-            raise ValueError(f"padding='same' needs odd kernels, got kernel_size={self.kernel_size}")
+            raise ValueError(
+                f"kernel_size must be odd along every axis, got {self.kernel_size}: padding='same' is symmetric"
+            )
         return tuple(span // 2 for span in spans)
 
     def _initial_std(self, basis: Tensor) -> Tensor:
