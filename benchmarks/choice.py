@@ -53,7 +53,7 @@ def losses(rows: list[dict[str, Any]], threads: int) -> list[float]:
         ]
         for row in rows
     ]
-    return _losses(rows, np.array(estimates), cost.TIE)
+    return _losses(rows, np.array(estimates), cost.RING_SHARE)
 
 
 def fit(rows: list[dict[str, Any]], threads: int) -> str:
@@ -71,12 +71,12 @@ def fit(rows: list[dict[str, Any]], threads: int) -> str:
         text += f"{name} = ({', '.join(f'{value:.3g}' for value in constants)})\n"
     both = np.stack(estimates, axis=1)
 
-    def wrong_and_mean(tie: float) -> tuple[int, float]:
-        lost = np.array(_losses(rows, both, tie))
+    def wrong_and_mean(share: float) -> tuple[int, float]:
+        lost = np.array(_losses(rows, both, share))
         return int((lost > ALLOWED).sum()), float(np.log(lost).mean())
 
-    tie = min((1.0, 0.9, 0.8, 0.7), key=wrong_and_mean)
-    return f"{text}TIE = {tie}\n# {describe(rows, _losses(rows, both, tie))}"
+    share = min((1.0, 0.9, 0.8, 0.7), key=wrong_and_mean)
+    return f"{text}RING_SHARE = {share}\n# {describe(rows, _losses(rows, both, share))}"
 
 
 def describe(rows: list[dict[str, Any]], lost: list[float]) -> str:
@@ -89,10 +89,10 @@ def describe(rows: list[dict[str, Any]], lost: list[float]) -> str:
     return f"{text}; in the geometric mean it costs {100 * (math.exp(float(np.log(lost).mean())) - 1):.1f} %."
 
 
-def _losses(rows: list[dict[str, Any]], estimates: np.ndarray, tie: float) -> list[float]:
+def _losses(rows: list[dict[str, Any]], estimates: np.ndarray, share: float) -> list[float]:
     result = []
     for row, (dense, ring) in zip(rows, estimates, strict=True):
-        chosen = "ring" if ring * tie < dense else "dense"
+        chosen = "ring" if ring * share < dense else "dense"
         result.append(row["times"][chosen]["ms"] / min(time["ms"] for time in row["times"].values()))
     return result
 

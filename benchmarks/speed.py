@@ -11,6 +11,7 @@ Each suite writes one JSON file, from which the Markdown tables and the picture 
 * ``layers``: the table of the project's targets, forward and backward (weights and input), or inference, with rooflines;
 * ``growth``: cost against kernel size;
 * ``choice``: dense and ring on many shapes, to which :mod:`monai_sre.ops.ring.cost` is fitted;
+* ``energies``: layers of harmonics with the compiled energies and without;
 * ``networks``: the training step of whole networks;
 * ``memory``: the peak memory of a training step of networks and layers, each in a fresh process.
 
@@ -30,6 +31,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.choice import fit, suite_choice
+from benchmarks.energies import suite_energies
 from benchmarks.layers import suite_growth, suite_layers
 from benchmarks.memory import suite_memory
 from benchmarks.networks import suite_networks
@@ -41,6 +43,7 @@ SUITES = {
     "layers": suite_layers,
     "growth": suite_growth,
     "choice": suite_choice,
+    "energies": suite_energies,
     "networks": suite_networks,
     "memory": suite_memory,
 }

@@ -155,6 +155,17 @@ def choice_table(rows: Rows, threads: int) -> str:
     return f"Dense / ring from least to most, by quartiles: {quartiles}. {describe(rows, losses(rows, threads))}\n"
 
 
+def energy_table(rows: Rows, _: int) -> str:
+    """Layers of harmonics, and how many times faster the compiled energies make them."""
+    lines = []
+    for row in rows:
+        times = row["times"]
+        spread = [f"{times[name]['ms']:.1f} ({times[name]['iqr_ms']:.1f})" for name in ("compiled", "convolutions")]
+        lines.append([_shape(row), str(row["kernel"]), *spread, _number(ratio(times, "convolutions", "compiled"))])
+    head = ["shape (N, C, size)", "k", "compiled ms (IQR)", "torch's convolutions ms (IQR)", "times faster"]
+    return markdown(head, lines)
+
+
 def draw_growth(rows: Rows, path: Path) -> None:
     """Cost against kernel size on a logarithmic scale, 2-D and 3-D side by side."""
     import matplotlib
@@ -192,6 +203,7 @@ _TABLES: dict[str, tuple[str, Callable[[Rows, int], str]]] = {
     "layers": ("Targets of layers", layer_table),
     "growth": ("Growth with the kernel", growth_table),
     "choice": ("Dense or ring", choice_table),
+    "energies": ("Layers of harmonics with compiled energies", energy_table),
     "networks": ("Training steps of whole networks", network_table),
     "memory": ("Peak memory of a training step", memory_table),
 }

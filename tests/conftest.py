@@ -9,6 +9,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from tests.testers import SLOW_CHECKS
+
 #: Environment variable with the folder of data sets that tests on real data read.
 DATA_VARIABLE = "MONAI_SRE_DATA"
 
@@ -43,7 +45,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run every check of a tester (:mod:`tests.testers`) on every case of the class."""
     cases = getattr(metafunc.cls, "cases", None)
     if cases is not None and "case" in metafunc.fixturenames:
-        metafunc.parametrize("case", cases, ids=[case.name for case in cases])
+        names = metafunc.cls.slow_cases if metafunc.function.__name__ in SLOW_CHECKS else None
+        assert names is None or set(names) <= {case.name for case in cases}, f"slow_cases of {metafunc.cls} are {names}"
+        chosen = [case for case in cases if names is None or case.name in names]
+        metafunc.parametrize("case", chosen, ids=[case.name for case in chosen])
 
 
 @pytest.fixture(autouse=True)

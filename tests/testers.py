@@ -6,8 +6,8 @@ runs every check on every case::
     class TestSREConv(LayerTester):
         cases = (Case("2d", lambda: SREConv2d(2, 3, 5, padding=2), (2, 2, 7, 6)),)
 
-Modules are built under a fixed seed, and then stirred: what starts at zero or one (biases, norms and their statistics) gets
-random values, so that no check passes because a term vanishes.
+Modules are built under a fixed seed. What starts at zero or one (biases, norms and their statistics) then gets random values,
+so that no check passes because a term vanishes.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from itertools import permutations, product
 from typing import Any, ClassVar, Literal
@@ -29,7 +29,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from monai_sre.ops.ring.convolution import ring_conv
+
 Transform = Callable[[Tensor], Tensor]
+SLOW_CHECKS = ("test_compile", "test_onnx_dynamo")
 
 
 def lattice_symmetries(ndim: int, axes: Sequence[int] | None = None, swaps: bool = True) -> list[Transform]:
@@ -80,7 +83,7 @@ class Case:
         sizes: spatial sizes at which symmetry is checked besides that of ``shape``: odd, even and unequal.
         symmetries: what the module commutes with; ``None`` is all lattice symmetries, ``()`` none.
         bfloat16: relative error that bfloat16 and autocast may have.
-        onnx: whether the module must pass both ONNX exporters.
+        onnx: whether the module must pass the ONNX exporters.
     """
 
     name: str
@@ -93,7 +96,7 @@ class Case:
     onnx: bool = True
 
     def module(self, seed: int = 0, dtype: torch.dtype = torch.float32) -> nn.Module:
-        """A stirred module in eval mode."""
+        """A module in eval mode, without zeros and ones."""
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             module = self.build()
@@ -117,6 +120,8 @@ class _Tester:
     """The checks that layers and nets share."""
 
     cases: ClassVar[tuple[Case, ...]]
+    #: Names of the cases on which the checks of a second each run (``SLOW_CHECKS``): one for each way that forward takes.
+    slow_cases: ClassVar[Collection[str] | None] = None
 
     @pytest.mark.parametrize(
         ("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-12)], ids=["f32", "f64"]
@@ -235,12 +240,19 @@ class _Tester:
         x = case.input(dtype=torch.float64, batch=3)
         assert relative_error(exported.module()(x), module(x)) < 1e-10
 
-    @pytest.mark.parametrize("dynamo", [True, False], ids=["dynamo", "torchscript"])
-    def test_onnx(self, case: Case, dynamo: bool) -> None:
+    def test_onnx(self, case: Case) -> None:
+        """By TorchScript's exporter."""
+        self._check_onnx(case, dynamo=False)
+
+    def test_onnx_dynamo(self, case: Case) -> None:
+        """By the exporter of ``torch.export``."""
+        pytest.importorskip("onnxscript")
+        self._check_onnx(case, dynamo=True)
+
+    def _check_onnx(self, case: Case, dynamo: bool) -> None:
         if not case.onnx:
             pytest.skip("this case is not meant for ONNX")
         onnxruntime = pytest.importorskip("onnxruntime")
-        pytest.importorskip("onnxscript")
         module, x = case.module(), case.input()
         buffer = io.BytesIO()
         torch.onnx.export(module, (x,), buffer, dynamo=dynamo, verbose=False)
@@ -356,6 +368,21 @@ def assert_symmetric(
         wanted = [transform(leaf) for leaf in expected] if output == "map" else expected
         error = relative_error(module(transform(x).contiguous()), wanted)
         assert error <= tolerance, f"symmetry {index} at {tuple(x.shape)}: relative error {error:.1e}"
+
+
+def check_algorithms(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Assert that a radial layer has the same outputs and gradients by the dense and by the ring algorithm."""
+    calls: list[Any] = []
+    monkeypatch.setattr("monai_sre.ops.conv.ring_conv", lambda *args: calls.append(args) or ring_conv(*args))
+    module, results = case.module(dtype=torch.float64), []
+    for algorithm in ("dense", "ring"):
+        monkeypatch.setenv("MONAI_SRE_ALGORITHM", algorithm)
+        for size in (case.shape[2:], *case.sizes):
+            x = case.input(size, torch.float64).requires_grad_()
+            out = module(x)
+            results.append([out, *torch.autograd.grad(loss(out), [x, *module.parameters()])])
+    assert len(calls) == len(results) // 2
+    assert relative_error(results[len(calls) :], results[: len(calls)]) < 1e-12
 
 
 def check_compiled(case: Case, backend: str) -> None:

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from monai_sre.convert.carried import carry_hooks
-from monai_sre.layers.centred import _CentredConv, _CentredConvTranspose
-from monai_sre.layers.conv import _SREConv, _SREConvNd
-from monai_sre.ops.centred import centred_conv_dense, centred_conv_transpose, extra_padding
+from monai_sre.layers.centred import CentredConvNd, CentredConvTransposeNd
+from monai_sre.layers.conv import SREConvNd
+from monai_sre.layers.conv_transpose import SREConvTransposeNd
+from monai_sre.ops.conv import centred_conv, centred_conv_transpose, extra_padding
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -59,19 +60,19 @@ def fold_sre(network: nn.Module) -> nn.Module:
 def _fold(source: nn.Module) -> nn.Module | None:
     module: Any = source
     new: Any = None
-    if isinstance(source, _SREConvNd):
+    if isinstance(source, (SREConvNd, SREConvTransposeNd)):
         options = _options(module)
         options["padding"] = module.padding
-        if isinstance(source, _SREConv):
+        if isinstance(source, SREConvNd):
             new = _CONVS[module.spatial_dims - 1](**options, padding_mode=module.padding_mode)
         else:
             new = _TRANSPOSED[module.spatial_dims - 1](**options, output_padding=module.output_padding)
-    elif isinstance(source, _CentredConv):
+    elif isinstance(source, CentredConvNd):
         new = _FOLDED[module.spatial_dims - 1](
             **_options(module), padding=module.padding, padding_mode=module.padding_mode
         )
         new.far_padding, new.antialias = module.far_padding, module.antialias
-    elif isinstance(source, _CentredConvTranspose):
+    elif isinstance(source, CentredConvTransposeNd):
         new = _FOLDED_TRANSPOSED[module.spatial_dims - 1](**_options(module))
         new.margin, new.output_padding = module.margin, module.output_padding
     if new is None:
@@ -113,7 +114,7 @@ class _Folded:
         antialias: Any
 
     def forward(self, x: Tensor) -> Tensor:
-        return centred_conv_dense(
+        return centred_conv(
             x,
             self.weight,
             self.bias,
@@ -157,27 +158,27 @@ class _FoldedTranspose:
 
 
 class FoldedConv1d(_Folded, nn.Conv1d):
-    """``torch.nn.Conv1d`` on a centred grid, see :func:`monai_sre.ops.centred.centred_conv_dense`."""
+    """``torch.nn.Conv1d`` on a centred grid, see :func:`monai_sre.ops.conv.centred_conv`."""
 
 
 class FoldedConv2d(_Folded, nn.Conv2d):
-    """``torch.nn.Conv2d`` on a centred grid, see :func:`monai_sre.ops.centred.centred_conv_dense`."""
+    """``torch.nn.Conv2d`` on a centred grid, see :func:`monai_sre.ops.conv.centred_conv`."""
 
 
 class FoldedConv3d(_Folded, nn.Conv3d):
-    """``torch.nn.Conv3d`` on a centred grid, see :func:`monai_sre.ops.centred.centred_conv_dense`."""
+    """``torch.nn.Conv3d`` on a centred grid, see :func:`monai_sre.ops.conv.centred_conv`."""
 
 
 class FoldedConvTranspose1d(_FoldedTranspose, nn.ConvTranspose1d):  # type: ignore[misc]
-    """``torch.nn.ConvTranspose1d`` onto a centred grid, see :func:`monai_sre.ops.centred.centred_conv_transpose`."""
+    """``torch.nn.ConvTranspose1d`` onto a centred grid, see :func:`monai_sre.ops.conv.centred_conv_transpose`."""
 
 
 class FoldedConvTranspose2d(_FoldedTranspose, nn.ConvTranspose2d):  # type: ignore[misc]
-    """``torch.nn.ConvTranspose2d`` onto a centred grid, see :func:`monai_sre.ops.centred.centred_conv_transpose`."""
+    """``torch.nn.ConvTranspose2d`` onto a centred grid, see :func:`monai_sre.ops.conv.centred_conv_transpose`."""
 
 
 class FoldedConvTranspose3d(_FoldedTranspose, nn.ConvTranspose3d):  # type: ignore[misc]
-    """``torch.nn.ConvTranspose3d`` onto a centred grid, see :func:`monai_sre.ops.centred.centred_conv_transpose`."""
+    """``torch.nn.ConvTranspose3d`` onto a centred grid, see :func:`monai_sre.ops.conv.centred_conv_transpose`."""
 
 
 _FOLDED = (FoldedConv1d, FoldedConv2d, FoldedConv3d)

@@ -7,15 +7,16 @@ from typing import Any
 
 from torch import Tensor
 
-from monai_sre.layers.conv import _RadialNd
-from monai_sre.layers.conv_transpose import _RadialTransposeNd
+from monai_sre.layers.conv import RadialNd
+from monai_sre.layers.conv_transpose import RadialTransposeNd
 from monai_sre.ops.arguments import int_tuple
-from monai_sre.ops.centred import centred_conv_transpose, centred_convnd
-from monai_sre.ops.conv import expand_kernel
+from monai_sre.ops.conv import centred_conv_transpose, centred_sre_conv, expand_kernel
 from monai_sre.ops.pool import blur_width
 
 
-class _CentredConv(_RadialNd):
+class CentredConvNd(RadialNd):
+    """Convolutions with kernels of any size, on centred grids."""
+
     def __init__(
         self, *arguments: Any, far_padding: int | Sequence[int] = 0, antialias: bool | float = False, **options: Any
     ) -> None:
@@ -26,7 +27,7 @@ class _CentredConv(_RadialNd):
         self.antialias = blur_width(antialias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return centred_convnd(
+        return centred_sre_conv(
             x,
             self.weight,
             self.current_basis(),
@@ -45,43 +46,12 @@ class _CentredConv(_RadialNd):
         return super().extra_repr() + (f", antialias={self.antialias}" if self.antialias else "")
 
 
-class _CentredConvTranspose(_RadialTransposeNd):
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int | Sequence[int],
-        stride: int | Sequence[int] = 1,
-        padding: int | Sequence[int] = 0,
-        output_padding: int | Sequence[int] = 0,
-        groups: int = 1,
-        bias: bool = True,
-        dilation: int | Sequence[int] = 1,
-        *arguments: Any,
-        **options: Any,
-    ) -> None:
-        named = {"kernel_size": kernel_size, "padding": padding, "output_padding": output_padding, "dilation": dilation}
-        sizes = [
-            int_tuple(name, value, self.spatial_dims, minimum=1 if name in ("kernel_size", "dilation") else 0)
-            for name, value in named.items()
-        ]
-        # Off centre by half a pixel: an even kernel in place of an odd one, and the reverse, puts it right at no cost.
-        growth = [more % 2 if spread == 1 else 0 for _, _, more, spread in zip(*sizes, strict=True)]
-        grown = [length + extra for length, extra in zip(sizes[0], growth, strict=True)]
-        super().__init__(
-            in_channels,
-            out_channels,
-            grown,
-            stride,
-            padding,
-            output_padding,
-            groups,
-            bias,
-            dilation,
-            *arguments,
-            **options,
-        )
-        self.margin = tuple(amount + extra for amount, extra in zip(self.margin, growth, strict=True))
+class CentredConvTransposeNd(RadialTransposeNd):
+    """Transposed convolutions with kernels of any size, onto centred grids."""
+
+    def _more_taps(self, output_padding: tuple[int, ...], dilation: tuple[int, ...]) -> list[int]:
+        """Off centre by half a pixel: an even kernel in place of an odd one, and the reverse, puts it right at no cost."""
+        return [extra % 2 if spread == 1 else 0 for extra, spread in zip(output_padding, dilation, strict=True)]
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
         margin = list(self.margin)
@@ -92,21 +62,21 @@ class _CentredConvTranspose(_RadialTransposeNd):
         return centred_conv_transpose(x, kernel, self.bias, list(self.stride), margin, list(self.dilation), self.groups)
 
 
-class CentredConv1d(_CentredConv):
+class CentredConv1d(CentredConvNd):
     """1-D convolution with an even function as kernel, on a centred grid; arguments as :class:`CentredConv2d`."""
 
     spatial_dims = 1
 
 
-class CentredConv2d(_CentredConv):
+class CentredConv2d(CentredConvNd):
     """2-D convolution with a radial kernel of any size and stride, on a centred grid.
 
     Outputs have the sizes of ``torch.nn.Conv2d``, and its values wherever its own grid is centred.
 
     Args:
-        arguments: with ``options`` as :class:`monai_sre.layers.SREConv2d`, but for ``padding="same"``. An even kernel is
-            radial about a centre between its taps.
-        far_padding: zeros at the far ends only, one number for all axes or one an axis.
+        arguments: with ``options`` as :class:`monai_sre.layers.SREConv2d`. An even kernel is radial about a centre between
+            its taps.
+        far_padding: zeros at the far ends only, one number for all axes or one per axis.
         antialias: blur before the stride leaves out pixels: ``True``, or the width of the filter, see
             :func:`monai_sre.ops.pool.centred_blur`.
 
@@ -124,19 +94,19 @@ class CentredConv2d(_CentredConv):
     spatial_dims = 2
 
 
-class CentredConv3d(_CentredConv):
+class CentredConv3d(CentredConvNd):
     """3-D convolution with a radial kernel of any size and stride, on a centred grid; arguments as :class:`CentredConv2d`."""
 
     spatial_dims = 3
 
 
-class CentredConvTranspose1d(_CentredConvTranspose):
+class CentredConvTranspose1d(CentredConvTransposeNd):
     """1-D transposed convolution onto a centred grid; arguments as :class:`CentredConvTranspose2d`."""
 
     spatial_dims = 1
 
 
-class CentredConvTranspose2d(_CentredConvTranspose):
+class CentredConvTranspose2d(CentredConvTransposeNd):
     """2-D transposed convolution with a radial kernel of any size, onto a centred grid.
 
     Arguments as ``torch.nn.ConvTranspose2d`` and :class:`monai_sre.layers.SREConv2d`. Where ``output_padding`` leaves torch's
@@ -156,7 +126,7 @@ class CentredConvTranspose2d(_CentredConvTranspose):
     spatial_dims = 2
 
 
-class CentredConvTranspose3d(_CentredConvTranspose):
+class CentredConvTranspose3d(CentredConvTransposeNd):
     """3-D transposed convolution onto a centred grid; arguments as :class:`CentredConvTranspose2d`."""
 
     spatial_dims = 3

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from monai_sre.ops.arguments import int_tuple
-from monai_sre.ops.conv import check_algorithm, expand_kernel, sre_convnd
+from monai_sre.ops.conv import check_algorithm, expand_kernel, sre_conv_nd
 from monai_sre.ops.grid import pad_ends
 from monai_sre.ops.radial import centred_basis, initial_std, learned_gaussian, radial_basis
 
@@ -23,19 +23,20 @@ def on_flat(function: Callable[[Tensor], Tensor], module: nn.Module) -> Callable
     return lambda t: function(t.flatten()).reshape(t.shape) if id(t) in own else function(t)
 
 
-class _RadialNd(nn.Module):
+class RadialNd(nn.Module):
     """What all radial layers share: arguments, parameters, the basis and its initialisation.
 
     Args:
         in_channels: number of channels of the input.
         out_channels: number of channels of the output.
-        kernel_size: number of taps, one for all axes or one an axis.
+        kernel_size: number of taps, one for all axes or one per axis.
         stride: with the arguments up to ``dtype`` as in the ``torch.nn`` namesake.
-        num_rings: learned coefficients a pair of channels; ``None`` is one a unit of radius.
+        padding: integers, ``"valid"``, or ``"same"``, which is symmetric and so needs odd kernels.
+        num_rings: learned coefficients per pair of channels; ``None`` is one per unit of radius.
         profile: how a ring spreads over radii: ``"band"`` (the published kernel), ``"linear"``, ``"gaussian"``,
             ``"isotropic"`` (the least error under rotation by any angle) or ``(name, options)``. With
             ``("gaussian", {"width": 0.7, "learn_width": True})`` the width of all rings is a parameter, ``log_width``, and
-            the attribute ``basis`` is what it was at the start.
+            the attribute ``basis`` is what it was at the start. ``None`` is the default, here and for ``orthonormal``.
         circular: whether the kernel ends at the largest ball in its box.
         orthonormal: use an orthonormal basis of the same span: a gradient step then moves the kernel as far as it moves a
             plain convolution. :func:`monai_sre.ops.change_basis` converts weights between the two.
@@ -69,9 +70,9 @@ class _RadialNd(nn.Module):
         dtype: torch.dtype | None = None,
         *,
         num_rings: int | None = None,
-        profile: str | tuple[str, Mapping[str, Any]] = "band",
+        profile: str | tuple[str, Mapping[str, Any]] | None = "band",
         circular: bool = True,
-        orthonormal: bool = False,
+        orthonormal: bool | None = False,
         spacing: Sequence[float] | None = None,
         axes: Sequence[int] | None = None,
         algorithm: str = "auto",
@@ -94,11 +95,12 @@ class _RadialNd(nn.Module):
         self.padding = self._resolve_padding(padding)
         self.padding_mode = padding_mode
         self.algorithm = check_algorithm(algorithm)
+        profile = "band" if profile is None else profile
         geometry: dict[str, Any] = {
             "num_rings": num_rings,
             "profile": profile,
             "circular": circular,
-            "orthonormal": orthonormal,
+            "orthonormal": False if orthonormal is None else orthonormal,
             "spacing": spacing,
             "axes": axes,
         }
@@ -172,7 +174,20 @@ class _RadialNd(nn.Module):
                 self.bias.zero_()
 
     def _resolve_padding(self, padding: str | int | Sequence[int]) -> tuple[int, ...]:
-        return int_tuple("padding", padding, self.spatial_dims, minimum=0)  # type: ignore[arg-type]
+        if not isinstance(padding, str):
+            return int_tuple("padding", padding, self.spatial_dims, minimum=0)
+        if padding == "valid":
+            return (0,) * self.spatial_dims
+        if padding != "same":
+            raise ValueError(f"padding must be 'same', 'valid', or integers >= 0, got {padding!r}")
+        if any(step != 1 for step in self.stride):
+            raise ValueError(f"padding='same' needs stride 1, got stride={self.stride}")
+        spans = [step * (length - 1) for length, step in zip(self.kernel_size, self.dilation, strict=True)]
+        if any(span % 2 for span in spans):
+            raise ValueError(
+                f"kernel_size must be odd along every axis, got {self.kernel_size}: padding='same' is symmetric"
+            )
+        return tuple(span // 2 for span in spans)
 
     def _initial_std(self, basis: Tensor) -> Tensor:
         return initial_std(basis, self.in_channels // self.groups)
@@ -190,7 +205,7 @@ class _RadialNd(nn.Module):
 
     @property
     def num_rings(self) -> int:
-        """Number of learned coefficients a pair of channels."""
+        """Number of learned coefficients per pair of channels."""
         return self.weight.shape[2]
 
     def extra_repr(self) -> str:
@@ -209,52 +224,25 @@ class _RadialNd(nn.Module):
         return ", ".join(parts)
 
 
-class _SREConvNd(_RadialNd):
-    """Radial layers of odd kernels, on the grid of ``torch.nn``.
+class SREConvNd(RadialNd):
+    """Convolutions with odd kernels, on the grid of ``torch.nn``.
 
-    Args:
-        kernel_size: odd number of taps, one for all axes or one an axis.
-        stride: strides above 1 sample a grid that is off centre at most sizes, so that the layer alone no longer commutes
-            with rotations: :mod:`monai_sre.layers.pool` does, and :mod:`monai_sre.layers.centred`.
-        padding: integers, ``"valid"``, or ``"same"``, which is symmetric as kernels are odd; all other arguments as in
-            :class:`_RadialNd`.
+    Strides above 1 sample a grid that is off centre at most sizes, so that the layer alone no longer commutes with rotations;
+    :mod:`monai_sre.layers.centred` and :mod:`monai_sre.layers.pool` do.
     """
 
     make_basis = staticmethod(radial_basis)
 
-    def _resolve_padding(self, padding: str | int | Sequence[int]) -> tuple[int, ...]:
-        if padding == "valid":
-            return (0,) * self.spatial_dims
-        if padding == "same":
-            if any(step != 1 for step in self.stride):
-                raise ValueError(f"padding='same' needs stride 1, got stride={self.stride}")
-            pairs = zip(self.kernel_size, self.dilation, strict=True)
-            return tuple(step * (length - 1) // 2 for length, step in pairs)
-        if isinstance(padding, str):
-            raise ValueError(f"padding must be 'same', 'valid', or integers >= 0, got {padding!r}")
-        return super()._resolve_padding(padding)
-
-
-class _SREConv(_SREConvNd):
     def forward(self, x: Tensor) -> Tensor:
         padding = list(self.padding)
         if self.padding_mode != "zeros":
             x = pad_ends(x, padding, self.padding_mode)
             padding = [0] * len(padding)
-        return sre_convnd(
-            x,
-            self.weight,
-            self.current_basis(),
-            self.bias,
-            list(self.stride),
-            padding,
-            list(self.dilation),
-            self.groups,
-            self.algorithm,
-        )
+        basis, stride, dilation = self.current_basis(), list(self.stride), list(self.dilation)
+        return sre_conv_nd(x, self.weight, basis, self.bias, stride, padding, dilation, self.groups, self.algorithm)
 
 
-class SREConv1d(_SREConv):
+class SREConv1d(SREConvNd):
     """1-D convolution whose kernels are even functions; arguments as :class:`SREConv2d`.
 
     Shape:
@@ -268,7 +256,7 @@ class SREConv1d(_SREConv):
     spatial_dims = 1
 
 
-class SREConv2d(_SREConv):
+class SREConv2d(SREConvNd):
     """2-D convolution whose kernels depend only on the distance from their centre.
 
     Equals ``torch.nn.Conv2d`` with the kernel :meth:`kernel`. At stride 1 and with symmetric padding it commutes with the
@@ -288,7 +276,7 @@ class SREConv2d(_SREConv):
     spatial_dims = 2
 
 
-class SREConv3d(_SREConv):
+class SREConv3d(SREConvNd):
     """3-D convolution whose kernels depend only on the distance from their centre; arguments as :class:`SREConv2d`.
 
     Shape:

@@ -9,14 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from monai_sre.layers.conv import _RadialNd, _SREConvNd
+from monai_sre.layers.conv import RadialNd
 from monai_sre.ops.arguments import int_tuple
-from monai_sre.ops.centred import extra_padding
-from monai_sre.ops.conv import sre_conv_transposend
-from monai_sre.ops.radial import initial_std
+from monai_sre.ops.conv import conv_transpose_nd, expand_kernel, extra_padding
+from monai_sre.ops.radial import initial_std, radial_basis
 
 
-class _RadialTransposeNd(_RadialNd):
+class RadialTransposeNd(RadialNd):
     """Arguments of transposed radial layers, in the order of ``torch.nn.ConvTranspose*d``."""
 
     transposed = True
@@ -41,39 +40,28 @@ class _RadialTransposeNd(_RadialNd):
             raise ValueError(f"padding_mode of a transposed convolution must be 'zeros', got {padding_mode!r}")
         if isinstance(padding, str):
             raise TypeError(f"padding of a transposed convolution must be integers >= 0, got {padding!r}")
-        super().__init__(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding,
-            dilation,
-            groups,
-            bias,
-            "zeros",
-            device,
-            dtype,
-            **radial,
-        )
-        self.output_padding = int_tuple("output_padding", output_padding, self.spatial_dims, minimum=0)
-        pairs = zip(self.output_padding, self.stride, self.dilation, strict=True)
-        if any(extra >= max(step, spread) for extra, step, spread in pairs):
+        extra = int_tuple("output_padding", output_padding, self.spatial_dims, minimum=0)
+        spread = int_tuple("dilation", dilation, self.spatial_dims, minimum=1)
+        taps = int_tuple("kernel_size", kernel_size, self.spatial_dims, minimum=1)
+        growth = self._more_taps(extra, spread)
+        taps = tuple(length + more for length, more in zip(taps, growth, strict=True))
+        sizes: tuple[Any, ...] = (taps, stride, padding, dilation, groups, bias, padding_mode, device, dtype)
+        super().__init__(in_channels, out_channels, *sizes, **radial)
+        if any(more >= max(pair) for more, *pair in zip(extra, self.stride, spread, strict=True)):
             raise ValueError(
-                f"output_padding must be smaller than stride={self.stride} or dilation={self.dilation}, got {output_padding}"
+                f"output_padding must be smaller than stride={self.stride} or dilation={spread}, got {output_padding}"
             )
+        self.output_padding = extra
         #: How much smaller the output is than ``(size - 1) * stride + dilation * (kernel_size - 1) + 1``.
-        self.margin = tuple(2 * pad - extra for pad, extra in zip(self.padding, self.output_padding, strict=True))
+        self.margin = tuple(2 * pad - e + more for pad, e, more in zip(self.padding, extra, growth, strict=True))
+
+    def _more_taps(self, output_padding: tuple[int, ...], dilation: tuple[int, ...]) -> list[int]:
+        """By how many taps the kernel is larger than asked for."""
+        return [0] * len(dilation)
 
     def _extra(self, x: Tensor, output_size: list[int]) -> list[int]:
-        return extra_padding(
-            x,
-            output_size,
-            list(self.kernel_size),
-            list(self.stride),
-            list(self.dilation),
-            list(self.margin),
-            list(self.output_padding),
-        )
+        size, stride, dilation = list(self.kernel_size), list(self.stride), list(self.dilation)
+        return extra_padding(x, output_size, size, stride, dilation, list(self.margin), list(self.output_padding))
 
     def _initial_std(self, basis: Tensor) -> Tensor:
         """An output sees every ``stride``-th tap, from a start that its place decides: the mean power over these counts."""
@@ -84,23 +72,19 @@ class _RadialTransposeNd(_RadialNd):
         return torch.stack(powers).mean(dim=0).rsqrt()
 
 
-class _SREConvTranspose(_RadialTransposeNd, _SREConvNd):
+class SREConvTransposeNd(RadialTransposeNd):
+    """Transposed convolutions with odd kernels, onto the grid of ``torch.nn``."""
+
+    make_basis = staticmethod(radial_basis)
+
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
-        output_padding = list(self.output_padding) if output_size is None else self._extra(x, output_size)
-        return sre_conv_transposend(
-            x,
-            self.weight,
-            self.current_basis(),
-            self.bias,
-            list(self.stride),
-            list(self.padding),
-            output_padding,
-            self.groups,
-            list(self.dilation),
-        )
+        extra = list(self.output_padding) if output_size is None else self._extra(x, output_size)
+        kernel = expand_kernel(self.weight, self.current_basis())
+        stride, padding, dilation = list(self.stride), list(self.padding), list(self.dilation)
+        return conv_transpose_nd(x, kernel, self.bias, stride, padding, extra, self.groups, dilation)
 
 
-class SREConvTranspose1d(_SREConvTranspose):
+class SREConvTranspose1d(SREConvTransposeNd):
     """1-D transposed convolution with even kernels; arguments as ``torch.nn.ConvTranspose1d`` and :class:`SREConv2d`.
 
     Example:
@@ -111,7 +95,7 @@ class SREConvTranspose1d(_SREConvTranspose):
     spatial_dims = 1
 
 
-class SREConvTranspose2d(_SREConvTranspose):
+class SREConvTranspose2d(SREConvTransposeNd):
     """2-D transposed convolution with radially symmetric kernels.
 
     Arguments as ``torch.nn.ConvTranspose2d`` and :class:`SREConv2d`; ``weight`` is
@@ -126,7 +110,7 @@ class SREConvTranspose2d(_SREConvTranspose):
     spatial_dims = 2
 
 
-class SREConvTranspose3d(_SREConvTranspose):
+class SREConvTranspose3d(SREConvTransposeNd):
     """3-D transposed convolution with radially symmetric kernels; arguments as :class:`SREConvTranspose2d`.
 
     Example:

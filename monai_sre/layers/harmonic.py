@@ -6,16 +6,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from monai.networks.layers.factories import Conv
 from monai.networks.layers.utils import get_norm_layer
 from torch import Tensor, nn
 
 from monai_sre.layers.conv import SREConv1d, SREConv2d, SREConv3d, on_flat
 from monai_sre.ops.arguments import int_tuple
-from monai_sre.ops.energy import cat_groups, energy_nd, mixed_energies_nd
+from monai_sre.ops.energy import cat_groups, harmonic_energy, mixed_energies
 from monai_sre.ops.grid import centred_fit, extend_ends
 from monai_sre.ops.harmonics import harmonic_stencils
-
-_POINTWISE = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 class HarmonicEnergy(nn.Module):
@@ -66,8 +65,8 @@ class HarmonicEnergy(nn.Module):
             if geometry[name] is not None:
                 geometry[name] = tuple(geometry[name])
         self._reach = [length // 2 for length in exact.shape[1:]]
-        wide = torch.float64 if (dtype or torch.get_default_dtype()) == torch.float64 else torch.float32
-        self.register_buffer("stencils", exact.to(torch.empty(0, device=device, dtype=wide)), persistent=False)
+        held = torch.float64 if (dtype or torch.get_default_dtype()) == torch.float64 else torch.float32
+        self.register_buffer("stencils", exact.to(torch.empty(0, device=device, dtype=held)), persistent=False)
         self.stencils: Tensor
 
     def _exact_stencils(self, spatial_dims: int) -> Tensor:
@@ -86,11 +85,13 @@ class HarmonicEnergy(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.padding_mode == "zeros":
-            return energy_nd(x, self.stencils, self.eps)
+            return harmonic_energy(x, self.stencils, self.eps)
         size: list[int] = []
         for axis in range(2, x.dim()):
             size.append(x.size(axis))
-        return centred_fit(energy_nd(extend_ends(x, self._reach, self.padding_mode), self.stencils, self.eps), size)
+        return centred_fit(
+            harmonic_energy(extend_ends(x, self._reach, self.padding_mode), self.stencils, self.eps), size
+        )
 
     def extra_repr(self) -> str:
         """Order and stencil."""
@@ -156,12 +157,7 @@ class HarmonicConv(nn.Module):
             raise ValueError(f"orders must differ from each other, got {orders!r}")
         if taps is None:
             taps = max(3 if spatial_dims == 3 else 5, max(self.orders) + 1 + max(self.orders) % 2)
-        self.out_channels, self.hidden_channels, self.groups, self.eps = (
-            out_channels,
-            hidden_channels,
-            groups,
-            float(eps),
-        )
+        self.hidden_channels, self.groups, self.eps = hidden_channels, groups, float(eps)
         options: dict[str, Any] = {"device": device, "dtype": dtype}
         self.radial = radial
         self.energies = nn.ModuleList(
@@ -172,8 +168,8 @@ class HarmonicConv(nn.Module):
         )
         total = hidden_channels * len(self.orders)
         self.norm = nn.Identity() if norm is None else get_norm_layer(norm, spatial_dims, total).to(**options)
-        self.mix = _POINTWISE[spatial_dims - 1](total, out_channels, 1, groups=groups, bias=bias, **options)
-        self._lean = norm is None and padding_mode == "zeros"
+        self.mix = Conv["CONV", spatial_dims](total, out_channels, 1, groups=groups, bias=bias, **options)
+        self._mixes_at_once = norm is None and padding_mode == "zeros"
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -189,22 +185,14 @@ class HarmonicConv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         unbatched = x.dim() == self.mix.weight.dim() - 1
         y = self.radial(x.unsqueeze(0) if unbatched else x)
-        if self.groups == 1:
-            radial, maps = y.split([y.size(1) - self.hidden_channels, self.hidden_channels], dim=1)
+        y, hidden = y.unflatten(1, [self.groups, -1]), self.hidden_channels // self.groups
+        radial, maps = [part.flatten(1, 2) for part in y.split([y.size(2) - hidden, hidden], dim=2)]
+        if self._mixes_at_once:
+            stencils: list[Tensor] = [energy.stencils for energy in self.energies]  # type: ignore[misc]
+            mixed = mixed_energies(maps, stencils, self.mix.weight, self.mix.bias, self.groups, self.eps)
         else:
-            y, hidden = y.unflatten(1, [self.groups, -1]), self.hidden_channels // self.groups
-            radial, maps = [part.flatten(1, 2) for part in y.split([y.size(2) - hidden, hidden], dim=2)]
-        stencils: list[Tensor] = []
-        parts: list[Tensor] = []
-        for energy in self.energies:
-            if self._lean:
-                stencils.append(energy.stencils)  # type: ignore[arg-type]
-            else:
-                parts.append(energy(maps))
-        if self._lean:
-            mixed = mixed_energies_nd(maps, stencils, self.mix.weight, self.mix.bias, self.groups, self.eps)
-        else:
-            mixed = self.mix(self.norm(cat_groups(parts, self.groups)))
+            energies = [energy(maps) for energy in self.energies]
+            mixed = self.mix(self.norm(cat_groups(energies, self.groups)))
         out = radial + mixed
         return out.squeeze(0) if unbatched else out
 
@@ -214,7 +202,7 @@ class HarmonicConv(nn.Module):
 
 
 def hidden_maps(out_channels: int, groups: int, hidden_channels: int | None = None) -> int:
-    """``hidden_channels`` if it fits, or a quarter of ``out_channels``, at least one a group.
+    """``hidden_channels`` if it fits, or a quarter of ``out_channels``, at least one per group.
 
     Example:
         >>> hidden_maps(64, 1), hidden_maps(6, 2)
@@ -276,9 +264,9 @@ class _SREHarmonicConv(HarmonicConv):
             raise ValueError(f"groups must divide out_channels={out_channels}, got {groups}")
         hidden = hidden_maps(out_channels, groups, hidden_channels)
         sizes = (kernel_size, stride, padding, dilation, groups, False, padding_mode, device, dtype)
-        profile = radial.setdefault("profile", "gaussian")
-        # a width that is learned leaves no basis to be orthonormal
-        radial.setdefault("orthonormal", isinstance(profile, str) or not profile[1].get("learn_width", False))
+        profile = radial["profile"] = "gaussian" if radial.get("profile") is None else radial["profile"]
+        if radial.get("orthonormal") is None:  # a width that is learned leaves no basis to be orthonormal
+            radial["orthonormal"] = isinstance(profile, str) or not profile[1].get("learn_width", False)
         conv: Any = self.radial_type(in_channels, out_channels + hidden, *sizes, **radial)
         super().__init__(
             conv,

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from torch import Tensor, nn
-from torch.nn import functional
 
 from monai_sre.ops.arguments import check_flags, int_tuple
+from monai_sre.ops.grid import pad_ends
 from monai_sre.ops.pool import (
-    WIDTH,
+    BLUR_WIDTH,
+    avg_pool_nd,
     blur_width,
     blurred_avg_pool,
     blurred_max_pool,
@@ -163,7 +164,7 @@ class CentredBlurPool(nn.Module):
         True
     """
 
-    def __init__(self, stride: int, width: float = WIDTH) -> None:
+    def __init__(self, stride: int, width: float = BLUR_WIDTH) -> None:
         super().__init__()
         (self.stride,) = int_tuple("stride", stride, 1, minimum=1)
         if not isinstance(width, (int, float)) or not 0 < width < float("inf"):
@@ -200,7 +201,7 @@ class CentredUpsample(nn.Module):
     def forward(self, x: Tensor, size: list[int] | None = None) -> Tensor:
         target = [length * self.scale_factor for length in x.shape[2:]] if size is None else size
         if len(target) != x.dim() - 2 or min(target) < 1:
-            raise ValueError(f"size must be {x.dim() - 2} sizes >= 1, one a spatial axis, got {target}")
+            raise ValueError(f"size must be {x.dim() - 2} sizes >= 1, one per spatial axis, got {target}")
         return centred_upsample(x, self.scale_factor, target)
 
 
@@ -208,7 +209,7 @@ class CentredNearest(nn.Module):
     """Nearest-neighbour interpolation that treats both ends alike, see :func:`monai_sre.ops.pool.centred_nearest`.
 
     Args:
-        size: sizes of the output, one for all axes or one an axis; or
+        size: sizes of the output, one for all axes or one per axis; or
         scale_factor: ratios to the input's sizes, likewise; sizes are rounded down.
 
     Example:
@@ -252,14 +253,7 @@ class CentredPadPool(nn.Module):
         (self.scale_factor,) = int_tuple("scale_factor", scale_factor, 1, minimum=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        amount = self.scale_factor // 2
-        x = _mean(functional.pad(x, [amount, amount] * (x.dim() - 2)), self.scale_factor)
-        return _mean(x, 2) if self.scale_factor % 2 == 0 else x
-
-
-def _mean(x: Tensor, width: int) -> Tensor:
-    if x.dim() == 3:
-        return functional.avg_pool1d(x, width, 1)
-    if x.dim() == 4:
-        return functional.avg_pool2d(x, width, 1)
-    return functional.avg_pool3d(x, width, 1)
+        factor, ones = self.scale_factor, [1] * (x.dim() - 2)
+        x = pad_ends(x, [factor // 2] * len(ones))
+        x = avg_pool_nd(x, [factor] * len(ones), ones)
+        return avg_pool_nd(x, [2] * len(ones), ones) if factor % 2 == 0 else x

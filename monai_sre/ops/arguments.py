@@ -87,7 +87,7 @@ def int_tuple(name: str, value: int | Sequence[int], length: int, minimum: int) 
 
     Args:
         name: the argument's name, for the message.
-        value: one integer for all axes, or one an axis.
+        value: one integer for all axes, or one per axis.
         length: how many integers are wanted.
         minimum: the smallest integer that is accepted.
 

@@ -1,8 +1,14 @@
-"""Convolution with radially symmetric kernels, as pure functions.
+"""Convolution with radially symmetric kernels, as pure functions, on torch's grids and on centred ones.
 
 ``y = conv(x, K) + bias`` with ``K = weight @ basis``. The *dense algorithm* builds ``K`` and convolves. The *ring algorithm*
 (:mod:`monai_sre.ops.ring.convolution`) sums the input over each ring and mixes channels with a matrix product: ``b``
 multiply-adds per pair of channels instead of one per tap. Both give the same result to rounding.
+
+A convolution with a stride samples a grid that is off centre at most sizes, a transposed one writes to such a grid, and an
+even kernel sits half a pixel aside (:mod:`monai_sre.ops.grid` says why). The ``centred`` functions centre the grid, with as
+many outputs as torch has: they commute with rot90 and flips at every size. Where a centred grid falls half a pixel aside of
+the kernel's taps, neighbours are joined by their mean. As that is itself a convolution, the kernel is joined and not the
+image: one tap more along the axis, at the same stride.
 """
 
 from __future__ import annotations
@@ -15,12 +21,59 @@ from torch import Tensor
 from torch.nn import functional
 
 from monai_sre.ops.arguments import int_tuple
-from monai_sre.ops.ring.convolution import ring_available, ring_conv
+from monai_sre.ops.grid import centred_margin, half_of, join_neighbours, pad_ends, script_if_tracing
+from monai_sre.ops.pool import centred_blur
+from monai_sre.ops.ring.convolution import is_eager_cpu_call, ring_conv
 from monai_sre.ops.ring.cost import choose_algorithm
 
 ALGORITHMS = ("auto", "dense", "ring")
 #: Environment variable that overrides the ``algorithm`` of every call.
 ALGORITHM_VARIABLE = "MONAI_SRE_ALGORITHM"
+
+
+def conv_nd(
+    x: Tensor,
+    kernel: Tensor,
+    bias: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+) -> Tensor:
+    """``torch.nn.functional.conv*d`` for as many spatial axes as the kernel has.
+
+    Example:
+        >>> conv_nd(torch.tensor([[[1.0, 2.0, 3.0]]]), torch.ones(1, 1, 2), None, [1], [0], [1], 1)
+        tensor([[[3., 5.]]])
+    """
+    if kernel.dim() == 3:
+        return functional.conv1d(x, kernel, bias, stride, padding, dilation, groups)
+    if kernel.dim() == 4:
+        return functional.conv2d(x, kernel, bias, stride, padding, dilation, groups)
+    return functional.conv3d(x, kernel, bias, stride, padding, dilation, groups)
+
+
+def conv_transpose_nd(
+    x: Tensor,
+    kernel: Tensor,
+    bias: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    output_padding: list[int],
+    groups: int,
+    dilation: list[int],
+) -> Tensor:
+    """``torch.nn.functional.conv_transpose*d`` for as many spatial axes as the kernel has.
+
+    Example:
+        >>> conv_transpose_nd(torch.tensor([[[1.0, 2.0]]]), torch.ones(1, 1, 2), None, [1], [0], [0], 1, [1])
+        tensor([[[1., 3., 2.]]])
+    """
+    if kernel.dim() == 3:
+        return functional.conv_transpose1d(x, kernel, bias, stride, padding, output_padding, groups, dilation)
+    if kernel.dim() == 4:
+        return functional.conv_transpose2d(x, kernel, bias, stride, padding, output_padding, groups, dilation)
+    return functional.conv_transpose3d(x, kernel, bias, stride, padding, output_padding, groups, dilation)
 
 
 def expand_kernel(weight: Tensor, basis: Tensor) -> Tensor:
@@ -61,7 +114,7 @@ def sre_conv(
         weight: ring coefficients, shape ``(out_channels, C / groups, b)``.
         basis: fixed kernels, shape ``(b, *kernel_size)``, from :func:`monai_sre.ops.radial_basis`.
         bias: shape ``(out_channels,)``, or ``None``.
-        stride: step between outputs, one for all axes or one an axis; so ``padding`` (zeros on both sides) and ``dilation``.
+        stride: step between outputs, one for all axes or one per axis; so ``padding`` (zeros on both sides) and ``dilation``.
         groups: number of blocks of channels that do not mix.
         algorithm: ``"dense"``, ``"ring"``, or ``"auto"`` for the one estimated to be faster. The environment variable
             ``MONAI_SRE_ALGORITHM`` overrides it. Where a graph is captured (TorchScript, ``torch.compile``,
@@ -80,7 +133,7 @@ def sre_conv(
         torch.Size([2, 6, 9, 9])
     """
     ndim = _check_operands(x, weight, basis)
-    return sre_convnd(
+    return sre_conv_nd(
         x,
         weight,
         basis,
@@ -93,53 +146,7 @@ def sre_conv(
     )
 
 
-def sre_conv_transpose(
-    x: Tensor,
-    weight: Tensor,
-    basis: Tensor,
-    bias: Tensor | None = None,
-    stride: int | Sequence[int] = 1,
-    padding: int | Sequence[int] = 0,
-    output_padding: int | Sequence[int] = 0,
-    groups: int = 1,
-    dilation: int | Sequence[int] = 1,
-) -> Tensor:
-    """Transposed convolution with radially symmetric kernels (dense algorithm).
-
-    Args:
-        x: input of shape ``(N, C, *spatial)`` or ``(C, *spatial)``.
-        weight: ring coefficients, shape ``(C, out_channels / groups, b)``, as in ``torch.nn.ConvTranspose*d``.
-        basis: fixed kernels, shape ``(b, *kernel_size)``.
-        bias: shape ``(out_channels,)``, or ``None``.
-        stride: as the other sizes, in the meaning and the order of ``torch.nn.functional.conv_transpose*d``.
-
-    Returns:
-        What ``torch.nn.functional.conv_transpose*d`` gives for ``expand_kernel(weight, basis)``.
-
-    Raises:
-        ValueError: a shape or a size does not fit.
-
-    Example:
-        >>> from monai_sre.ops import radial_basis
-        >>> x, weight = torch.randn(2, 4, 9, 9), torch.randn(4, 6, 2)
-        >>> sre_conv_transpose(x, weight, radial_basis((3, 3)), stride=2, padding=1).shape
-        torch.Size([2, 6, 17, 17])
-    """
-    ndim = _check_operands(x, weight, basis)
-    return sre_conv_transposend(
-        x,
-        weight,
-        basis,
-        bias,
-        list(int_tuple("stride", stride, ndim, minimum=1)),
-        list(int_tuple("padding", padding, ndim, minimum=0)),
-        list(int_tuple("output_padding", output_padding, ndim, minimum=0)),
-        groups,
-        list(int_tuple("dilation", dilation, ndim, minimum=1)),
-    )
-
-
-def sre_convnd(
+def sre_conv_nd(
     x: Tensor,
     weight: Tensor,
     basis: Tensor,
@@ -152,38 +159,210 @@ def sre_convnd(
 ) -> Tensor:
     """:func:`sre_conv` for arguments already checked: what layers call, and what TorchScript compiles."""
     if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript leaves a branch out only where this stands alone
-        if ring_available(x, weight) and not basis.requires_grad:
+        if is_eager_cpu_call(x, weight) and not basis.requires_grad:
             chosen = requested_algorithm(algorithm)
             if chosen == "auto":
                 chosen = choose_algorithm(x, weight, basis, stride, padding, dilation, groups)
             if chosen == "ring":
                 return ring_conv(x, weight, basis, bias, stride, padding, dilation, groups)
-    kernel = expand_kernel(weight, basis)
-    if basis.dim() == 2:
-        return functional.conv1d(x, kernel, bias, stride, padding, dilation, groups)
-    if basis.dim() == 3:
-        return functional.conv2d(x, kernel, bias, stride, padding, dilation, groups)
-    return functional.conv3d(x, kernel, bias, stride, padding, dilation, groups)
+    return conv_nd(x, expand_kernel(weight, basis), bias, stride, padding, dilation, groups)
 
 
-def sre_conv_transposend(
+def join_taps(kernel: Tensor, dim: int) -> Tensor:
+    """Convolve a kernel with the mean of two neighbours along one dimension: one tap more, centred half a pixel aside.
+
+    Example:
+        >>> join_taps(torch.tensor([1.0, 2.0, 1.0]), 0)
+        tensor([0.5000, 1.5000, 1.5000, 0.5000])
+    """
+    edge = torch.zeros_like(kernel.narrow(dim, 0, 1))
+    return (torch.cat([kernel, edge], dim) + torch.cat([edge, kernel], dim)) / 2
+
+
+def _on_centred_grid(
+    x: Tensor,
+    taps: Tensor,
+    stride: list[int],
+    padding: list[int],
+    far_padding: list[int],
+    dilation: list[int],
+    padding_mode: str,
+    blur: float,
+) -> tuple[Tensor, Tensor, list[int]]:
+    """Input, kernels and zero padding with which a plain convolution samples a centred grid; ``taps`` ends with its axes."""
+    ndim = len(stride)
+    if blur > 0:
+        x = centred_blur(x, stride, blur)
+    total = [2 * padding[axis] + far_padding[axis] for axis in range(ndim)]
+    if padding_mode != "zeros":
+        x = pad_ends(x, padding, padding_mode)
+        total = far_padding
+    amounts: list[int] = []
+    joins: list[int] = []
+    for axis in range(ndim):
+        reach = dilation[axis] * (taps.size(axis - ndim) - 1) + 1
+        amount, between = centred_margin(int(x.size(axis - ndim)), reach, stride[axis], total[axis])
+        if between and dilation[axis] == 1:
+            taps = join_taps(taps, axis - ndim)
+        amounts.append(amount)
+        joins.append(2 if between and dilation[axis] > 1 else 1)
+    if min(amounts) < 0 or 2 in joins:
+        x = join_neighbours(pad_ends(x, amounts), joins)
+        amounts = [0] * ndim
+    return x, taps, amounts
+
+
+def centred_sre_conv(
     x: Tensor,
     weight: Tensor,
     basis: Tensor,
     bias: Tensor | None,
     stride: list[int],
     padding: list[int],
-    output_padding: list[int],
-    groups: int,
+    far_padding: list[int],
     dilation: list[int],
+    groups: int,
+    padding_mode: str,
+    algorithm: str,
+    blur: float = 0.0,
 ) -> Tensor:
-    """:func:`sre_conv_transpose` for arguments already checked: what layers call, and what TorchScript compiles."""
-    kernel = expand_kernel(weight, basis)
-    if basis.dim() == 2:
-        return functional.conv_transpose1d(x, kernel, bias, stride, padding, output_padding, groups, dilation)
-    if basis.dim() == 3:
-        return functional.conv_transpose2d(x, kernel, bias, stride, padding, output_padding, groups, dilation)
-    return functional.conv_transpose3d(x, kernel, bias, stride, padding, output_padding, groups, dilation)
+    """Convolution with kernels ``weight @ basis``, on a centred grid.
+
+    Args:
+        x: shape ``(N, C, *spatial)`` or ``(C, *spatial)``.
+        weight: ring coefficients, shape ``(out_channels, C / groups, b)``.
+        basis: shape ``(b, *kernel_size)``, symmetric about its centre, from :func:`monai_sre.ops.radial.centred_basis`.
+        padding: at both ends of each axis; ``far_padding`` comes on top at the far end and only counts for the output's size,
+            as the grid is centred.
+        padding_mode: ``"zeros"``, ``"reflect"``, ``"replicate"`` or ``"circular"``.
+        algorithm: ``"dense"``, ``"ring"`` or ``"auto"``, see :func:`monai_sre.ops.sre_conv`.
+        blur: width of the filter that the input passes along axes with a stride, see
+            :func:`monai_sre.ops.pool.centred_blur`; 0 is none. As convolutions commute, it is the output that is blurred
+            before the stride leaves out pixels, but for the border.
+
+    Returns:
+        Tensor of the shape that ``torch.nn.functional.conv*d`` gives.
+
+    Example:
+        >>> from monai_sre.ops import radial_basis
+        >>> x, weight = torch.randn(1, 2, 7, 10), torch.randn(3, 2, 2)
+        >>> def half(x): return centred_sre_conv(
+        ...     x, weight, radial_basis((3, 3)), None, [2, 2], [1, 1], [0, 0], [1, 1], 1, "zeros", "auto")
+        >>> half(x).shape, torch.allclose(half(x.flip(3)), half(x).flip(3), atol=1e-5)
+        (torch.Size([1, 3, 4, 5]), True)
+    """
+    if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript compiles both sides of "and"
+        if torch.jit.is_tracing():  # scripted there, so that a trace serves all sizes
+            kernel = expand_kernel(weight, basis)
+            return centred_conv(x, kernel, bias, stride, padding, far_padding, dilation, groups, padding_mode, blur)
+    x, basis, amounts = _on_centred_grid(x, basis, stride, padding, far_padding, dilation, padding_mode, blur)
+    return sre_conv_nd(x, weight, basis, bias, stride, amounts, dilation, groups, algorithm)
+
+
+@script_if_tracing
+def centred_conv(
+    x: Tensor,
+    kernel: Tensor,
+    bias: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    far_padding: list[int],
+    dilation: list[int],
+    groups: int,
+    padding_mode: str,
+    blur: float = 0.0,
+) -> Tensor:
+    """:func:`centred_sre_conv` for a dense kernel of shape ``(out_channels, C / groups, *kernel_size)``."""
+    x, kernel, amounts = _on_centred_grid(x, kernel, stride, padding, far_padding, dilation, padding_mode, blur)
+    return conv_nd(x, kernel, bias, stride, amounts, dilation, groups)
+
+
+def extra_padding(
+    x: Tensor,
+    output_size: list[int],
+    kernel_size: list[int],
+    stride: list[int],
+    dilation: list[int],
+    margin: list[int],
+    output_padding: list[int],
+) -> list[int]:
+    """The output padding with which a transposed convolution gives ``output_size``.
+
+    Args:
+        x: the input.
+        output_size: spatial axes, or all axes, as in ``torch.nn``.
+        kernel_size: with ``stride`` and ``dilation``, one integer per spatial axis, those of the layer.
+        margin: how much smaller than all that the taps reach its output is.
+        output_padding: its own, contained in ``margin``.
+
+    Raises:
+        ValueError: the layer cannot give that size.
+
+    Example:
+        >>> extra_padding(torch.ones(1, 1, 4), [8], [3], [2], [1], [2], [0])
+        [1]
+    """
+    ndim = len(kernel_size)
+    wanted = output_size[-ndim:]
+    smallest: list[int] = []
+    extra: list[int] = []
+    fits = len(output_size) in (ndim, x.dim())
+    for axis in range(ndim):
+        full = (x.size(axis - ndim) - 1) * stride[axis] + dilation[axis] * (kernel_size[axis] - 1) + 1
+        smallest.append(full - margin[axis] - output_padding[axis])
+        extra.append(wanted[axis] - smallest[axis] if fits else -1)
+        fits = fits and 0 <= extra[axis] < max(stride[axis], dilation[axis])
+    if not fits:
+        raise ValueError(f"output_size must be {ndim} sizes from {smallest} up to a stride larger, got {output_size}")
+    return extra
+
+
+@script_if_tracing
+def centred_conv_transpose(
+    x: Tensor,
+    kernel: Tensor,
+    bias: Tensor | None,
+    stride: list[int],
+    margin: list[int],
+    dilation: list[int],
+    groups: int,
+) -> Tensor:
+    """Transposed convolution onto a centred grid.
+
+    Args:
+        x: shape ``(N, C, *spatial)`` or ``(C, *spatial)``.
+        kernel: shape ``(C, out_channels / groups, *kernel_size)``, symmetric about its centre.
+        bias: shape ``(out_channels,)``, or ``None``.
+        margin: how much smaller each axis of the output is than ``(size - 1) * stride + dilation * (kernel_size - 1) + 1``,
+            half at each end: ``2 * padding - output_padding`` of ``torch.nn.ConvTranspose*d``.
+
+    Returns:
+        Tensor of shape ``(N, out_channels, *spatial)``.
+
+    Example:
+        >>> x, kernel = torch.tensor([[[1.0, 0.0, 0.0]]]), torch.ones(1, 1, 3)
+        >>> centred_conv_transpose(x, kernel, None, [2], [1], [1], 1)  # 6 outputs: pixel 0 lies between the outputs 0 and 1
+        tensor([[[1.0000, 1.0000, 0.5000, 0.0000, 0.0000, 0.0000]]])
+    """
+    ndim = len(stride)
+    joins = [1] * ndim
+    crops: list[int] = []
+    for axis in range(ndim):
+        half, between = half_of(margin[axis])
+        if between and dilation[axis] == 1:
+            kernel = join_taps(kernel, axis + 2)
+        elif between:
+            half, joins[axis] = half - 1, 2
+        crops.append(half)
+    cropped = min(crops) >= 0 and 2 not in joins  # by the convolution itself
+    padding = [max(half, 0) for half in crops]
+    x = conv_transpose_nd(x, kernel, bias if cropped else None, stride, padding, [0] * ndim, groups, dilation)
+    if cropped:
+        return x
+    x = join_neighbours(pad_ends(x, [max(-half, 0) for half in crops]), joins)
+    if bias is not None:
+        x = x + bias.reshape([-1] + [1] * ndim)
+    return x
 
 
 def check_algorithm(algorithm: str) -> str:

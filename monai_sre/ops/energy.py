@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
-from torch.overrides import handle_torch_function, has_torch_function_unary
 
+from monai_sre.ops.conv import conv_nd
 from monai_sre.ops.ring import energy_cpu
-from monai_sre.ops.ring.convolution import is_transformed, plain, ring_available
+from monai_sre.ops.ring.convolution import is_eager_cpu_call, keep_subclass, under_transform
 
 
 def harmonic_energy(x: Tensor, stencils: Tensor, eps: float = 1e-3) -> Tensor:
@@ -40,17 +38,25 @@ def harmonic_energy(x: Tensor, stencils: Tensor, eps: float = 1e-3) -> Tensor:
         >>> torch.allclose(harmonic_energy(x.rot90(1, (2, 3)), harmonic_stencils(1, 2)), edges.rot90(1, (2, 3)), atol=1e-5)
         True
     """
-    if x.dim() != stencils.dim() + 1 or any(length % 2 == 0 for length in stencils.shape[1:]):
+    if x.dim() != stencils.dim() + 1 or any([length % 2 == 0 for length in stencils.shape[1:]]):  # noqa: C419 - TorchScript
         raise ValueError(
             "stencils must have shape (components, *kernel_size) of odd sizes, one for each spatial axis of x, got "
-            f"{tuple(stencils.shape)} and x of shape {tuple(x.shape)}"
+            f"{list(stencils.shape)} and x of shape {list(x.shape)}"
         )
-    return energy_nd(x, stencils, eps)
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    computed, stencils = x.to(dtype), stencils.to(dtype)
+    if not torch.jit.is_scripting():
+        if is_eager_cpu_call(computed, stencils) and energy_cpu.available(dtype):
+            return _compiled_energy(computed, stencils, eps).to(x.dtype)
+        if torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type):
+            with torch.autocast(x.device.type, enabled=False):  # which would take half precision for the convolutions
+                return _convolved_energy(computed, stencils, eps).to(x.dtype)
+    return _convolved_energy(computed, stencils, eps).to(x.dtype)
 
 
 def mixed_energies(
     x: Tensor,
-    stencils: Sequence[Tensor],
+    stencils: list[Tensor],
     weight: Tensor,
     bias: Tensor | None = None,
     groups: int = 1,
@@ -75,34 +81,24 @@ def mixed_energies(
         >>> mixed_energies(x, stencils, torch.randn(5, 6, 1, 1)).shape
         torch.Size([2, 5, 8, 8])
     """
-    return mixed_energies_nd(x, list(stencils), weight, bias, groups, eps)
-
-
-def mixed_energies_nd(
-    x: Tensor, stencils: list[Tensor], weight: Tensor, bias: Tensor | None, groups: int, eps: float
-) -> Tensor:
-    """:func:`mixed_energies` for arguments already checked: what layers call, and what TorchScript compiles."""
     if not torch.jit.is_scripting():
-        computed = torch.float64 if x.dtype == torch.float64 else torch.float32
-        if (
-            ring_available(x, weight)
-            and not torch.is_autocast_enabled("cpu")
-            and x.dtype == weight.dtype
-            and stencils[0].dtype == computed
-        ):
-            return _fused_mixed_energies(x, stencils, weight, bias, groups, eps)
-    energies = _all_energies(x, stencils, groups, eps)
-    if x.dim() == 3:
-        return functional.conv1d(energies, weight, bias, 1, 0, 1, groups)
-    if x.dim() == 4:
-        return functional.conv2d(energies, weight, bias, 1, 0, 1, groups)
-    return functional.conv3d(energies, weight, bias, 1, 0, 1, groups)
+        alike = x.dtype == weight.dtype and stencils[0].dtype == (
+            torch.float64 if x.dtype == torch.float64 else torch.float32
+        )
+        if alike and is_eager_cpu_call(x, weight) and not torch.is_autocast_enabled("cpu"):
+            return _recomputed_energies(x, stencils, weight, bias, groups, eps)
+    return _mix(_all_energies(x, stencils, groups, eps), weight, bias, groups)
+
+
+def _mix(energies: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> Tensor:
+    ones = [1] * (energies.dim() - 2)
+    return conv_nd(energies, weight, bias, ones, [0] * len(ones), ones, groups)
 
 
 def _all_energies(x: Tensor, stencils: list[Tensor], groups: int, eps: float) -> Tensor:
     parts: list[Tensor] = []
     for stencil in stencils:
-        parts.append(energy_nd(x, stencil, eps))
+        parts.append(harmonic_energy(x, stencil, eps))
     return cat_groups(parts, groups)
 
 
@@ -121,53 +117,31 @@ def cat_groups(parts: list[Tensor], groups: int) -> Tensor:
     return torch.cat(blocks, dim=2).flatten(1, 2)
 
 
-def energy_nd(x: Tensor, stencils: Tensor, eps: float) -> Tensor:
-    """:func:`harmonic_energy` for arguments already checked: what layers call, and what TorchScript compiles."""
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    wide, stencils = x.to(dtype), stencils.to(dtype)
-    if not torch.jit.is_scripting():
-        if ring_available(wide, stencils) and energy_cpu.available(dtype):
-            return _fused_energy(wide, stencils, eps).to(x.dtype)
-        if torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type):
-            with torch.autocast(x.device.type, enabled=False):  # which would take half precision for the convolutions
-                return _energy_graph(wide, stencils, eps).to(x.dtype)
-    return _energy_graph(wide, stencils, eps).to(x.dtype)
-
-
-def _energy_graph(x: Tensor, stencils: Tensor, eps: float) -> Tensor:
+def _convolved_energy(x: Tensor, stencils: Tensor, eps: float) -> Tensor:
     padding: list[int] = []
     sizes: list[int] = []  # one by one, or ONNX takes them for constants
     for axis in range(1, stencils.dim()):
         padding.append(stencils.size(axis) // 2)
         sizes.append(x.size(axis + 1))
     maps = x.reshape([x.size(0) * x.size(1), 1] + sizes)  # noqa: RUF005 - each an image of its own
-    weight = stencils.unsqueeze(1)
-    if stencils.dim() == 2:
-        parts = functional.conv1d(maps, weight, None, 1, padding)
-    elif stencils.dim() == 3:
-        parts = functional.conv2d(maps, weight, None, 1, padding)
-    else:
-        parts = functional.conv3d(maps, weight, None, 1, padding)
-    return parts.square().sum(dim=1).add(eps).sqrt().reshape([x.size(0), x.size(1)] + sizes)  # noqa: RUF005
+    ones = [1] * len(padding)
+    components = conv_nd(maps, stencils.unsqueeze(1), None, ones, padding, ones, 1)
+    return components.square().sum(dim=1).add(eps).sqrt().reshape([x.size(0), x.size(1)] + sizes)  # noqa: RUF005
 
 
-def _fused_energy(x: Tensor, stencils: Tensor, eps: float) -> Tensor:
-    if has_torch_function_unary(x):
-        return handle_torch_function(_fused_energy, (x,), x, stencils, eps)  # type: ignore[no-any-return]
-    return _Energy.apply(plain(x), stencils, eps)
+@keep_subclass
+def _compiled_energy(x: Tensor, stencils: Tensor, eps: float) -> Tensor:
+    return _CompiledEnergy.apply(x, stencils, eps)
 
 
-def _fused_mixed_energies(
+@keep_subclass
+def _recomputed_energies(
     x: Tensor, stencils: list[Tensor], weight: Tensor, bias: Tensor | None, groups: int, eps: float
 ) -> Tensor:
-    if has_torch_function_unary(x):
-        return handle_torch_function(  # type: ignore[no-any-return]
-            _fused_mixed_energies, (x,), x, stencils, weight, bias, groups, eps
-        )
-    return _MixedEnergies.apply(plain(x).contiguous(), weight, bias, groups, eps, *stencils)
+    return _MixedEnergies.apply(x.contiguous(), weight, bias, groups, eps, *stencils)
 
 
-class _Energy(torch.autograd.Function):
+class _CompiledEnergy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, stencils: Tensor, eps: float) -> Tensor:  # type: ignore[override]
         ctx.save_for_backward(x, stencils)
@@ -180,10 +154,10 @@ class _Energy(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None]:  # type: ignore[override]
         x, stencils = ctx.saved_tensors
         again = torch.is_grad_enabled()  # create_graph: formulas that torch can differentiate again
-        if again or is_transformed(grad):
+        if again or under_transform(grad):
             with torch.enable_grad():
                 source = x if again else x.detach().requires_grad_()
-                values = _energy_graph(source, stencils, ctx.eps)
+                values = _convolved_energy(source, stencils, ctx.eps)
             (slope,) = torch.autograd.grad(values, source, grad, create_graph=again)
             return slope, None, None
         _, slope = energy_cpu.energies(
@@ -199,18 +173,16 @@ class _MixedEnergies(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(x, weight, bias, *stencils)
         ctx.groups, ctx.eps = groups, eps
-        mix = (functional.conv1d, functional.conv2d, functional.conv3d)[x.dim() - 3]
-        return mix(_all_energies(x, list(stencils), groups, eps), weight, bias, groups=groups)
+        return _mix(_all_energies(x, list(stencils), groups, eps), weight, bias, groups)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, weight, bias, *stencils = ctx.saved_tensors
         wanted = (ctx.needs_input_grad[1], bias is not None and ctx.needs_input_grad[2])
-        mix = (functional.conv1d, functional.conv2d, functional.conv3d)[x.dim() - 3]
         mirrored = weight.unflatten(0, (ctx.groups, -1)).transpose(1, 2).flatten(0, 1)
-        slopes = mix(grad, mirrored, groups=ctx.groups)
+        slopes = _mix(grad, mirrored, None, ctx.groups)
         again = torch.is_grad_enabled()  # create_graph: formulas that torch can differentiate again
-        if again or is_transformed(grad) or not energy_cpu.available(x.dtype):
+        if again or under_transform(grad) or not energy_cpu.available(x.dtype):
             with torch.enable_grad():
                 source = x if again and x.requires_grad else x.detach().requires_grad_()
                 energies = _all_energies(source, stencils, ctx.groups, ctx.eps)

@@ -75,70 +75,82 @@ def extend_ends(x: Tensor, amounts: list[int], mode: str) -> Tensor:
     return x
 
 
-def window_count(size: int, kernel_size: int, stride: int, padding: int, dilation: int, ceil_mode: bool) -> int:
+def window_count(size: int, reach: int, stride: int, total_padding: int, ceil_mode: bool = False) -> int:
     """Number of outputs of a window operation of ``torch.nn`` along one axis.
+
+    Args:
+        size: length of the axis.
+        reach: pixels from the first to the last tap of the window: ``dilation * (kernel_size - 1) + 1``.
+        stride: step between outputs.
+        total_padding: padding at both ends together.
+        ceil_mode: as in the pools of ``torch.nn``.
 
     Raises:
         ValueError: no window fits.
 
     Example:
-        >>> window_count(8, 3, 2, 1, 1, False), window_count(8, 3, 2, 1, 1, True)
+        >>> window_count(8, 3, 2, 2), window_count(8, 3, 2, 2, ceil_mode=True)
         (4, 5)
     """
-    last = size + 2 * padding - dilation * (kernel_size - 1) - 1
+    last = size + total_padding - reach
     steps = (last + stride - 1) // stride if ceil_mode else last // stride
     if steps < 0:
-        raise ValueError(
-            f"size {size} is too small for kernel_size={kernel_size}, padding={padding}, dilation={dilation}"
-        )
-    if ceil_mode and steps * stride >= size + padding:  # torch: the last window starts inside the padded input
+        raise ValueError(f"size {size} with padding {total_padding} is too small for a window of {reach} pixels")
+    if ceil_mode and steps * stride >= size + total_padding // 2:  # torch: the last window starts in the padded input
         steps -= 1
     return steps + 1
 
 
-def centred_grid(
-    size: int, kernel_size: int, stride: int, padding: int = 0, dilation: int = 1, ceil_mode: bool = False
-) -> tuple[int, bool]:
+def half_of(total: int) -> tuple[int, bool]:
+    """What to pad at each end (negative: crop) to grow an axis by ``total``, and whether that is half a pixel too much.
+
+    If it is, neighbours are joined in pairs, see :func:`join_neighbours`.
+
+    Example:
+        >>> half_of(4), half_of(3), half_of(-3)
+        ((2, False), (2, True), (-1, True))
+    """
+    between = total % 2 != 0
+    return (total + 1) // 2 if between else total // 2, between  # without a rest, which ONNX rounds towards zero
+
+
+def centred_margin(size: int, reach: int, stride: int, total_padding: int, ceil_mode: bool = False) -> tuple[int, bool]:
     """How to pad one axis so that a window operation samples it on a centred grid.
 
     Args:
-        size: length of the axis.
-        kernel_size: with the other arguments, the window operation as ``torch.nn`` takes it.
+        size: with the other arguments, the window operation as :func:`window_count` takes it.
 
     Returns:
-        ``(amount, between)``: pad ``amount`` on both sides (negative: crop), join neighbours in pairs if ``between``, then
+        ``(amount, between)``: pad ``amount`` at each end (negative: crop), join neighbours in pairs if ``between``, then
         apply the operation without padding. It has as many outputs as torch's.
 
     Raises:
         ValueError: no window fits.
 
     Example:
-        >>> centred_grid(8, kernel_size=3, stride=2, padding=1)  # 4 outputs, between the pixels
+        >>> centred_margin(8, reach=3, stride=2, total_padding=2)  # 4 outputs, between the pixels
         (1, True)
-        >>> centred_grid(9, kernel_size=3, stride=2, padding=1)  # 5 outputs, torch's own grid
+        >>> centred_margin(9, reach=3, stride=2, total_padding=2)  # 5 outputs, torch's own grid
         (1, False)
     """
-    count = window_count(size, kernel_size, stride, padding, dilation, ceil_mode)
-    rest = size + 2 * padding - dilation * (kernel_size - 1) - 1 - stride * (count - 1)
-    if rest % 2 == 0:
-        return padding - rest // 2, False
-    return padding + (1 - rest) // 2, True
+    count = window_count(size, reach, stride, total_padding, ceil_mode)
+    return half_of((count - 1) * stride + reach - size)
 
 
-def centred_pads(
+def centred_margins(
     x: Tensor, kernel_size: list[int], stride: list[int], padding: list[int], dilation: list[int], ceil_mode: bool
 ) -> tuple[list[int], list[int]]:
-    """Arguments of ``F.pad`` for all axes, and the width (1 or 2) of the joining window along each axis."""
+    """:func:`centred_margin` for all axes: what to pad at each end, and the width (1 or 2) of the joining window."""
     ndim = len(kernel_size)
-    pads: list[int] = []
+    amounts: list[int] = []
     joins: list[int] = []
     for axis in range(ndim):
-        amount, between = centred_grid(
-            x.size(axis - ndim), kernel_size[axis], stride[axis], padding[axis], dilation[axis], ceil_mode
-        )
-        pads = [amount, amount] + pads  # noqa: RUF005 - TorchScript knows no unpacking
+        reach = dilation[axis] * (kernel_size[axis] - 1) + 1
+        size = x.size(axis - ndim)
+        amount, between = centred_margin(size, reach, stride[axis], 2 * padding[axis], ceil_mode)
+        amounts.append(amount)
         joins.append(2 if between else 1)
-    return pads, joins
+    return amounts, joins
 
 
 def join_neighbours(x: Tensor, joins: list[int], maximum: bool = False) -> Tensor:
@@ -152,34 +164,6 @@ def join_neighbours(x: Tensor, joins: list[int], maximum: bool = False) -> Tenso
     return x
 
 
-def centred_margin(size: int, reach: int, stride: int, total_padding: int) -> tuple[int, bool]:
-    """:func:`centred_grid` for a window of ``reach`` pixels and padding that may differ at the two ends.
-
-    Args:
-        size: length of the axis.
-        reach: pixels from the first to the last tap of the window.
-        stride: step between outputs.
-        total_padding: padding at both ends together.
-
-    Returns:
-        ``(amount, between)`` as :func:`centred_grid`: the number of outputs stays that of the uncentred operation.
-
-    Raises:
-        ValueError: no window fits.
-
-    Example:
-        >>> centred_margin(8, reach=3, stride=2, total_padding=1)  # "same" padding as TensorFlow has it: 0 before, 1 behind
-        (1, True)
-    """
-    last = size + total_padding - reach
-    if last < 0:
-        raise ValueError(f"size {size} with padding {total_padding} is too small for a window of {reach} pixels")
-    used = total_padding - last % stride
-    if used % 2 == 0:
-        return used // 2, False
-    return (used + 1) // 2, True
-
-
 def centred_fit(x: Tensor, size: list[int]) -> Tensor:
     """Pad (repeating the border) or crop all spatial axes to ``size``, by the same amount at both ends.
 
@@ -187,7 +171,7 @@ def centred_fit(x: Tensor, size: list[int]) -> Tensor:
 
     Args:
         x: shape ``(N, C, *spatial)``.
-        size: wanted sizes, one an axis.
+        size: wanted sizes, one per axis.
 
     Returns:
         Tensor of shape ``(N, C, *size)``.
@@ -198,19 +182,16 @@ def centred_fit(x: Tensor, size: list[int]) -> Tensor:
         >>> centred_fit(torch.tensor([[[1.0, 3.0, 5.0, 7.0]]]), [2])
         tensor([[[3., 5.]]])
     """
-    ndim = len(size)
     grow: list[int] = []
     crop: list[int] = []
     joins: list[int] = []
-    for axis in range(ndim):
-        rest = size[axis] - x.size(axis - ndim)
-        between = rest % 2 != 0
-        amount = (rest + 1) // 2 if between else rest // 2
-        grow = [max(amount, 0), max(amount, 0)] + grow  # noqa: RUF005 - TorchScript knows no unpacking
-        crop = [min(amount, 0), min(amount, 0)] + crop  # noqa: RUF005
+    for axis in range(len(size)):
+        amount, between = half_of(size[axis] - x.size(axis - len(size)))
+        grow.append(max(amount, 0))
+        crop.append(min(amount, 0))
         joins.append(2 if between else 1)
     if max(grow) > 0:
-        x = functional.pad(x, grow, mode="replicate")
+        x = pad_ends(x, grow, "replicate")
     if min(crop) < 0:
-        x = functional.pad(x, crop)
+        x = pad_ends(x, crop)
     return join_neighbours(x, joins)

@@ -3,8 +3,7 @@
 A block mean lets through what the coarse grid cannot hold, and more of it along the axes than along the diagonals; a strided
 convolution or maximum lets through all of it. What it folds back breaks the equivariance to shifts and to rotations by other
 angles than 90 degrees. Source: Zhang, "Making convolutional networks shift-invariant again", ICML 2019, with a Gaussian in
-place of binomial weights: it is round, and its width follows the stride. Grids are those of :mod:`monai_sre.ops.pool`, so
-that the symmetries of the lattice stay exact.
+place of binomial weights: it is round, and its width follows the stride. The symmetries of the lattice stay exact.
 """
 
 from __future__ import annotations
@@ -15,14 +14,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from monai_sre.ops.grid import centred_pads, join_neighbours, pad_ends, script_if_tracing, window_count
+from monai_sre.ops.grid import centred_margins, join_neighbours, pad_ends, script_if_tracing, window_count
 
 #: Standard deviation of the filter, in steps of the coarse grid, where the caller names none: that of binomial weights of 7
 #: taps at stride 2, the widest of Zhang's. Wider ones alias less and blur more.
-WIDTH = 0.6
+BLUR_WIDTH = 0.6
 
 
-def _avg_pool(x: Tensor, kernel_size: list[int], stride: list[int]) -> Tensor:
+def avg_pool_nd(x: Tensor, kernel_size: list[int], stride: list[int]) -> Tensor:
+    """``torch.nn.functional.avg_pool*d`` for 1 to 3 spatial axes, without padding; serves half precision in 3-D too.
+
+    Example:
+        >>> avg_pool_nd(torch.tensor([[[1.0, 3.0, 5.0, 7.0]]]), [2], [2])
+        tensor([[[2., 6.]]])
+    """
     if len(kernel_size) == 1:
         return functional.avg_pool1d(x, kernel_size, stride)
     if len(kernel_size) == 2:
@@ -32,7 +37,13 @@ def _avg_pool(x: Tensor, kernel_size: list[int], stride: list[int]) -> Tensor:
     return functional.avg_pool3d(x, kernel_size, stride)
 
 
-def _max_pool(x: Tensor, kernel_size: list[int], stride: list[int], dilation: list[int]) -> Tensor:
+def max_pool_nd(x: Tensor, kernel_size: list[int], stride: list[int], dilation: list[int]) -> Tensor:
+    """``torch.nn.functional.max_pool*d`` for 1 to 3 spatial axes, without padding.
+
+    Example:
+        >>> max_pool_nd(torch.tensor([[[1.0, 3.0, 5.0, 7.0]]]), [2], [1], [2])
+        tensor([[[5., 7.]]])
+    """
     padding = [0] * len(kernel_size)
     if len(kernel_size) == 1:
         return functional.max_pool1d(x, kernel_size, stride, padding, dilation)
@@ -42,11 +53,11 @@ def _max_pool(x: Tensor, kernel_size: list[int], stride: list[int], dilation: li
 
 
 def _join_and_average(
-    x: Tensor, pads: list[int], joins: list[int], kernel_size: list[int], stride: list[int]
+    x: Tensor, amounts: list[int], joins: list[int], kernel_size: list[int], stride: list[int]
 ) -> Tensor:
-    if any([amount != 0 for amount in pads]):  # noqa: C419 - TorchScript knows no generators
-        x = functional.pad(x, pads)
-    return _avg_pool(join_neighbours(x, joins), kernel_size, stride)
+    if any([amount != 0 for amount in amounts]):  # noqa: C419 - TorchScript knows no generators
+        x = pad_ends(x, amounts)
+    return avg_pool_nd(join_neighbours(x, joins), kernel_size, stride)
 
 
 @script_if_tracing
@@ -62,8 +73,8 @@ def centred_avg_pool(
 
     Args:
         x: shape ``(N, C, *spatial)``.
-        kernel_size: window, one size an axis; ``stride``, ``padding``, ``ceil_mode`` and ``count_include_pad`` as in
-            ``torch.nn.AvgPool*d``, one value an axis.
+        kernel_size: window, one size per axis; ``stride``, ``padding``, ``ceil_mode`` and ``count_include_pad`` as in
+            ``torch.nn.AvgPool*d``, one value per axis.
 
     Returns:
         Tensor of the shape that ``torch.nn.AvgPool*d`` gives.
@@ -76,22 +87,16 @@ def centred_avg_pool(
         >>> centred_avg_pool(x, [2], [2], [0])  # windows around the pixels 1 and 3, the outer pixels by half
         tensor([[[1., 3.]]])
     """
-    pads, joins = centred_pads(x, kernel_size, stride, padding, [1] * len(stride), ceil_mode)
-    total = _join_and_average(x, pads, joins, kernel_size, stride)
+    amounts, joins = centred_margins(x, kernel_size, stride, padding, [1] * len(stride), ceil_mode)
+    total = _join_and_average(x, amounts, joins, kernel_size, stride)
     counted = padding if count_include_pad else [0] * len(padding)
-    ndim = len(counted)
-    if all([pads[2 * i] <= counted[ndim - 1 - i] for i in range(ndim)]):  # noqa: C419
+    beyond = [amount - count for amount, count in zip(amounts, counted)]  # noqa: B905 - TorchScript knows no strict=
+    if max(beyond) <= 0:
         return total
     # Share of each window that counts: the input and, on request, torch's padding, but not what centring added.
-    present = torch.ones_like(x[:1, :1] if x.dim() == ndim + 2 else x[:1])
-    grown: list[int] = []
-    rest: list[int] = []
-    for i in range(ndim):
-        amount = counted[ndim - 1 - i]
-        grown += [amount, amount]
-        rest += [pads[2 * i] - amount, pads[2 * i] - amount]
-    present = functional.pad(present, grown, value=1.0)
-    return total / _join_and_average(present, rest, joins, kernel_size, stride)
+    present = torch.ones_like(x[:1, :1] if x.dim() == len(counted) + 2 else x[:1])
+    present = pad_ends(present, counted, value=1.0)
+    return total / _join_and_average(present, beyond, joins, kernel_size, stride)
 
 
 @script_if_tracing
@@ -107,8 +112,8 @@ def centred_max_pool(
 
     Args:
         x: shape ``(N, C, *spatial)``.
-        kernel_size: window, one size an axis; ``stride``, ``padding``, ``dilation`` and ``ceil_mode`` as in
-            ``torch.nn.MaxPool*d``, one value an axis.
+        kernel_size: window, one size per axis; ``stride``, ``padding``, ``dilation`` and ``ceil_mode`` as in
+            ``torch.nn.MaxPool*d``, one value per axis.
 
     Returns:
         Tensor of the shape that ``torch.nn.MaxPool*d`` gives.
@@ -121,10 +126,10 @@ def centred_max_pool(
         >>> centred_max_pool(x, [2], [2], [0], [1])
         tensor([[[3., 2.]]])
     """
-    pads, joins = centred_pads(x, kernel_size, stride, padding, dilation, ceil_mode)
-    if any([amount != 0 for amount in pads]):  # noqa: C419 - TorchScript knows no generators
-        x = functional.pad(x, pads, value=float("-inf"))
-    return _max_pool(join_neighbours(x, joins, maximum=True), kernel_size, stride, dilation)
+    amounts, joins = centred_margins(x, kernel_size, stride, padding, dilation, ceil_mode)
+    if any([amount != 0 for amount in amounts]):  # noqa: C419 - TorchScript knows no generators
+        x = pad_ends(x, amounts, value=float("-inf"))
+    return max_pool_nd(join_neighbours(x, joins, maximum=True), kernel_size, stride, dilation)
 
 
 @script_if_tracing
@@ -137,7 +142,7 @@ def centred_upsample(x: Tensor, scale_factor: int, size: list[int]) -> Tensor:
     Args:
         x: shape ``(N, C, *spatial)``.
         scale_factor: how many times finer the output grid is.
-        size: sizes of the output, one an axis.
+        size: sizes of the output, one per axis.
 
     Returns:
         Tensor of shape ``(N, C, *size)``.
@@ -171,7 +176,7 @@ def _refine_short_axis(x: Tensor, axis: int, scale: int, fine: int) -> Tensor:
 
 
 def _refine_axis(x: Tensor, axis: int, scale: int, fine: int) -> Tensor:
-    """The same at a cost a pixel that does not grow with the length: each phase of the outputs mixes two slices."""
+    """The same at a cost per pixel that does not grow with the length: each phase of the outputs mixes two slices."""
     coarse, count = x.size(axis), (fine + scale - 1) // scale
     unit = 2 * scale  # to a pixel
     first = scale * (coarse - 1) - (fine - 1)  # place of output 0
@@ -197,7 +202,7 @@ def centred_nearest(x: Tensor, size: list[int]) -> Tensor:
 
     Args:
         x: shape ``(N, C, *spatial)``.
-        size: sizes of the output, one an axis.
+        size: sizes of the output, one per axis.
 
     Returns:
         Tensor of shape ``(N, C, *size)``.
@@ -227,7 +232,7 @@ def blur_width(antialias: bool | float) -> float:
         (0.0, 0.6, 0.8)
     """
     if isinstance(antialias, bool):
-        return WIDTH if antialias else 0.0
+        return BLUR_WIDTH if antialias else 0.0
     if not isinstance(antialias, (int, float)) or not 0 < antialias < math.inf:
         raise ValueError(f"antialias must be True, False or a positive width, got {antialias!r}")
     return float(antialias)
@@ -256,7 +261,7 @@ def centred_blur(x: Tensor, stride: list[int], width: float) -> Tensor:
 
     Args:
         x: shape ``(N, C, *spatial)`` or ``(C, *spatial)``.
-        stride: step of the grid that is to come, one an axis.
+        stride: step of the grid that is to come, one per axis.
         width: standard deviation of the Gaussian filter in steps of that grid, cut at three of them.
 
     Returns:
@@ -275,7 +280,7 @@ def centred_blur(x: Tensor, stride: list[int], width: float) -> Tensor:
 
 
 @script_if_tracing
-def centred_blur_pool(x: Tensor, stride: list[int], width: float = WIDTH) -> Tensor:
+def centred_blur_pool(x: Tensor, stride: list[int], width: float = BLUR_WIDTH) -> Tensor:
     """Down-sampling on a centred grid behind a Gaussian filter: less aliasing than averaging over blocks.
 
     The outputs lie where those of :func:`monai_sre.ops.pool.centred_avg_pool` with ``kernel_size=stride`` and
@@ -283,7 +288,7 @@ def centred_blur_pool(x: Tensor, stride: list[int], width: float = WIDTH) -> Ten
 
     Args:
         x: shape ``(N, C, *spatial)``.
-        stride: step between outputs, one an axis.
+        stride: step between outputs, one per axis.
         width: standard deviation of the filter in steps of the output, cut at three of them.
 
     Returns:
@@ -327,7 +332,7 @@ def blurred_avg_pool(
     ndim = len(stride)
     for axis in range(ndim):
         step, taps = stride[axis], kernel_size[axis]
-        count = window_count(int(x.size(axis - ndim)), taps, step, padding[axis], 1, ceil_mode)
+        count = window_count(int(x.size(axis - ndim)), taps, step, 2 * padding[axis], ceil_mode)
         sigma = max(width * step if step > 1 else 0.0, math.sqrt((taps * taps - 1) / 12))
         if sigma > 0:
             x = _sampled(x, axis - ndim, step, count, sigma)
@@ -348,8 +353,8 @@ def blurred_max_pool(
 
     Args:
         x: shape ``(N, C, *spatial)``.
-        kernel_size: window, one size an axis; ``stride``, ``padding``, ``dilation`` and ``ceil_mode`` as in
-            ``torch.nn.MaxPool*d``, one value an axis.
+        kernel_size: window, one size per axis; ``stride``, ``padding``, ``dilation`` and ``ceil_mode`` as in
+            ``torch.nn.MaxPool*d``, one value per axis.
         width: standard deviation of the filter in steps of the output, cut at three of them.
 
     Returns:
@@ -368,10 +373,11 @@ def blurred_max_pool(
     ends: list[int] = []
     for axis in range(ndim):
         size = int(x.size(axis - ndim))
-        counts.append(window_count(size, kernel_size[axis], stride[axis], padding[axis], dilation[axis], ceil_mode))
-        lacking = dilation[axis] * (kernel_size[axis] - 1) + 1 - size - 2 * padding[axis]
+        reach = dilation[axis] * (kernel_size[axis] - 1) + 1
+        counts.append(window_count(size, reach, stride[axis], 2 * padding[axis], ceil_mode))
+        lacking = reach - size - 2 * padding[axis]
         ends.append(padding[axis] + max(lacking + 1, 0) // 2)  # with ceil_mode, a window may be larger than the map
-    x = _max_pool(pad_ends(x, ends, value=float("-inf")), kernel_size, [1] * ndim, dilation)
+    x = max_pool_nd(pad_ends(x, ends, value=float("-inf")), kernel_size, [1] * ndim, dilation)
     for axis in range(ndim):
         if stride[axis] > 1:
             x = _sampled(x, axis - ndim, stride[axis], counts[axis], width * stride[axis])

@@ -1,7 +1,7 @@
 """Geometry of radially symmetric kernels: kernel offsets -> radii -> basis.
 
 A *tap* is one kernel position, its *radius* the distance from the kernel's centre in units of the smallest spacing. A basis
-is a stack of ``b`` fixed kernels, one a *ring*, and a *profile* says how a ring spreads over radii. A learned kernel is
+is a stack of ``b`` fixed kernels, one per *ring*, and a *profile* says how a ring spreads over radii. A learned kernel is
 ``weight @ basis``: it depends on a tap only through its radius, so it commutes with every rotation and reflection that maps
 the grid onto itself.
 """
@@ -64,7 +64,7 @@ def tap_offsets(kernel_size: Sequence[int], spacing: Sequence[float]) -> list[Te
 
 
 def _radii(offsets: Sequence[Tensor]) -> Tensor:
-    """Distances from the centre at all combinations of the given places, one shape entry an axis."""
+    """Distances from the centre at all combinations of the given places, one shape entry per axis."""
     squares = torch.zeros((), dtype=torch.float64)
     for places in offsets:
         squares = squares.unsqueeze(-1) + places.square()
@@ -94,7 +94,7 @@ def radial_basis(
     * ``"isotropic"``: the rings of ``"linear"``, each projected onto the kernels whose frequency response is the same in
       every direction (:func:`monai_sre.ops.isotropy.isotropic_kernels`), so that the layer commutes with rotations by any
       angle: of all bases with as many rings on these taps, the one whose worst kernel has the least error. It has the
-      default :math:`b = R + 1` with equal kernel sizes and one ring a unit of the shortest half-size otherwise, since a
+      default :math:`b = R + 1` with equal kernel sizes and one ring per unit of the shortest half-size otherwise, since a
       kernel of few taps along an axis can be isotropic in few ways. Nearly orthogonal, at no cost.
 
     The other smooth profiles have their rings at :math:`r_j = j \delta` from 0 to :math:`R` (``circular``; times a cosine
@@ -102,7 +102,7 @@ def radial_basis(
 
     Args:
         kernel_size: the odd number of taps along each spatial axis; its length is the number of spatial axes.
-        num_rings: number of rings ``b``; ``None`` is one a unit of radius, as above, fewer where a ring would be empty.
+        num_rings: number of rings ``b``; ``None`` is one per unit of radius, as above, fewer where a ring would be empty.
         profile: ``"band"``, ``"linear"``, ``"gaussian"`` or ``"isotropic"``, or ``(name, options)``.
         circular: whether the kernel ends at the largest ball in its box; otherwise it fills the box.
         orthonormal: return the orthonormal basis of the same span that is nearest to the profile (Loewdin):
@@ -119,7 +119,7 @@ def radial_basis(
         ValueError: a kernel size is even, a ring would be empty, or the rings are not linearly independent.
 
     Example:
-        >>> radial_basis((5, 5)).sum(dim=(1, 2)).tolist()  # taps a ring
+        >>> radial_basis((5, 5)).sum(dim=(1, 2)).tolist()  # taps per ring
         [1.0, 8.0, 12.0]
         >>> radial_basis((5, 5), circular=False).sum(dim=(1, 2)).tolist()
         [1.0, 8.0, 12.0, 4.0]
@@ -142,7 +142,7 @@ def centred_basis(
 ) -> Tensor:
     """:func:`radial_basis` for kernels of any size: an even one has its centre between its taps.
 
-    Such a kernel serves where a grid lies between the pixels too (:mod:`monai_sre.ops.centred`). Its rings are those of the
+    Such a kernel serves where a grid lies between the pixels too (:mod:`monai_sre.ops.grid`). Its rings are those of the
     odd sizes: as many as fit between radius 0 and the place of its outermost taps.
 
     Args:

@@ -12,13 +12,14 @@ from monai_sre.layers.centred import (
     CentredConvTranspose2d,
     CentredConvTranspose3d,
 )
-from monai_sre.layers.pool import CentredNearest, CentredPadPool
-from tests.testers import Case, LayerTester
+from monai_sre.ops.pool import centred_blur
+from tests.testers import Case, LayerTester, check_algorithms
 
 SIZES = ((8, 8), (9, 6), (7, 7))
 
 
 class TestCentred(LayerTester):
+    slow_cases = ("2d even", "2d dilated", "2d reflect", "2d blurred crop", "2d learned width", "up 2d padded", "up 3d")
     cases = (
         Case("1d", lambda: CentredConv1d(2, 3, 3, 2, 1), (1, 2, 8), sizes=((9,),)),
         Case("2d", lambda: CentredConv2d(2, 3, 3, 2, 1), (1, 2, 8, 7), sizes=SIZES),
@@ -49,24 +50,13 @@ class TestCentred(LayerTester):
     )
 
 
-class TestInterpolation:
-    def test_nearest_is_that_of_torch_at_integer_ratios(self) -> None:
-        x = torch.randn(1, 2, 5, 4)
-        assert torch.equal(CentredNearest(scale_factor=3)(x), torch.nn.functional.interpolate(x, scale_factor=3))
-        assert torch.equal(CentredNearest(size=(10, 4))(x), torch.nn.functional.interpolate(x, size=(10, 4)))
-
-    def test_pad_pool_of_odd_factors_is_that_of_monai(self) -> None:
-        """A window of 3 has a centre: only its place differs, by the pixel that MONAI pads at the near end."""
-        x = torch.randn(1, 2, 6, 9)
-        shifted = torch.nn.functional.avg_pool2d(torch.nn.functional.pad(x, (2, 0, 2, 0)), 3, 1)
-        assert torch.allclose(CentredPadPool(3)(x)[..., :-1, :-1], shifted[..., 1:, 1:], atol=1e-6)
-
-    @pytest.mark.parametrize("factor", [2, 3, 4])
-    def test_pad_pool_is_centred(self, factor: int) -> None:
-        x = torch.randn(1, 2, 6, 9)
-        out = CentredPadPool(factor)(x)
-        assert out.shape == x.shape
-        assert torch.allclose(CentredPadPool(factor)(x.flip(2)), out.flip(2), atol=1e-6)
+@pytest.mark.parametrize(
+    "case",
+    [case for case in TestCentred.cases if "up" not in case.name and "learned" not in case.name],
+    ids=lambda case: case.name,
+)
+def test_algorithms_agree(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_algorithms(case, monkeypatch)
 
 
 class TestArguments:
@@ -80,10 +70,21 @@ class TestArguments:
             (lambda: CentredConv2d(2, 3, 3, padding_mode="reflect", far_padding=1), "far_padding"),
             (lambda: CentredConvTranspose2d(2, 3, 3, 2, 1, 2), "output_padding"),
             (lambda: CentredConvTranspose2d(2, 3, 3, padding_mode="reflect"), "padding_mode"),
-            (lambda: CentredNearest(), "size or scale_factor"),
             (lambda: CentredConv2d(1, 1, 9)(torch.zeros(1, 1, 4, 4)), "too small"),
         ],
     )
     def test_messages(self, build: object, match: str) -> None:
         with pytest.raises(ValueError, match=match):
             build()  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("size", [41, 42])
+def test_strided_convolution_samples_its_blurred_output(size: int) -> None:
+    """Reference: convolve at every pixel, blur, and take what lies on the centred grid; away from the border."""
+    layer = CentredConv2d(1, 1, 3, 2, 1, bias=False, dtype=torch.float64, antialias=True)
+    x = torch.randn(1, 1, size, size, dtype=torch.float64)
+    dense = centred_blur(torch.nn.functional.conv2d(x, layer.kernel(), padding=1), [2, 2], 0.6)
+    between = (dense[..., 1:] + dense[..., :-1]) / 2
+    between = (between[..., 1:, :] + between[..., :-1, :]) / 2
+    wanted = (between if size % 2 == 0 else dense)[..., ::2, ::2]
+    torch.testing.assert_close(layer(x)[..., 4:-4, 4:-4], wanted[..., 4:-4, 4:-4])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.metadata
 import importlib.util
 import inspect
@@ -16,6 +17,7 @@ import torch
 from monai.data.meta_tensor import MetaTensor
 from torch import nn
 
+from monai_sre import convert_to_sre
 from monai_sre.layers import (
     SREConv1d,
     SREConv2d,
@@ -26,8 +28,11 @@ from monai_sre.layers import (
     SREHarmonicConv2d,
     SREHarmonicConv3d,
 )
+from monai_sre.layers.centred import CentredConv2d, CentredConv3d, CentredConvTranspose2d
+from monai_sre.nets import SREResNet
+from monai_sre.ops.radial import centred_basis
 from monai_sre.ops.ring.convolution import ring_conv
-from tests.testers import Case, LayerTester, check_compiled, lattice_symmetries, relative_error
+from tests.testers import Case, LayerTester, check_algorithms, check_compiled, lattice_symmetries, relative_error
 
 SMOOTH: dict[str, Any] = {"profile": "gaussian", "orthonormal": True}
 CASES = (
@@ -55,6 +60,8 @@ CASES = (
         sizes=((3, 4, 4),),
         symmetries=[*lattice_symmetries(3, axes=(1, 2)), *lattice_symmetries(3, swaps=False)],
     ),
+    Case("2d ring", lambda: SREConv2d(2, 3, 5, padding="same", algorithm="ring"), (2, 2, 6, 7), sizes=((7, 7),)),
+    Case("3d ring", lambda: SREConv3d(2, 2, 3, padding=1, algorithm="ring"), (2, 2, 3, 4, 5), sizes=((4, 4, 4),)),
     Case("transposed 1d", lambda: SREConvTranspose1d(2, 3, 5, stride=2, padding=2), (2, 2, 5), sizes=((4,), (1,))),
     Case(
         "transposed 2d",
@@ -68,6 +75,12 @@ CASES = (
 
 class TestLayers(LayerTester):
     cases = CASES
+    slow_cases = ("2d reflect groups dilation", "3d in-plane", "2d ring", "transposed 2d")
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if "transposed" not in case.name], ids=lambda case: case.name)
+def test_algorithms_agree(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_algorithms(case, monkeypatch)
 
 
 def test_compile_inductor() -> None:
@@ -180,7 +193,7 @@ def test_kernel_is_differentiable_and_in_torch_layout() -> None:
     layer = SREConv2d(4, 6, 5, groups=2)
     assert layer.kernel().shape == nn.Conv2d(4, 6, 5, groups=2).weight.shape
     (gradient,) = torch.autograd.grad(layer.kernel().sum(), layer.weight)
-    assert torch.equal(gradient, torch.tensor([1.0, 8.0, 12.0]).expand(6, 2, 3))  # taps a ring
+    assert torch.equal(gradient, torch.tensor([1.0, 8.0, 12.0]).expand(6, 2, 3))  # taps per ring
 
 
 def test_meta_device() -> None:
@@ -241,7 +254,7 @@ def test_initialisation_keeps_the_scale(ndim: int, kernel_size: int, size: int, 
     power that no initialisation should make up for.
     """
     if smooth and (ndim, kernel_size) not in ((2, 9), (3, 5)):
-        pytest.skip("the smooth profile is checked at one size a dimension")
+        pytest.skip("the smooth profile is checked at one size per dimension")
     options: dict[str, Any] = SMOOTH if smooth else {}
     variance = torch.zeros(10)
     for seed in range(seeds):
@@ -492,3 +505,93 @@ def test_memory_formats_of_volumes(build: Callable[[], nn.Module]) -> None:
     torch.testing.assert_close(layer.to(memory_format=torch.channels_last_3d)(x), out)
     layer.to(torch.float64, memory_format=torch.channels_last_3d)
     torch.testing.assert_close(layer(x.double()), out.double(), rtol=1e-4, atol=1e-5)
+
+
+# A width that is learned ---------------------------------------------------------------------------------------------
+
+LEARNED = ("gaussian", {"width": 0.8, "learn_width": True})
+
+
+@pytest.mark.parametrize(
+    ("layer_type", "options"),
+    [
+        (SREConv1d, {"kernel_size": 7}),
+        (SREConv2d, {"kernel_size": 5}),
+        (SREConv2d, {"kernel_size": 5, "circular": False, "num_rings": 3}),
+        (SREConv3d, {"kernel_size": (3, 5, 5), "axes": (1, 2)}),
+        (SREConv3d, {"kernel_size": (3, 7, 7), "spacing": (3.0, 1.0, 1.0)}),
+        (SREConvTranspose2d, {"kernel_size": 5}),
+        (CentredConv2d, {"kernel_size": 5}),
+        (CentredConv2d, {"kernel_size": (4, 4), "circular": False}),
+        (CentredConv3d, {"kernel_size": (3, 4, 4), "axes": (1, 2)}),
+        (CentredConvTranspose2d, {"kernel_size": 3, "stride": 2, "padding": 1, "output_padding": 1}),
+    ],
+)
+def test_basis_follows_the_width(layer_type: Any, options: dict[str, Any]) -> None:
+    layer = layer_type(2, 3, profile=LEARNED, dtype=torch.float64, **options)
+    geometry = {name: value for name, value in options.items() if name in ("num_rings", "circular", "spacing", "axes")}
+    assert "log_width" in layer.state_dict()
+    for width in (0.8, 0.5, 1.1):
+        with torch.no_grad():
+            layer.log_width.fill_(torch.tensor(width).double().log())
+        wanted = centred_basis(layer.kernel_size, profile=("gaussian", {"width": width}), **geometry)
+        torch.testing.assert_close(layer.current_basis(), wanted, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("algorithm", ["auto", "dense", "ring"])
+@pytest.mark.parametrize("build", [SREConv2d, CentredConv2d])
+def test_gradients(build: Any, algorithm: str) -> None:
+    layer = build(2, 3, 5, padding=2, profile=LEARNED, algorithm=algorithm, dtype=torch.float64)
+    x = torch.randn(1, 2, 7, 7, dtype=torch.float64)
+
+    def value(log_width: torch.Tensor) -> torch.Tensor:
+        return torch.func.functional_call(layer, {"log_width": log_width}, x).square().sum()
+
+    step, start = 1e-5, layer.log_width.detach()
+    layer(x).square().sum().backward()
+    assert layer.log_width.grad is not None
+    slope = (value(start + step) - value(start - step)) / (2 * step)
+    torch.testing.assert_close(layer.log_width.grad, slope.detach(), rtol=1e-5, atol=1e-8)
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x), torch.nn.functional.conv2d(x, layer.kernel(), layer.bias, padding=2))
+
+
+def test_captured_graphs_copies_and_checkpoints() -> None:
+    layer, x = SREConv2d(2, 3, 5, padding=2, profile=LEARNED), torch.randn(1, 2, 9, 8)
+    with torch.no_grad():
+        layer.log_width.add_(0.3)
+    wanted = layer(x)
+    for other in (
+        torch.jit.script(layer),
+        torch.jit.trace(layer, x),
+        copy.deepcopy(layer),
+        torch.export.export(layer, (x,)).module(),
+    ):
+        torch.testing.assert_close(other(x), wanted)
+    again = SREConv2d(2, 3, 5, padding=2, profile=LEARNED)
+    again.load_state_dict(layer.state_dict())
+    torch.testing.assert_close(again(x), wanted)
+    layer.reset_parameters()
+    assert float(layer.log_width.detach().exp()) == pytest.approx(0.8)
+
+
+def test_rings_far_away() -> None:
+    """Gaussians of width 1 vanish beyond 38 units; the distances must not."""
+    layer = SREConv3d(1, 2, (9, 3, 3), padding="same", spacing=(10.0, 1.0, 1.0), profile=LEARNED)
+    layer(torch.randn(1, 1, 9, 6, 6)).square().sum().backward()
+    assert layer.log_width.grad.isfinite()
+    assert layer.log_width.grad.abs() > 0
+
+
+def test_networks_and_refusals() -> None:
+    net = SREResNet(2, 1, 3, width=4, profile=LEARNED)
+    net(torch.randn(2, 1, 8, 8)).sum().backward()
+    assert net.conv1.log_width.grad is not None
+    even = convert_to_sre(torch.nn.Sequential(torch.nn.Conv2d(1, 2, 4, 2)), profile=LEARNED)
+    even(torch.randn(1, 1, 9, 8)).sum().backward()
+    assert even[0].log_width.grad.abs() > 0
+    with pytest.raises(ValueError, match="orthonormal must be False where the profile's width is learned"):
+        SREConv2d(1, 1, 3, profile=LEARNED, orthonormal=True)
+    with pytest.raises(TypeError, match="learn_width of profile 'gaussian' must be True or False, got 1"):
+        SREConv2d(1, 1, 3, profile=("gaussian", {"learn_width": 1}))
+    assert SREConv2d(1, 1, 3, profile=("gaussian", {"learn_width": False})).log_width is None

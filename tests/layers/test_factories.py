@@ -14,6 +14,7 @@ from monai_sre.layers.factories import register
 NAMES = {
     "SRECONV": "SREConv",
     "SRECONVTRANS": "SREConvTranspose",
+    "SREHARMONICCONV": "SREHarmonicConv",
     "CENTREDAVG": "CentredAvgPool",
     "CENTREDMAX": "CentredMaxPool",
 }
@@ -25,6 +26,12 @@ def test_registered(name: str, dim: int) -> None:
     factory = Conv if name.startswith("SRE") else Pool
     for key in (name, name.lower()):
         assert factory[key, dim] is getattr(layers, f"{NAMES[name]}{dim}d")
+
+
+def test_every_layer_of_three_dimensions_is_registered() -> None:
+    assert {name[:-2] for name in layers.__all__ if name[-2:] in ("1d", "2d", "3d")} == set(NAMES.values())
+    registered = [name for factory in (Conv, Pool) for name in factory.names if name.startswith(("SRE", "CENTRED"))]
+    assert sorted(registered) == sorted(NAMES)
 
 
 def test_registered_once_and_beside_what_is_there() -> None:

@@ -43,9 +43,11 @@ CASES = (
 
 class TestSREHarmonicConv(LayerTester):
     cases = CASES
+    slow_cases = ("2d", "2d groups reflect", "3d in-plane")
 
 
 class TestHarmonicEnergy(LayerTester):
+    slow_cases = ("3d replicate",)
     cases = (
         Case("2d", lambda: HarmonicEnergy(2, 1), (2, 2, 6, 7), sizes=((7, 7), (6, 6), (1, 4))),
         Case("3d replicate", lambda: HarmonicEnergy(3, 2, 3, padding_mode="replicate"), (1, 2, 4, 3, 5)),
@@ -93,11 +95,6 @@ def test_unbatched() -> None:
     torch.testing.assert_close(layer(x), layer(x[None])[0])
 
 
-def test_registered() -> None:
-    assert Conv["SREHARMONICCONV", 2] is SREHarmonicConv2d
-    assert Conv["SREHARMONICCONV", 3] is SREHarmonicConv3d
-
-
 def test_parameters_against_the_radial_layer() -> None:
     """At most 1.7 times as many, with the defaults."""
     for kind, radial, kernel in (
@@ -141,6 +138,15 @@ def test_maps_smaller_than_the_stencils(mode: str, size: tuple[int, int]) -> Non
     assert out.shape == nn.Conv2d(2, 4, kernel, padding=padding, padding_mode=mode).double()(x).shape
     for symmetry in lattice_symmetries(2):
         torch.testing.assert_close(layer(symmetry(x)), symmetry(out))
+
+
+def test_rings_are_gaussian_and_orthonormal_unless_something_else_is_asked_for() -> None:
+    wanted = SREConv2d(2, 4, 5, profile="gaussian", orthonormal=True).basis
+    assert torch.equal(SREHarmonicConv2d(2, 4, 5).radial.basis, wanted)
+    assert torch.equal(SREHarmonicConv2d(2, 4, 5, profile=None, orthonormal=None).radial.basis, wanted)
+    band = SREHarmonicConv2d(2, 4, 5, profile="band", orthonormal=False)
+    assert torch.equal(band.radial.basis, SREConv2d(2, 4, 5).basis)
+    assert torch.equal(SREConv2d(2, 4, 5, profile=None, orthonormal=None).basis, SREConv2d(2, 4, 5).basis)
 
 
 def test_a_learned_width_needs_no_further_word() -> None:

@@ -1,4 +1,4 @@
-"""The centred pooling and upsampling layers; their numbers are tested in ``tests/ops/test_resample.py``."""
+"""The centred pooling and upsampling layers; their numbers are tested in ``tests/ops/test_pool.py``."""
 
 from __future__ import annotations
 
@@ -12,15 +12,19 @@ from monai_sre.layers import (
     CentredAvgPool1d,
     CentredAvgPool2d,
     CentredAvgPool3d,
+    CentredBlurPool,
     CentredMaxPool1d,
     CentredMaxPool2d,
     CentredMaxPool3d,
     CentredUpsample,
 )
+from monai_sre.layers.pool import CentredNearest, CentredPadPool
+from monai_sre.symmetry import equivariance_error
 from tests.testers import Case, LayerTester
 
 
 class TestResampling(LayerTester):
+    slow_cases = ("avg 2d padded", "max 2d dilated", "avg 2d blurred", "max 3d blurred", "up 2d")
     cases = (
         Case("avg 1d", lambda: CentredAvgPool1d(2), (2, 2, 7), sizes=((6,), (9,))),
         Case(
@@ -111,7 +115,46 @@ def test_pools_of_a_single_image(ndim: int) -> None:
 
 
 def test_wrong_inputs() -> None:
-    with pytest.raises(ValueError, match="size 2 is too small for kernel_size=5"):
+    with pytest.raises(ValueError, match="size 2 with padding 0 is too small for a window of 5 pixels"):
         CentredAvgPool1d(5)(torch.randn(1, 1, 2))
-    with pytest.raises(ValueError, match=r"size must be 2 sizes >= 1, one a spatial axis, got \[9\]"):
+    with pytest.raises(ValueError, match=r"size must be 2 sizes >= 1, one per spatial axis, got \[9\]"):
         CentredUpsample(2)(torch.randn(1, 1, 4, 4), [9])
+
+
+def test_script_trace_and_other_sizes() -> None:
+    pool, x = CentredBlurPool(2), torch.randn(1, 2, 9, 12)
+    for other in (torch.jit.script(pool), torch.jit.trace(pool, x)):
+        torch.testing.assert_close(other(x), pool(x))
+        torch.testing.assert_close(other(x[..., 1:, :7]), pool(x[..., 1:, :7]))
+    with pytest.raises(ValueError, match="width must be a positive number, got 0"):
+        CentredBlurPool(2, width=0)
+
+
+def test_less_error_at_other_angles() -> None:
+    """A wave at the edge of what the coarse grid holds: block means alias it, and the filter removes it."""
+    rows = torch.arange(65.0)
+    x = torch.cos(2 * torch.pi * 0.27 * rows)[None, None, :, None] * torch.ones(65) + 1
+    plain = equivariance_error(CentredAvgPool2d(2, ceil_mode=True, count_include_pad=False), x, (20, 45))
+    smooth = equivariance_error(CentredBlurPool(2), x, (20, 45))
+    assert max(smooth.values()) < 0.5 * min(plain.values())
+
+
+def test_nearest_is_that_of_torch_at_integer_ratios() -> None:
+    x = torch.randn(1, 2, 5, 4)
+    assert torch.equal(CentredNearest(scale_factor=3)(x), torch.nn.functional.interpolate(x, scale_factor=3))
+    assert torch.equal(CentredNearest(size=(10, 4))(x), torch.nn.functional.interpolate(x, size=(10, 4)))
+
+
+def test_pad_pool_of_odd_factors_is_that_of_monai() -> None:
+    """A window of 3 has a centre: only its place differs, by the pixel that MONAI pads at the near end."""
+    x = torch.randn(1, 2, 6, 9)
+    shifted = torch.nn.functional.avg_pool2d(torch.nn.functional.pad(x, (2, 0, 2, 0)), 3, 1)
+    assert torch.allclose(CentredPadPool(3)(x)[..., :-1, :-1], shifted[..., 1:, 1:], atol=1e-6)
+
+
+@pytest.mark.parametrize("factor", [2, 3, 4])
+def test_pad_pool_is_centred(factor: int) -> None:
+    x = torch.randn(1, 2, 6, 9)
+    out = CentredPadPool(factor)(x)
+    assert out.shape == x.shape
+    assert torch.allclose(CentredPadPool(factor)(x.flip(2)), out.flip(2), atol=1e-6)

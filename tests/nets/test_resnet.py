@@ -232,6 +232,14 @@ def test_width_of_the_blur_reaches_the_layers() -> None:
         narrow(2, antialias=-1)
 
 
+@pytest.mark.parametrize(("depth", "blurs"), [(18, 3), (50, 6)])
+def test_antialiased_networks_keep_names_and_symmetry(depth: int, blurs: int) -> None:
+    network = net(2, depth=depth, antialias=True)
+    assert sum(isinstance(module, CentredBlurPool) for module in network.modules()) == blurs
+    assert network.state_dict().keys() == narrow(2, depth=depth).state_dict().keys()
+    assert_symmetric(network, torch.randn(1, 1, 13, 10, dtype=torch.float64), "vector", 1e-12)
+
+
 def test_options_reach_the_layers() -> None:
     network = narrow(
         2,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from itertools import product
 from typing import Any
 
@@ -11,12 +12,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from monai_sre.ops import expand_kernel, radial_basis, sre_conv, sre_conv_transpose
-from monai_sre.ops.conv import ALGORITHM_VARIABLE, requested_algorithm
+from monai_sre.ops import expand_kernel, radial_basis, sre_conv
+from monai_sre.ops.conv import ALGORITHM_VARIABLE, centred_conv, centred_conv_transpose, requested_algorithm
 from tests.testers import relative_error
 
 CONVOLUTIONS = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
-TRANSPOSED = {1: functional.conv_transpose1d, 2: functional.conv_transpose2d, 3: functional.conv_transpose3d}
 SIZES = {1: (17,), 2: (11, 14), 3: (8, 9, 7)}
 
 
@@ -61,22 +61,6 @@ def test_equals_convolution(ndim: int, kernel_size: int, options: dict[str, Any]
     )
     without = sre_conv(x[0], weight, basis, **options)
     assert relative_error(without, CONVOLUTIONS[ndim](x[0], kernel, **options)) < 1e-12
-
-
-@pytest.mark.parametrize(
-    "options",
-    [{}, {"stride": 2, "padding": 1, "output_padding": 1}, {"groups": 2, "dilation": 2}, {"stride": 3, "groups": 4}],
-    ids=str,
-)
-@pytest.mark.parametrize("ndim", [1, 2, 3])
-def test_equals_transposed_convolution(ndim: int, options: dict[str, Any]) -> None:
-    basis = radial_basis((5,) * ndim)
-    weight = torch.randn(4, 8 // options.get("groups", 1), 3, dtype=torch.float64)
-    bias = torch.randn(8, dtype=torch.float64)
-    x = torch.randn(2, 4, *SIZES[ndim], dtype=torch.float64)
-    kernel = kernel_by_loops(weight, 5, ndim)
-    expected = TRANSPOSED[ndim](x, kernel, bias, **options)
-    assert relative_error(sre_conv_transpose(x, weight, basis, bias, **options), expected) < 1e-12
 
 
 def test_kernel_is_in_the_dtype_of_the_weight() -> None:
@@ -124,10 +108,68 @@ def operands(**changes: Any) -> dict[str, Any]:
 def test_errors(changes: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         sre_conv(**operands(**changes))
-    with pytest.raises(error, match=message):
-        sre_conv_transpose(**operands(**{"weight": torch.ones(4, 6, 3), **changes}))
 
 
 def test_unknown_algorithm() -> None:
     with pytest.raises(ValueError, match=r"algorithm must be one of \('auto', 'dense', 'ring'\), got 'fft'"):
         sre_conv(**operands(algorithm="fft"))
+
+
+# Centred grids --------------------------------------------------------------------------------------------------------
+
+
+def centred_by_loops(values: list[float], kernel: list[float], count: int, stride: int, dilation: int) -> list[float]:
+    """Outputs around the middle of a line, tap by tap: a tap between two pixels sees their mean, one outside sees zero."""
+
+    def pixel(place: int) -> float:
+        return values[place] if 0 <= place < len(values) else 0.0
+
+    found = []
+    for index in range(count):
+        centre = (len(values) - 1) / 2 + stride * (index - (count - 1) / 2)
+        places = [centre + dilation * (tap - (len(kernel) - 1) / 2) for tap in range(len(kernel))]
+        seen = [(pixel(math.floor(place)) + pixel(math.ceil(place))) / 2 for place in places]
+        found.append(sum(weight * value for weight, value in zip(kernel, seen, strict=True)))
+    return found
+
+
+def line_cases() -> Iterator[tuple[int, list[float], int, int, int, int]]:
+    """Sizes, symmetric kernels, strides, dilations and paddings, also of the far end alone."""
+    kernels = ([2.0], [1.0, 1.0], [1.0, 3.0, 1.0], [1.0, -2.0, -2.0, 1.0])
+    for size, kernel, stride, dilation in product(range(4, 12), kernels, (1, 2, 3), (1, 2)):
+        for padding, far in ((0, 0), (1, 0), (2, 1)):
+            if size + 2 * padding + far >= dilation * (len(kernel) - 1) + 1:
+                yield size, kernel, stride, dilation, padding, far
+
+
+def test_centred_convolution_is_that_of_the_loops() -> None:
+    """With as many outputs as torch has; a step of the grid may lie between the pixels."""
+    for size, kernel, stride, dilation, padding, far in line_cases():
+        x, weight = torch.randn(1, 1, size, dtype=torch.float64), torch.tensor([[kernel]], dtype=torch.float64)
+        count = functional.conv1d(functional.pad(x, (padding, padding + far)), weight, None, stride, 0, dilation).shape[
+            -1
+        ]
+        found = centred_conv(x, weight, None, [stride], [padding], [far], [dilation], 1, "zeros")
+        wanted = centred_by_loops(x.flatten().tolist(), kernel, count, stride, dilation)
+        assert found.flatten().tolist() == pytest.approx(wanted, abs=1e-12), (
+            size,
+            kernel,
+            stride,
+            dilation,
+            padding,
+            far,
+        )
+
+
+def test_centred_transposed_convolution_is_the_transpose() -> None:
+    """Of the matrix of the loops above, whatever the size that it gives back."""
+    for size, kernel, stride, dilation, padding, far in line_cases():
+        full = dilation * (len(kernel) - 1) + 1
+        count = (size + 2 * padding + far - full) // stride + 1
+        margin = (count - 1) * stride + full - size
+        matrix = [
+            centred_by_loops([float(i == k) for i in range(size)], kernel, count, stride, dilation) for k in range(size)
+        ]
+        y, weight = torch.randn(1, 1, count, dtype=torch.float64), torch.tensor([[kernel]], dtype=torch.float64)
+        found = centred_conv_transpose(y, weight, None, [stride], [margin], [dilation], 1)
+        torch.testing.assert_close(found[0, 0], torch.tensor(matrix, dtype=torch.float64) @ y[0, 0])

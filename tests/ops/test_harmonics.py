@@ -22,7 +22,7 @@ def value(polynomial: Polynomial, places: Tensor) -> Tensor:
 
 
 def places_of(stencils: Tensor) -> Tensor:
-    """Offsets of all taps, one row a tap."""
+    """Offsets of all taps, one row per tap."""
     axes = [torch.arange(length, dtype=torch.float64) - length // 2 for length in stencils.shape[1:]]
     return torch.cartesian_prod(*axes).reshape(-1, stencils.dim() - 1)
 

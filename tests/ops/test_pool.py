@@ -14,8 +14,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from monai_sre.ops.grid import centred_grid
-from monai_sre.ops.pool import centred_avg_pool, centred_max_pool, centred_upsample
+from monai_sre.ops.pool import (
+    blurred_avg_pool,
+    blurred_max_pool,
+    centred_avg_pool,
+    centred_blur,
+    centred_blur_pool,
+    centred_max_pool,
+    centred_upsample,
+)
 from tests.testers import assert_symmetric, lattice_symmetries
 
 AVERAGE = (functional.avg_pool1d, functional.avg_pool2d, functional.avg_pool3d)
@@ -192,6 +199,14 @@ def test_closed_forms() -> None:
     assert centred_max_pool(x, [2], [2], [0], [1]).tolist() == [[[2.0, 8.0, 32.0]]]
 
 
+def test_gradients_share_ties_evenly() -> None:
+    """Where a window lies between pixels, equal maxima get equal gradients, so that training is symmetric, too."""
+    x = torch.ones(1, 1, 2, requires_grad=True)
+    centred_max_pool(x, [1], [2], [0], [1]).sum().backward()
+    assert x.grad is not None
+    assert x.grad.tolist() == [[[0.5, 0.5]]]
+
+
 # Upsampling -----------------------------------------------------------------------------------------------------------
 
 
@@ -233,20 +248,75 @@ def test_upsampling_a_ramp() -> None:
             assert value == pytest.approx(min(max(place, 0), coarse - 1), abs=1e-5)
 
 
-# Errors and grids -----------------------------------------------------------------------------------------------------
+# Antialiasing ---------------------------------------------------------------------------------------------------------
 
 
-def test_no_window_fits() -> None:
-    for arguments in ((2, 5, 1), (1, 4, 2, 1), (4, 3, 1, 0, 2)):
-        with pytest.raises(
-            ValueError, match=f"size {arguments[0]} is too small for kernel_size={arguments[1]}, padding="
-        ):
-            centred_grid(*arguments)
+@pytest.mark.parametrize("size", [1, 2, 3, 8, 11])
+@pytest.mark.parametrize("stride", [1, 2, 3, 4])
+def test_shape_symmetry_and_constants(size: int, stride: int) -> None:
+    x = torch.randn(2, 3, size, size + 3, dtype=torch.float64)
+    y = centred_blur_pool(x, [stride, stride])
+    assert y.shape == centred_avg_pool(x, [stride] * 2, [stride] * 2, [0, 0], True, False).shape
+    assert_symmetric(lambda image: centred_blur_pool(image, [stride, stride]), x, "map", 1e-14)
+    torch.testing.assert_close(centred_blur_pool(torch.ones_like(x), [stride, stride]), torch.ones_like(y))
 
 
-def test_gradients_share_ties_evenly() -> None:
-    """Where a window lies between pixels, equal maxima get equal gradients, so that training is symmetric, too."""
-    x = torch.ones(1, 1, 2, requires_grad=True)
-    centred_max_pool(x, [1], [2], [0], [1]).sum().backward()
-    assert x.grad is not None
-    assert x.grad.tolist() == [[[0.5, 0.5]]]
+@pytest.mark.parametrize("size", [39, 40])
+@pytest.mark.parametrize("stride", [2, 3, 4])
+def test_the_grid_is_that_of_the_block_means(size: int, stride: int) -> None:
+    """A symmetric filter keeps a linear image as it is, so the outputs show where they lie."""
+    x = torch.arange(float(size), dtype=torch.float64)[None, None]
+    blocks = centred_avg_pool(x, [stride], [stride], [0], True, False)
+    torch.testing.assert_close(centred_blur_pool(x, [stride])[..., 3:-3], blocks[..., 3:-3])
+
+
+def test_weights_are_gaussian() -> None:
+    x = torch.zeros(1, 1, 15, dtype=torch.float64)
+    x[..., 7] = 1
+    offsets = 2.0 * torch.arange(-3, 4, dtype=torch.float64)  # outputs lie at the pixels 1, 3 ... of 15
+    y = centred_blur_pool(
+        x[..., 1:-1], [2], width=0.5
+    )  # 13 pixels: outputs at 0, 2 ... 12, the one at 6 on the impulse
+    pixels = torch.arange(-3.0, 4.0, dtype=torch.float64)
+    wanted = torch.exp(-0.5 * offsets**2) / torch.exp(-0.5 * pixels**2).sum()
+    torch.testing.assert_close(y[0, 0, 2:5], wanted[2:5])
+
+
+def sampled(line: list[float], count: int, step: int, sigma: float) -> list[float]:
+    """Reference: ``count`` Gaussian means of a line, ``step`` apart and centred, pixel by pixel."""
+    found = []
+    for output in range(count):
+        place = (len(line) - 1) / 2 + step * (output - (count - 1) / 2)
+        near = [(pixel, abs(pixel - place)) for pixel in range(len(line)) if abs(pixel - place) <= int(3 * sigma) + 0.5]
+        shares = [math.exp(-0.5 * (distance / sigma) ** 2) for _, distance in near]
+        total = sum(share * line[pixel] for share, (pixel, _) in zip(shares, near, strict=True))
+        found.append(total / sum(shares))
+    return found
+
+
+@pytest.mark.parametrize("size", [9, 12, 14])
+@pytest.mark.parametrize("kernel", [2, 3, 5])
+@pytest.mark.parametrize("stride", [2, 3])
+@pytest.mark.parametrize("ceil_mode", [False, True])
+def test_pools_are_those_of_the_reference(size: int, kernel: int, stride: int, ceil_mode: bool) -> None:
+    x = torch.randn(1, 1, size, dtype=torch.float64)
+    options = {"kernel_size": kernel, "stride": stride, "padding": kernel // 2, "ceil_mode": ceil_mode}
+    count = functional.max_pool1d(x, **options).shape[-1]
+    spread = max(0.6 * stride, math.sqrt((kernel**2 - 1) / 12))
+    wanted = sampled(x.flatten().tolist(), count, stride, spread)
+    found = blurred_avg_pool(x, [kernel], [stride], [kernel // 2], ceil_mode, 0.6)
+    torch.testing.assert_close(found.flatten().tolist(), wanted)
+    dense = functional.max_pool1d(x, kernel, 1, kernel // 2)
+    wanted = sampled(dense.flatten().tolist(), count, stride, 0.6 * stride)
+    found = blurred_max_pool(x, [kernel], [stride], [kernel // 2], [1], ceil_mode, 0.6)
+    torch.testing.assert_close(found.flatten().tolist(), wanted)
+
+
+def test_blur_keeps_the_grid_and_axes_without_stride() -> None:
+    x = torch.randn(2, 9, 5, dtype=torch.float64)
+    found = centred_blur(x, [3, 1], 0.6)
+    for image, blurred in zip(x, found, strict=True):
+        for column in range(5):
+            wanted = sampled(image[:, column].tolist(), 9, 1, 1.8)
+            torch.testing.assert_close(blurred[:, column].tolist(), wanted)
+    assert torch.equal(centred_blur(x, [1, 1], 0.6), x)

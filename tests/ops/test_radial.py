@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from itertools import product
+from itertools import pairwise, product
 from typing import Any
 
 import pytest
@@ -12,8 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from monai_sre.layers import SREConv3d
 from monai_sre.ops import change_basis, radial_basis, tap_radii
-from monai_sre.ops.radial import initial_std
+from monai_sre.ops.radial import centred_basis, initial_std
+from monai_sre.symmetry import equivariance_error
+from monai_sre.symmetry.lattice import lattice_symmetries
+from tests.ops.waves import grid, waves
 
 CIRCULAR = {3: [1, 8], 5: [1, 8, 12], 7: [1, 8, 12, 16], 9: [1, 8, 12, 16, 32], 11: [1, 8, 12, 24, 24, 28]}
 FILLED = {3: [1, 4, 4], 5: [1, 8, 12, 4], 7: [5, 8, 24, 8, 4], 9: [5, 16, 16, 32, 8, 4]}
@@ -388,3 +392,122 @@ def test_the_advised_number_of_rings_works() -> None:
             radial_basis(size, num_rings=40, circular=circular, profile=profile)
         advised = int(str(error.value).split("use at most ")[1].split()[0])
         assert len(radial_basis(size, num_rings=advised, circular=circular, profile=profile)) == advised
+
+
+# On images -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("profile", ["linear", "gaussian", "isotropic"])
+@pytest.mark.parametrize(
+    ("size", "spatial_dims"), [(3, 1), (9, 1), (3, 2), (5, 2), (7, 2), (9, 2), (11, 2), (3, 3), (5, 3), (7, 3)]
+)
+@pytest.mark.parametrize("circular", [True, False])
+def test_rank_and_conditioning(profile: str, size: int, spatial_dims: int, circular: bool) -> None:
+    basis = radial_basis((size,) * spatial_dims, profile=profile, circular=circular).flatten(1)
+    full = size // 2 + (1 if circular or profile == "isotropic" or spatial_dims == 1 else 2)
+    assert len(basis) in ({full} if profile == "isotropic" else {full, size // 2 + 1})
+    unit = basis / basis.norm(dim=1, keepdim=True)
+    assert (
+        float(torch.linalg.cond(unit))
+        < {"linear": 2.0, "gaussian": 7.0 if circular else 12.0, "isotropic": 1.8}[profile]
+    )
+    assert torch.equal(basis, basis.flip(1))
+
+
+@pytest.mark.parametrize("profile", ["linear", "gaussian", ("gaussian", {"width": 1.0}), "isotropic"])
+@pytest.mark.parametrize("spatial_dims", [1, 2, 3])
+def test_lattice_symmetries_are_exact(profile: Any, spatial_dims: int) -> None:
+    basis = radial_basis((5,) * spatial_dims, profile=profile)
+    for symmetry in lattice_symmetries(spatial_dims).values():
+        assert torch.equal(symmetry(basis), basis)
+    radii = tap_radii((5,) * spatial_dims)
+    for radius in radii.unique():
+        values = basis[:, radii == radius]
+        torch.testing.assert_close(values, values[:, :1].expand_as(values), rtol=0, atol=1e-15)
+
+
+def test_free_axes_take_the_profile_of_the_plane() -> None:
+    plane = radial_basis((7, 7), profile="isotropic")
+    free = radial_basis((3, 7, 7), profile="isotropic", axes=(1, 2))
+    assert free.shape == (12, 3, 7, 7)
+    assert torch.equal(free[:4, 0], plane)
+    assert torch.equal(free[:4, 1:], torch.zeros(4, 2, 7, 7, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("profile", ["linear", "gaussian"])
+def test_spacing_gives_the_same_response_on_either_grid(profile: str) -> None:
+    """One smooth object, sampled isotropically and with every third slice; the same kernel, a third of its slices.
+
+    Both layers integrate the object against one function of the distance in millimetres, by different sums.
+    """
+    fine, coarse = (37, 17, 17), (13, 17, 17)
+    image = waves(4.0, 3, count=100)
+    x_fine, x_coarse = image(grid(fine, (1.0, 1.0, 1.0))), image(grid(coarse, (3.0, 1.0, 1.0)))
+    assert torch.equal(x_fine[::3], x_coarse)
+    options: dict[str, Any] = {"padding": 0, "bias": False, "profile": profile, "dtype": torch.float64}
+    isotropic = SREConv3d(1, 4, 13, num_rings=4, **options)
+    thick = SREConv3d(1, 4, (5, 13, 13), num_rings=4, spacing=(3.0, 1.0, 1.0), **options)
+    with torch.no_grad():
+        isotropic.weight.uniform_(0.5, 1.5)
+        thick.weight.copy_(3 * isotropic.weight)  # a voxel of three times the volume
+        wanted, found = isotropic(x_fine[None, None])[:, :, ::3], thick(x_coarse[None, None])
+    assert wanted.shape == found.shape
+    # without the spacing the same weights see another object
+    blind = SREConv3d(1, 4, (5, 13, 13), num_rings=4, **options)
+    with torch.no_grad():
+        blind.weight.copy_(3 * isotropic.weight)
+        other = blind(x_coarse[None, None])
+    error = float((found - wanted).norm() / wanted.norm())
+    assert error < 0.1
+    assert float((other - wanted).norm() / wanted.norm()) > 5 * error
+
+
+def test_spacing_rotates_in_millimetres() -> None:
+    """A quarter turn through the thick axis, which maps the object on itself in millimetres but not in voxels."""
+    layer = SREConv3d(1, 2, (5, 9, 9), padding="same", spacing=(2.0, 1.0, 1.0), profile="gaussian", dtype=torch.float64)
+    allowed = lattice_symmetries(3, spacing=(2.0, 1.0, 1.0))
+    x = torch.randn(1, 1, 6, 9, 9, dtype=torch.float64)
+    errors = equivariance_error(layer, x)
+    assert len(allowed) == 16
+    assert max(errors[name] for name in allowed) < 1e-12
+    assert min(error for name, error in errors.items() if name not in allowed) > 1e-3
+
+
+@pytest.mark.parametrize("profile", ["band", "gaussian", "isotropic"])
+def test_axes_are_exact_in_the_plane_and_free_along_the_other(profile: str) -> None:
+    torch.manual_seed(0)
+    layer = SREConv3d(1, 2, (3, 5, 5), padding="same", axes=(1, 2), profile=profile, dtype=torch.float64)
+    x = torch.randn(1, 1, 6, 7, 8, dtype=torch.float64)
+    plane = lattice_symmetries(3, axes=(1, 2))
+    errors = equivariance_error(layer, x)
+    assert len(plane) == 8
+    assert max(errors[name] for name in plane) < 1e-12
+    assert min(error for name, error in errors.items() if name not in plane) > 0.1
+    with torch.no_grad():  # free: it can be a derivative along the first axis, which no radial kernel is
+        layer.weight.zero_()
+        layer.bias.zero_()
+        rings = layer.num_rings // 3
+        layer.weight[:, :, 0], layer.weight[:, :, 2 * rings] = -0.5, 0.5
+        slope = layer(torch.arange(6.0, dtype=torch.float64).reshape(1, 1, 6, 1, 1).expand(1, 1, 6, 7, 8))
+    inside = slope[0, :, 1:-1, 2:-2, 2:-2]
+    torch.testing.assert_close(inside, layer.basis[0].sum().expand_as(inside))
+
+
+@pytest.mark.parametrize("size", [(4, 4), (2, 4), (2, 6, 4)])
+def test_even_kernels_take_the_profile_at_their_own_radii(size: tuple[int, ...]) -> None:
+    """The rings lie between radius 0 and half the kernel size, less half a tap; no tap need lie on one."""
+    radii, reach = tap_radii(size), (max(size) - 1) / 2
+    for name, ring in (
+        ("linear", lambda distance, step: (1 - distance.abs() / step).clamp(min=0)),
+        ("gaussian", lambda distance, step: torch.exp(-(distance**2) / (2 * 0.7**2))),
+    ):
+        found = centred_basis(size, profile=name)
+        places = torch.linspace(0, reach, len(found), dtype=torch.float64)
+        edge = 0.5 + 0.5 * torch.cos(math.pi * (radii - reach).clamp(0, 1))
+        step = float(places[1]) if len(found) > 1 else 1.0
+        wanted = torch.stack([ring(radii - place, step) * edge for place in places])
+        torch.testing.assert_close(found, wanted)
+    bands = centred_basis(size)
+    edges = torch.linspace(0, reach + 0.5, len(bands) + 1, dtype=torch.float64)
+    inside = torch.stack([(radii >= low) & (radii < high) for low, high in pairwise(edges)])
+    torch.testing.assert_close(bands, inside.double())

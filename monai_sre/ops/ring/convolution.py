@@ -1,11 +1,11 @@
-r"""The ring algorithm: convolution with radial kernels at ``b`` multiply-adds a channel pair instead of one a tap.
+r"""The ring algorithm: convolution with radial kernels at ``b`` multiply-adds per channel pair instead of one per tap.
 
 **The idea.** A kernel ``weight @ basis`` makes the convolution a sum over rings,
 
 .. math:: y[n, o] = \sum_{i, r} weight[o, i, r] \; S_r(x[n, i]), \qquad S_r(x)[p] = \sum_t basis[r, t] \; x[p + t],
 
-so it suffices to sum the input over each ring once (additions only, ``b`` maps a channel) and then to mix the ``C b``
-maps into the output channels with one matrix product. At 9 x 9 that is 5 multiply-adds a channel pair and not 81, at
+so it suffices to sum the input over each ring once (additions only, ``b`` maps per channel) and then to mix the ``C b``
+maps into the output channels with one matrix product. At 9 x 9 that is 5 multiply-adds per channel pair and not 81, at
 5 x 5 x 5 it is 3 and not 125. Nothing below needs the basis to be radial: it serves sums over any fixed basis.
 
 **Few additions.** Taps whose coefficients agree are summed once: first along x (``u_a = x[p - a] + x[p + a]``), then
@@ -38,8 +38,9 @@ Both passes are one operation, ``contract``: take the sums ``S`` of an image til
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import wraps
 from typing import Any
 
 import torch
@@ -53,10 +54,10 @@ from monai_sre.ops.ring.plan import Geometry, Plan, Triple, convolution_geometry
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
-def ring_available(x: Tensor, weight: Tensor) -> bool:
-    """Whether :func:`ring_conv` can serve these operands here and now.
+def is_eager_cpu_call(x: Tensor, weight: Tensor) -> bool:
+    """Whether code of our own may compute with these operands here and now, in place of torch's operations.
 
-    It cannot on devices other than the CPU, for tensor subclasses that see operations themselves (others, such as MONAI's
+    It may not on devices other than the CPU, for tensor subclasses that see operations themselves (others, such as MONAI's
     ``MetaTensor``, are wrapped again around the result), while a graph is captured (``torch.compile``,
     ``torch.export``, ``torch.jit.trace``, ONNX) or operations are watched (``TorchDispatchMode``), and under
     ``torch.func`` transforms and forward-mode derivatives.
@@ -73,23 +74,32 @@ def ring_available(x: Tensor, weight: Tensor) -> bool:
         and x.dtype in _DTYPES
         and weight.dtype in _DTYPES
         and torch._C._len_torch_dispatch_stack() == 0
-        and not is_transformed()
+        and not under_transform()
         and torch.autograd.forward_ad._current_level < 0
     )
 
 
-def is_transformed(grad: Tensor | None = None) -> bool:
+def under_transform(grad: Tensor | None = None) -> bool:
     """Whether a ``torch.func`` transform is at work, or ``grad`` is a batch of gradients: operations must be torch's own."""
     if torch._C._functorch.peek_interpreter_stack() is not None:
         return True
     return grad is not None and torch._C._functorch.is_legacy_batchedtensor(grad)
 
 
-def plain(x: Tensor) -> Tensor:
-    """The values of a tensor of a subclass; any other tensor as it is."""
-    return x if type(x) in (Tensor, torch.nn.Parameter) else x.as_subclass(Tensor)
+def keep_subclass(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Let a function of ``x`` and other operands give what ``x`` is: a subclass sees one operation, the function a tensor."""
+
+    @wraps(function)
+    def call(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if has_torch_function_unary(x):
+            return handle_torch_function(call, (x,), x, *args, **kwargs)  # type: ignore[no-any-return]
+        ordinary = type(x) in (Tensor, torch.nn.Parameter)
+        return function(x if ordinary else x.as_subclass(Tensor), *args, **kwargs)
+
+    return call
 
 
+@keep_subclass
 def ring_conv(
     x: Tensor,
     weight: Tensor,
@@ -107,7 +117,7 @@ def ring_conv(
         weight: ring coefficients, shape ``(out_channels, C / groups, b)``.
         basis: shape ``(b, *kernel_size)``; no gradient flows to it.
         bias: shape ``(out_channels,)``, or ``None``.
-        stride: one integer a spatial axis; so ``padding`` and ``dilation``.
+        stride: one integer per spatial axis; so ``padding`` and ``dilation``.
         groups: number of blocks of channels that do not mix.
 
     Returns:
@@ -126,11 +136,6 @@ def ring_conv(
                   [31., 41., 31.],
                   [21., 31., 21.]]]])
     """
-    if has_torch_function_unary(x):
-        return handle_torch_function(  # type: ignore[no-any-return]
-            ring_conv, (x,), x, weight, basis, bias, stride, padding, dilation, groups
-        )
-    x = plain(x)
     if x.dim() == basis.dim():
         return ring_conv(x.unsqueeze(0), weight, basis, bias, stride, padding, dilation, groups).squeeze(0)
     if torch.is_autocast_enabled("cpu") and x.dtype != torch.float64:
@@ -189,7 +194,7 @@ class _RingConv(torch.autograd.Function):
         stride, padding, dilation, groups = ctx.sizes
         wanted = (ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.has_bias and ctx.needs_input_grad[2])
         with torch.autocast("cpu", enabled=False):
-            if torch.is_grad_enabled() or is_transformed(grad):  # create_graph: what torch can differentiate again
+            if torch.is_grad_enabled() or under_transform(grad):  # create_graph: what torch can differentiate again
                 grads = _dense_backward(grad, x, weight, basis, stride, padding, dilation, groups, wanted)
             else:
                 grads = _backward(grad, x, weight, _problem(x, basis, stride, padding, dilation, groups), wanted)
@@ -246,12 +251,12 @@ def _compute_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, problem: _Problem) -> Tensor:
     """``y = weight . S(x) + bias``."""
-    image, out_size = _images(x), problem.geometry.out_size
-    out = image.new_empty(x.shape[0], weight.shape[0], *_spatial(out_size, x.dim() - 2))
-    mixer = _folded(weight.to(image.dtype), problem.plan).flatten(1)
+    image, out_size = _as_volumes(x), problem.geometry.out_size
+    out = image.new_empty(x.shape[0], weight.shape[0], *_spatial_size(out_size, x.dim() - 2))
+    mixer = _map_weights(weight.to(image.dtype), problem.plan).flatten(1)
     offset = None if bias is None else bias.detach().to(image.dtype).contiguous()
-    _contract(image, problem.plan, problem.geometry, problem.groups, mixer, offset, _images(out))
-    return _like(x, out)
+    _contract(image, problem.plan, problem.geometry, problem.groups, mixer, offset, _as_volumes(out))
+    return _in_layout_of(out, x)
 
 
 def _backward(
@@ -259,7 +264,7 @@ def _backward(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of input, weight and bias, those that are wanted."""
     grad_x = grad_weight = grad_bias = None
-    groups, slope, image = problem.groups, _images(grad), _images(x) if wanted[1] else None
+    groups, slope, image = problem.groups, _as_volumes(grad), _as_volumes(x) if wanted[1] else None
     strided = problem.geometry.stride != (1, 1, 1)
     from_input = wanted[1] and (strided or (not wanted[0] and x.shape[1] <= weight.shape[0]))
     from_slope = wanted[1] and not from_input
@@ -267,20 +272,20 @@ def _backward(
         plan, mixer = problem.mirrored, None
         if wanted[0]:
             grad_x = slope.new_empty(x.shape)
-            blocks = _folded(weight.to(slope.dtype), plan).unflatten(0, (groups, -1))
+            blocks = _map_weights(weight.to(slope.dtype), plan).unflatten(0, (groups, -1))
             mixer = blocks.transpose(1, 2).flatten(2).flatten(0, 1).contiguous()  # (I, O / groups * maps)
-        out, other = None if grad_x is None else _images(grad_x), image if from_slope else None
+        out, other = None if grad_x is None else _as_volumes(grad_x), image if from_slope else None
         total = _contract(slope, plan, problem.adjoint, groups, mixer, None, out, other)  # (O * maps, I / groups)
         if total is not None:
-            grad_weight = _unfolded(total.unflatten(0, (-1, plan.maps)).transpose(1, 2), plan)
+            grad_weight = _ring_gradient(total.unflatten(0, (-1, plan.maps)).transpose(1, 2), plan)
     if from_input and image is not None:
         total = _contract(image, problem.plan, problem.geometry, groups, other=slope)  # (I * maps, O / groups)
         if total is not None:
             blocks = total.unflatten(0, (groups, -1, problem.plan.maps)).movedim(3, 1)
-            grad_weight = _unfolded(blocks.flatten(0, 1), problem.plan)
+            grad_weight = _ring_gradient(blocks.flatten(0, 1), problem.plan)
     if wanted[2]:
         grad_bias = slope.sum(dim=(0, 2, 3, 4)).to(grad.dtype)
-    grad_x = None if grad_x is None else _like(x, grad_x)
+    grad_x = None if grad_x is None else _in_layout_of(grad_x, x)
     return grad_x, None if grad_weight is None else grad_weight.to(weight.dtype), grad_bias
 
 
@@ -294,7 +299,7 @@ def _contract(
     out: Tensor | None = None,
     other: Tensor | None = None,
 ) -> Tensor | None:
-    """``contract`` of the best backend; see :func:`monai_sre.ops.ring.cpu.contract`."""
+    """``contract`` of the backend at hand; see :func:`monai_sre.ops.ring.cpu.contract`."""
     if x.numel() == 0:
         if out is not None:
             out.copy_(out.new_zeros(1) if bias is None else bias.reshape(1, -1, 1, 1, 1))
@@ -303,31 +308,31 @@ def _contract(
     return backend.contract(x, plan, geometry, groups, weight, bias, out, other)
 
 
-def _folded(weight: Tensor, plan: Plan) -> Tensor:
+def _map_weights(weight: Tensor, plan: Plan) -> Tensor:
     """The weights of the plan's maps, shape ``(O, I, maps)``, contiguous."""
     if plan.fold is not None:
         weight = weight @ torch.from_numpy(plan.fold).to(weight.dtype)
     return weight.detach().contiguous()
 
 
-def _unfolded(grad: Tensor, plan: Plan) -> Tensor:
+def _ring_gradient(grad: Tensor, plan: Plan) -> Tensor:
     if plan.fold is not None:
         grad = grad @ torch.from_numpy(plan.fold).to(grad.dtype).T
     return grad.contiguous()
 
 
-def _images(x: Tensor) -> Tensor:
+def _as_volumes(x: Tensor) -> Tensor:
     """``x`` as contiguous ``(N, C, D, H, W)`` in the dtype of computation."""
     values = x.detach().to(_compute_dtype(x.dtype)).contiguous()
     return values.reshape(*x.shape[:2], *spatial_triple(x.shape[2:], 1))
 
 
-def _spatial(size: Triple, ndim: int) -> tuple[int, ...]:
+def _spatial_size(size: Triple, ndim: int) -> tuple[int, ...]:
     """The spatial axes of an image of ``ndim`` axes: the inverse of ``spatial_triple``."""
     return (size[1],) if ndim == 1 else size[3 - ndim :]
 
 
-def _like(x: Tensor, out: Tensor) -> Tensor:
+def _in_layout_of(out: Tensor, x: Tensor) -> Tensor:
     """``out`` in the dtype and memory order of ``x``."""
     out = out.to(x.dtype)
     layout = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.dim())

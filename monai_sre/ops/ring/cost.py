@@ -25,8 +25,8 @@ DENSE = (29_100.0, 259_000.0, 0.084, 2.09, 2.5)
 #: Nanoseconds on one thread of: a forward call, a backward call, an addition of vectors, a multiply-add of vectors, a value
 #: read or written, a weight of the rings.
 RING = (106_000.0, 255_000.0, 0.647, 0.252, 0.96, 3.25)
-#: Share of its estimate at which ring is chosen: where estimates tie, dense is the one more often underestimated.
-TIE = 0.8
+#: The ring algorithm is chosen where this share of its estimate is below that of the dense one, which is more often too low.
+RING_SHARE = 0.8
 #: How many times slower the ring algorithm is without a compiler: 1.6 to 3.1, measured with 64 to 256 channels.
 UNCOMPILED = 3.0
 _LANES = 16
@@ -51,7 +51,7 @@ def choose_algorithm(
             it needs a gradient.
         weight: ring coefficients, shape ``(out_channels, C / groups, b)``.
         basis: shape ``(b, *kernel_size)``.
-        stride: one integer a spatial axis; so ``padding`` and ``dilation``.
+        stride: one integer per spatial axis; so ``padding`` and ``dilation``.
         groups: number of blocks of channels that do not mix.
 
     Example:
@@ -76,7 +76,7 @@ def choose_algorithm(
     )
     threads = torch.get_num_threads()
     dense, ring = (estimate(costs, numbers, threads) for costs, numbers in zip((DENSE, RING), counts, strict=True))
-    return "ring" if ring * TIE * (1.0 if available(x.dtype) else UNCOMPILED) < dense else "dense"
+    return "ring" if ring * RING_SHARE * (1.0 if available(x.dtype) else UNCOMPILED) < dense else "dense"
 
 
 def estimate(costs: Sequence[float], counts: Sequence[float], threads: int) -> float:

@@ -46,7 +46,7 @@ class Plan:
         columns: sums along x of the input; ``source`` is unused.
         rows: sums along y of column sums.
         groups: sums along z of row sums.
-        maps: how many maps a channel the sums yield: ``b``, or the number of groups where there are no more than ``b``.
+        maps: how many maps per channel the sums yield: ``b``, or the number of groups where there are no more than ``b``.
         mix: coefficients ``(b, groups)`` with which groups add up to rings, or ``None`` when groups are the maps.
         fold: coefficients ``(b, maps)`` for the channel weights then, or ``None`` when they are the identity.
     """

@@ -27,7 +27,7 @@
 #define STRIPS (VECTOR_BYTES == 64 ? 4 : 2)
 #define MIXED 6   /* rings mixed at a time, over STRIPS strips: sums in registers */
 #define UNROLL 8  /* independent sums in flight: enough to hide the latency of an addition */
-#define DEPTH 224 /* maps a product takes at a time, so that WIDE strips of them stay in the first-level cache */
+#define DEPTH 224 /* maps that a product takes at a time, so that WIDE strips of them stay in the first-level cache */
 #define INLINE static inline __attribute__((always_inline))
 
 typedef REAL vec __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(REAL)), may_alias));

@@ -128,7 +128,7 @@ static void pad_rows(const Call *c, const Layout *l, const REAL *plane, i64 firs
     }
 }
 
-/* One column set over all rows. `terms` (0: any number) and `wide` (vectors a row, 0: any) are constants when inlined.
+/* One column set over all rows. `terms` (0: any number) and `wide` (vectors per row, 0: any) are constants when inlined.
  */
 INLINE void sum_column(const Call *c, const Layout *l, const int terms, const i64 wide, const REAL *const *row,
                        const i64 *offset, int any_terms, REAL *u)

@@ -12,9 +12,11 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
+from monai_sre import SREResNet
+from monai_sre.layers.conv import RadialNd
 from monai_sre.ops import radial_basis, sre_conv
 from monai_sre.ops.ring import cpu as ring_cpu
-from monai_sre.ops.ring.convolution import ring_available, ring_conv
+from monai_sre.ops.ring.convolution import is_eager_cpu_call, ring_conv
 from tests.ops.ring.rings import (
     BASES,
     DTYPES,
@@ -249,29 +251,57 @@ def test_operands_that_do_not_fit(change: dict[str, Any], message: str) -> None:
         ring_conv(**{**operands, **change})
 
 
-def test_available() -> None:
+def test_is_eager_cpu_call() -> None:
     x, weight = torch.zeros(1, 1, 4, 4), torch.zeros(1, 1, 2)
-    assert ring_available(x, weight)
-    assert not ring_available(x.to("meta"), weight)
-    assert not ring_available(x.to(torch.complex64), weight)
-    assert not ring_available(x.to_sparse(), weight)
+    assert is_eager_cpu_call(x, weight)
+    assert not is_eager_cpu_call(x.to("meta"), weight)
+    assert not is_eager_cpu_call(x.to(torch.complex64), weight)
+    assert not is_eager_cpu_call(x.to_sparse(), weight)
     seen = []
-    torch.func.vmap(lambda row: seen.append(ring_available(row, weight)) or row)(x)  # type: ignore[func-returns-value]
+    torch.func.vmap(lambda row: seen.append(is_eager_cpu_call(row, weight)) or row)(x)  # type: ignore[func-returns-value]
     with torch.autograd.forward_ad.dual_level():
-        seen.append(ring_available(x, weight))
+        seen.append(is_eager_cpu_call(x, weight))
     with FlopCounterMode(display=False):
-        seen.append(ring_available(x, weight))
-    torch.jit.trace(lambda row: (seen.append(ring_available(row, weight)), row + 1)[1], x, check_trace=False)
+        seen.append(is_eager_cpu_call(x, weight))
+    torch.jit.trace(lambda row: (seen.append(is_eager_cpu_call(row, weight)), row + 1)[1], x, check_trace=False)
     assert seen == [False] * len(seen)
     assert len(seen) >= 4
 
 
-def test_environment_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("setting", "argument", "estimate", "runs_ring"),
+    [
+        ("ring", "dense", "dense", True),
+        ("dense", "ring", "ring", False),
+        ("auto", "ring", "dense", False),
+        ("auto", "dense", "ring", True),
+    ],
+)
+def test_environment_variable(
+    setting: str, argument: str, estimate: str, runs_ring: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It overrides the argument; ``auto`` takes what the cost model says."""
     called = []
     monkeypatch.setattr("monai_sre.ops.conv.ring_conv", lambda *args: called.append(args) or ring_conv(*args))
+    monkeypatch.setattr("monai_sre.ops.conv.choose_algorithm", lambda *args: estimate)
+    monkeypatch.setenv("MONAI_SRE_ALGORITHM", setting)
     x, weight = torch.randn(1, 4, 9, 9), torch.randn(4, 4, 3)
-    for setting, argument, expected in (("ring", "dense", 1), ("dense", "ring", 0), ("auto", "ring", None)):
-        monkeypatch.setenv("MONAI_SRE_ALGORITHM", setting)
-        called.clear()
-        sre_conv(x, weight, BASES["band2"].float(), padding=2, algorithm=argument)
-        assert expected is None or len(called) == expected
+    sre_conv(x, weight, BASES["band2"].float(), padding=2, algorithm=argument)
+    assert bool(called) == runs_ring
+
+
+@pytest.mark.parametrize(("spatial_dims", "options"), [(2, {}), (3, {"conv": "harmonic", "kernel_size": 3})])
+def test_networks_agree(spatial_dims: int, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Outputs and all gradients of a network are those of the dense algorithm."""
+    network = SREResNet(spatial_dims, 1, 3, width=4, **options).double()
+    x = torch.randn(2, 1, *(13, 10, 9)[:spatial_dims], dtype=torch.float64)
+    calls: list[Any] = []
+    monkeypatch.setattr("monai_sre.ops.conv.ring_conv", lambda *args: calls.append(args) or ring_conv(*args))
+    results = []
+    for algorithm in ("dense", "ring"):
+        monkeypatch.setenv("MONAI_SRE_ALGORITHM", algorithm)
+        out = network(x)
+        results.append([out, *torch.autograd.grad(out.sin().sum(), tuple(network.parameters()))])
+    assert len(calls) == sum(isinstance(module, RadialNd) for module in network.modules())
+    for ours, exact in zip(*results, strict=True):
+        assert error(ours, exact) < 1e-9

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.choice import fit, losses
 from monai_sre.ops import radial_basis
-from monai_sre.ops.ring.cost import DENSE, RING, TIE, choose_algorithm, estimate, operation_counts
+from monai_sre.ops.ring.cost import choose_algorithm, estimate, operation_counts
+from monai_sre.ops.ring.cpu import available
 
-#: What the constants are fitted to.
-MEASURED = Path(__file__).parents[2] / "benchmarks" / "results" / "speed_choice_cpu.json"
+#: Times of both algorithms, which the constants of the model were fitted to.
+MEASURED = Path(__file__).parents[3] / "benchmarks" / "results" / "speed_choice_cpu.json"
 
 
 def choose(shape: tuple[int, ...], out_channels: int, kernel: int, **options: Any) -> str:
@@ -60,20 +60,32 @@ def measured() -> Any:
     return json.loads(MEASURED.read_text())
 
 
+def losses(measured: Any) -> list[tuple[float, float]]:
+    """For each measured shape, the ms of the faster algorithm, and how many times more the chosen one takes."""
+    found = []
+    for row in measured["rows"]:
+        ndim = len(row["shape"]) - 2
+        basis = radial_basis((row["kernel"],) * ndim, profile=row["profile"]).float()
+        training, ones, padding = not row["inference"], [1] * ndim, [row["kernel"] // 2] * ndim
+        x = torch.empty(row["shape"]).requires_grad_(training)
+        weight = torch.empty(row["out_channels"], row["shape"][1], len(basis)).requires_grad_(training)
+        chosen = choose_algorithm(x, weight, basis, ones, padding, ones, 1)
+        times = {name: row["times"][name]["ms"] for name in ("dense", "ring")}
+        found.append((min(times.values()), times[chosen] / min(times.values())))
+    return found
+
+
+@pytest.mark.skipif(not available(torch.float32), reason="the measurements are those of the compiled sums")
 def test_the_choice_costs_little_on_the_measured_shapes(measured: Any) -> None:
-    """At most 10 % on every shape that takes a millisecond or more."""
-    rows = measured["rows"]
-    lost = losses(rows, measured["machine"]["threads"])
-    slow = [
-        loss for row, loss in zip(rows, lost, strict=True) if min(time["ms"] for time in row["times"].values()) >= 1
-    ]
+    """At most 10 % on every shape that takes a millisecond or more, and little on the others."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(measured["machine"]["threads"])
+    try:
+        lost = losses(measured)
+    finally:
+        torch.set_num_threads(threads)
+    slow = [loss for ms, loss in lost if ms >= 1]
     assert len(slow) > 60
     assert max(slow) <= 1.1
-
-
-def test_the_constants_are_those_of_the_fit(measured: Any) -> None:
-    namespace: dict[str, Any] = {}
-    exec(fit(measured["rows"], measured["machine"]["threads"]), namespace)
-    assert namespace["DENSE"] == pytest.approx(DENSE, rel=0.02)
-    assert namespace["RING"] == pytest.approx(RING, rel=0.02)
-    assert namespace["TIE"] == TIE
+    assert sum(loss > 1.1 for _, loss in lost) <= 0.05 * len(lost)
+    assert max(loss for _, loss in lost) < 2
