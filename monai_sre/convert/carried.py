@@ -27,7 +27,7 @@ def carry_hooks(old: nn.Module, new: nn.Module) -> None:
         setattr(new, name, getattr(old, name))
 
 
-def tie(network: nn.Module, new: Mapping[int, nn.Module]) -> Iterator[Entry]:
+def share_parameters(network: nn.Module, new: Mapping[int, nn.Module]) -> Iterator[Entry]:
     """Let new modules share what those that they replace share.
 
     Args:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -14,11 +15,9 @@ from monai.networks.nets.basic_unet import UpCat
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from monai_sre.convert import monai_blocks as blocks
-from monai_sre.convert import options as making
-from monai_sre.convert import rules
-from monai_sre.convert import trial as probe
-from monai_sre.convert.carried import carry_hooks, tie
+from monai_sre.convert import monai_blocks, rules, trial
+from monai_sre.convert.carried import carry_hooks, share_parameters
+from monai_sre.convert.options import Options
 from monai_sre.convert.report import (
     ATTRIBUTE,
     ConversionReport,
@@ -27,10 +26,11 @@ from monai_sre.convert.report import (
     conversion_report,
     describe,
     refusal,
-    unwrapped,
 )
+from monai_sre.convert.rules import Kept, Replaced
 from monai_sre.convert.spacing import layer_spacings
 from monai_sre.layers.pool import CentredPadPool
+from monai_sre.nets.checkpoints import unwrapped
 from monai_sre.ops.arguments import int_tuple
 from monai_sre.symmetry.lattice import lattice_generators
 
@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 INITS = ("project", "reset")
 _ABSENT = object()
 #: Modules without an equivariant counterpart, by a base class of theirs.
-_HOPELESS: dict[type[nn.Module], str] = {
+_WITHOUT_COUNTERPART: dict[type[nn.Module], str] = {
     nn.RNNBase: "a recurrent layer reads positions in an order",
     nn.Unfold: "unfolding turns positions into channels",
     nn.Fold: "folding turns channels into positions",
@@ -58,11 +58,11 @@ def convert_to_sre(
     network: nn.Module,
     kernel_size: int | Sequence[int] | None = None,
     num_rings: int | None = None,
-    profile: str | tuple[str, Mapping[str, Any]] = "band",
+    profile: str | tuple[str, Mapping[str, Any]] | None = None,
     init: str = "project",
     *,
     circular: bool = True,
-    orthonormal: bool = False,
+    orthonormal: bool | None = None,
     spacing: Sequence[float] | None = None,
     axes: Sequence[int] | None = None,
     algorithm: str = "auto",
@@ -83,10 +83,11 @@ def convert_to_sre(
 
     Args:
         network: a convolutional network of one number of spatial axes.
-        kernel_size: size that convolutions grow to, one for all axes or one an axis; layers of one tap stay so, even kernels
+        kernel_size: size that convolutions grow to, one for all axes or one per axis; layers of one tap stay so, even kernels
             take the next even size, and none shrinks. ``None`` keeps each layer's own.
-        num_rings: largest number of learned coefficients a pair of channels; ``None`` is one a unit of radius.
-        profile: with ``circular``, ``orthonormal`` and ``algorithm`` as in :class:`monai_sre.layers.SREConv2d`.
+        num_rings: largest number of learned coefficients per pair of channels; ``None`` is one per unit of radius.
+        profile: with ``circular``, ``orthonormal`` and ``algorithm`` as in :class:`monai_sre.layers.SREConv2d`. ``None`` is
+            the default of the kind of convolution: bands (``"radial"``), or orthonormal Gaussian rings (``"harmonic"``).
         init: ``"project"`` takes the radial kernel nearest to each kernel there is (least squares; the report says how much
             of it that keeps), ``"reset"`` starts anew, with the variance that radial kernels need. Other layers keep theirs.
         spacing: voxel size of the input along each spatial axis, such as :func:`spacing_from` gives; kernels are round in
@@ -96,9 +97,9 @@ def convert_to_sre(
             (:mod:`monai_sre.ops.pool`): less error under rotations by other angles than 90 degrees. ``True``, or the
             filter's standard deviation in steps of the coarser grid (``True`` is 0.6; wider ones err less and blur more).
         conv: ``"harmonic"`` adds energies of harmonics to each convolution of more than one tap (not to transposed ones), so
-            that it sees edges too (:class:`monai_sre.layers.HarmonicConv`); its options are ``orders``, ``taps``, ``norm``
-            and ``eps``. Parameters of these layers get new names. With ``init="project"`` the energies start with weights
-            of zero.
+            that it sees edges too (:class:`monai_sre.layers.HarmonicConv`); its options ``orders``, ``hidden_channels``,
+            ``taps``, ``norm`` and ``eps`` as ``("harmonic", {"orders": (1,)})``. Parameters of these layers get new names.
+            With ``init="project"`` the energies start with weights of zero.
         strict: raise where a module cannot be made equivariant; otherwise it stays, and the report lists it.
         verify: ``True`` looks for an input size that the network accepts; else the shape ``(N, C, *spatial)`` or the input to
             check, or a tuple of all arguments. Where the network takes them, larger maps are checked too, as grids are off
@@ -130,12 +131,14 @@ def convert_to_sre(
     for name, parameter in network.named_parameters():
         if parameter.is_complex():
             raise TypeError(f"network must be real, but its parameter {name} is {parameter.dtype}")
-    if any(parameter.is_meta for parameter in network.parameters()):
-        raise ValueError("network must hold values, but some of its parameters are on the meta device")
-    ndim = probe.spatial_dims_of(network)
+        if nn.parameter.is_lazy(parameter):
+            raise ValueError(f"network must hold values, but its parameter {name} is lazy: run the network once")
+        if parameter.is_meta:
+            raise ValueError(f"network must hold values, but its parameter {name} is on the meta device")
+    ndim = trial.spatial_dims_of(network)
     if kernel_size is not None:
         int_tuple("kernel_size", kernel_size, ndim, minimum=1)
-    options = making.Rules(
+    options = Options(
         kernel_size=kernel_size,
         num_rings=num_rings,
         profile=profile,
@@ -149,12 +152,14 @@ def convert_to_sre(
         conv=conv,
     )
     options.check(ndim)
-    arguments, reason = probe.find_input(network, ndim) if verify is True else (None, "")
-    if not isinstance(verify, bool):
-        arguments = probe.as_arguments(verify, ndim)  # type: ignore[arg-type]
-    examples = [] if arguments is None else probe.examples(network, arguments, ndim)
+    given = None if isinstance(verify, bool) else trial.as_arguments(verify, ndim)
+    runs = verify is not False or options.spacing is not None
+    with trial.prepared(network) if runs else nullcontext():
+        arguments, reason = trial.find_input(network, ndim) if verify is True else (given, "")
+        examples = [] if arguments is None else trial.examples(network, arguments, ndim)
+        spacings = layer_spacings(network, options.spacing, arguments, ndim)
 
-    plan = _Plan(options, layer_spacings(network, options.spacing, arguments, ndim))
+    plan = _Plan(options, spacings)
     # new layers hold values, whatever the default device; then they go where the old ones are
     with torch.device("cpu"):
         plan.read(network)
@@ -164,8 +169,10 @@ def convert_to_sre(
     try:
         if verify is not False:
             if not examples:
-                raise ValueError(f"verify must be {probe.EXAMPLE} (False converts without the check); {reason}")
-            _verify(converted, plan.report, options, examples, ndim)
+                raise ValueError(f"verify must be {trial.EXAMPLE} (False converts without the check); {reason}")
+            with trial.prepared(converted):
+                symmetries = lattice_generators(ndim, options.spacing, options.axes)
+                trial.check(converted, plan.report, symmetries, examples, ndim)
         if strict and plan.report.refused:
             raise ValueError(refusal(plan.report.refused))
     except BaseException:
@@ -182,8 +189,8 @@ def convert_to_sre(
 class _Plan:
     """What is to be replaced; nothing is changed before :meth:`apply`."""
 
-    def __init__(self, options: making.Rules, spacings: dict[int, tuple[float, ...]]) -> None:
-        self.rules, self.spacings = options, spacings
+    def __init__(self, options: Options, spacings: dict[int, tuple[float, ...]]) -> None:
+        self.options, self.spacings = options, spacings
         self.report = ConversionReport()
         self.new: dict[int, nn.Module] = {}
         self.merged: dict[int, rules.Pads] = {}
@@ -206,13 +213,13 @@ class _Plan:
                 self._attempt(name, module, self._read_layer)
         for name, pad, conv in self.absorbed:  # by a convolution, unless that was refused
             if id(conv) in self.new:
-                self._replace(name, pad, nn.Identity())
+                self._record(name, pad, Replaced(nn.Identity()))
             else:
                 self._attempt(name, pad, self._read_layer)
         for block, conv in self.padders:
             if id(conv) in self.new:
                 self.assignments.append((block, "pad", nn.Identity()))
-        self.report.entries.extend(tie(network, self.new))
+        self.report.entries.extend(share_parameters(network, self.new))
 
     def apply(self, network: nn.Module) -> nn.Module:
         """Carry the plan out; returns the network, or what replaces it."""
@@ -239,21 +246,20 @@ class _Plan:
         self.log.append((target, name, getattr(target, name, _ABSENT)))
         setattr(target, name, value)
 
-    def _attempt(self, name: str, module: nn.Module, rule: Any) -> None:
+    def _attempt(self, name: str, module: nn.Module, rule: Callable[[str, nn.Module], None]) -> None:
         try:
             rule(name, module)
         except ValueError as error:  # RefusedError, or that of a layer that cannot be made
             self.report.entries.append(Entry(name, "refused", describe(module), str(error)))
 
-    def _replace(self, name: str, old: nn.Module, result: Any) -> None:
-        new, note = result if isinstance(result, tuple) else (result, None)
-        if isinstance(new, str) or new is None:
-            self.report.entries.append(Entry(name, "kept", describe(old), str(note if new is None else new)))
+    def _record(self, name: str, old: nn.Module, result: Replaced | Kept) -> None:
+        if isinstance(result, Kept):
+            self.report.entries.append(Entry(name, "kept", describe(old), result.reason))
             return
-        new.train(old.training)
+        new = result.module.train(old.training)
         carry_hooks(old, new)
         self.new[id(old)] = new
-        self.report.entries.append(Entry(name, "replaced", describe(old), describe(new), note))
+        self.report.entries.append(Entry(name, "replaced", describe(old), describe(new), result.energy))
 
     def _swap_class(self, name: str, module: nn.Module, twin: type[nn.Module]) -> None:
         self.assignments.append((module, "__class__", twin))
@@ -264,7 +270,7 @@ class _Plan:
         kind = type(module)
         children = dict(module.named_children())
         if kind is UpCat:
-            self._swap_class(name, module, blocks.CentredUpCat)
+            self._swap_class(name, module, monai_blocks.CentredUpCat)
         elif kind is SubpixelUpsample:
             self._read_subpixel(name, module)
         elif isinstance(getattr(module, "downsample", None), partial):
@@ -272,7 +278,7 @@ class _Plan:
         elif kind.__name__ == "AEKLDownsample" and isinstance(children.get("conv"), nn.Sequential):
             pad: Any = module.pad
             conv: Any = children["conv"].conv
-            self.merged[id(conv)] = _pairs(getattr(pad, "pad", pad))
+            self.merged[id(conv)] = rules.pad_pairs(getattr(pad, "pad", pad))
             self.padders.append((module, conv))
         ordered = list(children.items())
         for index, (pad_name, pad) in enumerate(ordered):
@@ -281,21 +287,21 @@ class _Plan:
                 follower = ordered[index + 1][1]
             alone = self.parents[id(pad)] == self.parents[id(follower)] == 1
             if type(follower) in (nn.Conv1d, nn.Conv2d, nn.Conv3d) and alone and _is_uneven_zero_padding(pad):
-                self.merged[id(follower)] = _pairs(pad.padding)  # type: ignore[arg-type]
+                self.merged[id(follower)] = rules.pad_pairs(pad.padding)  # type: ignore[arg-type]
                 self.absorbed.append((f"{name}.{pad_name}".lstrip("."), pad, follower))  # type: ignore[arg-type]
 
     def _read_subpixel(self, name: str, module: nn.Module) -> None:
         factor: Any = module.scale_factor
         conv: Any = module.conv_block
         if isinstance(conv, _ConvNd) and not isinstance(conv, _ConvTransposeNd):
-            result = rules.convert_subpixel(conv, factor, self.rules, self._spacing(conv))
-            self._replace(f"{name}.conv_block".lstrip("."), conv, result)
-            self._swap_class(name, module, blocks.CentredSubpixel)
+            result = rules.convert_subpixel(conv, factor, self.options, self._spacing(conv))
+            self._record(f"{name}.conv_block".lstrip("."), conv, result)
+            self._swap_class(name, module, monai_blocks.CentredSubpixel)
         else:
-            self._swap_class(name, module, blocks.CentredSubpixelMean)
-            self.assignments.append((module, "shuffle", blocks.CentredShuffle(factor)))
+            self._swap_class(name, module, monai_blocks.CentredSubpixelMean)
+            self.assignments.append((module, "shuffle", monai_blocks.CentredShuffle(factor)))
         if isinstance(module.pad_pool, nn.Sequential):
-            self._replace(f"{name}.pad_pool".lstrip("."), module.pad_pool, CentredPadPool(factor))
+            self._record(f"{name}.pad_pool".lstrip("."), module.pad_pool, Replaced(CentredPadPool(factor)))
             for child in module.pad_pool.modules():
                 self.new.setdefault(id(child), child)
 
@@ -303,79 +309,41 @@ class _Plan:
         shortcut: Any = module.downsample
         if getattr(shortcut.func, "__name__", "") != "_downsample_basic_block":
             raise RefusedError("its downsample is a function that is not known here")
-        new = blocks.CentredPadShortcut(shortcut.keywords["planes"], shortcut.keywords["stride"], self.rules.antialias)
+        new = monai_blocks.CentredPadShortcut(
+            shortcut.keywords["planes"], shortcut.keywords["stride"], self.options.antialias
+        )
         self.assignments.append((module, "downsample", new))
         self.report.entries.append(Entry(f"{name}.downsample", "replaced", "shortcut A", describe(new)))
 
     def _read_layer(self, name: str, module: nn.Module) -> None:
         """Single layers."""
-        hopeless = [why for base, why in _HOPELESS.items() if isinstance(module, base)]
-        if hopeless:
-            raise RefusedError(hopeless[0])
+        reasons = [why for base, why in _WITHOUT_COUNTERPART.items() if isinstance(module, base)]
+        if reasons:
+            raise RefusedError(reasons[0])
         positions = [key for key in module._parameters if "pos_emb" in key or "position_emb" in key]
         if positions:
             raise RefusedError(f"its parameter {positions[0]} is a position embedding")
         if isinstance(module, nn.LayerNorm) and len(module.normalized_shape) > 1 and module.elementwise_affine:
             raise RefusedError("it has weights of its own for each position")
         if isinstance(module, _ConvTransposeNd):
-            self._replace(name, module, rules.convert_transposed(module, self.rules, self._spacing(module)))
+            self._record(name, module, rules.convert_transposed(module, self.options, self._spacing(module)))
         elif isinstance(module, _ConvNd):
             merged = self.merged.get(id(module))
-            self._replace(name, module, rules.convert_conv(module, self.rules, self._spacing(module), merged))
+            self._record(name, module, rules.convert_conv(module, self.options, self._spacing(module), merged))
         elif rules.is_pool(module):
-            self._replace(name, module, rules.convert_pool(module, self.rules))
+            self._record(name, module, rules.convert_pool(module, self.options))
         elif isinstance(module, nn.Upsample):
-            self._replace(name, module, rules.convert_upsample(module, self.rules))
+            self._record(name, module, rules.convert_upsample(module, self.options))
         elif isinstance(module, nn.PixelShuffle):
-            self._replace(name, module, blocks.CentredShuffle(module.upscale_factor, 2))
+            self._record(name, module, Replaced(monai_blocks.CentredShuffle(module.upscale_factor, 2)))
         elif isinstance(getattr(module, "padding", None), tuple) and "Pad" in type(module).__name__:
-            self._replace(name, module, rules.check_padding(module, self.rules))
+            self._record(name, module, rules.convert_padding(module, self.options))
 
     def _spacing(self, module: nn.Module) -> tuple[float, ...] | None:
-        return self.spacings.get(id(module), self.rules.spacing)
+        return self.spacings.get(id(module), self.options.spacing)
 
 
 def _is_uneven_zero_padding(module: nn.Module) -> bool:
     if "Pad" not in type(module).__name__ or getattr(module, "value", None) != 0:
         return False
-    return any(low != high for low, high in _pairs(module.padding))  # type: ignore[arg-type]
-
-
-def _pairs(pads: Sequence[int]) -> rules.Pads:
-    return [(int(pads[index]), int(pads[index + 1])) for index in range(len(pads) - 2, -1, -2)]
-
-
-def _verify(
-    network: nn.Module,
-    report: ConversionReport,
-    options: making.Rules,
-    examples: Sequence[probe.Example],
-    ndim: int,
-) -> None:
-    """Measure the errors into the report, and refuse the modules that cause them."""
-    symmetries = lattice_generators(ndim, options.spacing, options.axes)
-    for arguments, expected in examples:
-        shape = next((tuple(a.shape) for a in arguments if isinstance(a, Tensor)), None)
-        try:
-            blind = "" if report.errors else probe.blindness(network, arguments)
-            errors, shapes = probe.symmetry_errors(network, arguments, symmetries, ndim)
-        except Exception as error:  # whatever a forward raises
-            why = f"converted, it raises {type(error).__name__} on an input of shape {shape}: {error}"
-            report.entries.append(Entry("", "refused", type(network).__name__, why))
-            return
-        if blind:
-            why = f"it cannot be checked, as {blind}; give verify an input that tells, or False"
-            report.entries.append(Entry("", "refused", type(network).__name__, why))
-            return
-        report.errors = {name: max(value, report.errors.get(name, 0.0)) for name, value in errors.items()}
-        report.input_shape = report.input_shape or shape
-        if shapes != expected:
-            why = f"the shapes of its outputs change from {expected} to {shapes}"
-            report.entries.append(Entry("", "refused", type(network).__name__, why))
-        worst = max(errors, key=lambda name: errors[name])
-        if errors[worst] > probe.TOLERANCE:
-            known = {entry.name for entry in report.refused}
-            found = probe.find_culprits(network, arguments, symmetries[worst], ndim) or [("", network)]
-            why = f"it does not commute with {worst} (relative error of the network {errors[worst]:.1e})"
-            report.entries += [Entry(n, "refused", type(m).__name__, why) for n, m in found if n not in known]
-            return
+    return any(low != high for low, high in rules.pad_pairs(module.padding))  # type: ignore[arg-type]

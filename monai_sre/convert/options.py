@@ -9,12 +9,12 @@ from itertools import combinations
 from typing import Any
 
 import torch
-from monai.networks.layers.factories import split_args
 from torch import Tensor, nn
 
 from monai_sre import layers
 from monai_sre.convert.report import RefusedError
 from monai_sre.layers import harmonic
+from monai_sre.nets.blocks import conv_kind
 from monai_sre.ops.arguments import int_tuple
 from monai_sre.ops.conv import check_algorithm
 from monai_sre.ops.pool import blur_width
@@ -24,15 +24,15 @@ SRE_CONVS = (layers.SREConv1d, layers.SREConv2d, layers.SREConv3d)
 
 
 @dataclass(frozen=True)
-class Rules:
-    """What the caller of :func:`monai_sre.nets.convert_to_sre` asked for; the fields are its arguments."""
+class Options:
+    """What the caller of :func:`monai_sre.convert.convert_to_sre` asked for; the fields are its arguments."""
 
     kernel_size: int | Sequence[int] | None = None
     num_rings: int | None = None
-    profile: str | tuple[str, Mapping[str, Any]] = "band"
+    profile: str | tuple[str, Mapping[str, Any]] | None = None
     init: str = "project"
     circular: bool = True
-    orthonormal: bool = False
+    orthonormal: bool | None = None
     spacing: tuple[float, ...] | None = None
     axes: tuple[int, ...] | None = None
     algorithm: str = "auto"
@@ -42,20 +42,18 @@ class Rules:
     @property
     def energies(self) -> dict[str, Any] | None:
         """Options of the harmonic energies, or ``None`` where convolutions are radial only."""
-        kind, options = split_args(self.conv)
-        if kind not in ("radial", "harmonic"):
-            raise ValueError(f"conv must be 'radial', 'harmonic' or ('harmonic', options), got {self.conv!r}")
-        allowed = {"orders", "taps", "norm", "eps"} if kind == "harmonic" else set()
-        if not set(options) <= allowed:
-            raise ValueError(f"conv={kind!r} takes the options {sorted(allowed)}, got {sorted(options)}")
-        return dict(options) if kind == "harmonic" else None
+        kind, options = conv_kind(self.conv)
+        return options if kind == "harmonic" else None
 
     def geometry(self, spacing: tuple[float, ...] | None) -> dict[str, Any]:
-        """Keyword arguments of the radial layers."""
+        """Keyword arguments of the radial layers; with energies all have the rings of :class:`SREHarmonicConv2d`."""
+        with_energies = self.energies is not None
+        profile = self.profile or ("gaussian" if with_energies else "band")
+        learned = not isinstance(profile, str) and profile[1].get("learn_width", False)
         return {
-            "profile": self.profile,
+            "profile": profile,
             "circular": self.circular,
-            "orthonormal": self.orthonormal,
+            "orthonormal": with_energies and not learned if self.orthonormal is None else self.orthonormal,
             "spacing": spacing,
             "axes": self.axes,
         }
@@ -68,8 +66,9 @@ class Rules:
         check_algorithm(self.algorithm)
         blur_width(self.antialias)
         if self.energies is not None:
-            options = {"in_channels": 1, "out_channels": 1, "kernel_size": 3}
-            with_energies(build(SRE_CONVS[spatial_dims - 1], options, self, self.spacing), options, self, self.spacing)
+            options = {"in_channels": 1, "out_channels": 4, "kernel_size": 3}
+            radial = make_layer(SRE_CONVS[spatial_dims - 1], options, self, self.spacing)
+            add_energies(radial, options, self, self.spacing)
 
     def check_alike(self, what: str, values: Sequence[Any]) -> None:
         """Refuse values that differ between spatial axes that a symmetry exchanges."""
@@ -82,7 +81,7 @@ class Rules:
                     "exchanges; give their spacing, or the axes to be symmetric in"
                 )
 
-    def grown(self, taps: Sequence[int]) -> list[int]:
+    def enlarged(self, taps: Sequence[int]) -> list[int]:
         """Kernel sizes after ``kernel_size``: larger where it is, of the same parity, 1 where they were 1."""
         if self.kernel_size is None:
             return list(taps)
@@ -124,25 +123,29 @@ def embed(kernel: Tensor, size: Sequence[int], front: Sequence[int]) -> Tensor:
     return nn.functional.pad(kernel, pads)
 
 
-def build(kind: type[nn.Module], options: dict[str, Any], rules: Rules, spacing: tuple[float, ...] | None) -> nn.Module:
-    options = {**options, **rules.geometry(spacing)}
-    if rules.num_rings is not None:
-        tiny = kind(**{**options, "in_channels": 1, "out_channels": 1, "groups": 1})
+def make_layer(
+    kind: type[nn.Module], arguments: Mapping[str, Any], options: Options, spacing: tuple[float, ...] | None
+) -> nn.Module:
+    """A radial layer of the geometry that was asked for, with as many rings as its kernel takes."""
+    arguments = {**arguments, **options.geometry(spacing)}
+    if options.num_rings is not None:
+        tiny = kind(**{**arguments, "in_channels": 1, "out_channels": 1, "groups": 1})
         most: Any = tiny.num_rings
         size = tiny.kernel_size
-        if rules.axes is not None:
-            most //= math.prod(k for axis, k in enumerate(size) if axis not in rules.axes)  # type: ignore[arg-type]
-        options["num_rings"] = min(rules.num_rings, most)
-    return kind(**options)
+        if options.axes is not None:
+            most //= math.prod(k for axis, k in enumerate(size) if axis not in options.axes)  # type: ignore[arg-type]
+        arguments["num_rings"] = min(options.num_rings, most)
+    return kind(**arguments)
 
 
-def with_energies(
-    radial: Any, options: dict[str, Any], rules: Rules, spacing: tuple[float, ...] | None
+def add_energies(
+    radial: Any, arguments: Mapping[str, Any], options: Options, spacing: tuple[float, ...] | None
 ) -> harmonic.HarmonicConv:
     """``radial``, with energies beside it; they start without any effect where weights are projected."""
     out, groups, weight = radial.out_channels, radial.groups, radial.weight
-    hidden = harmonic.hidden_maps(out, groups)
-    wide: Any = build(type(radial), {**options, "out_channels": out + hidden, "bias": False}, rules, spacing)
+    energies = dict(options.energies or {})
+    hidden = harmonic.hidden_maps(out, groups, energies.pop("hidden_channels", None))
+    wide: Any = make_layer(type(radial), {**arguments, "out_channels": out + hidden, "bias": False}, options, spacing)
     new = harmonic.HarmonicConv(
         wide,
         radial.spatial_dims,
@@ -152,12 +155,12 @@ def with_energies(
         radial.bias is not None,
         radial.padding_mode,
         spacing=harmonic.output_spacing(spacing, radial.stride),
-        axes=rules.axes,
-        **(rules.energies or {}),
+        axes=options.axes,
+        **energies,
     ).to(weight)
     with torch.no_grad():
         wide.weight.unflatten(0, (groups, -1))[:, : out // groups].copy_(weight.unflatten(0, (groups, -1)))
-        if rules.init == "project":
+        if options.init == "project":
             nn.init.zeros_(new.mix.weight)
         if radial.bias is not None:
             new.mix.bias.copy_(radial.bias)  # type: ignore[union-attr]
@@ -167,14 +170,18 @@ def with_energies(
     return new
 
 
-def fill(new: nn.Module, kernel: Tensor, bias: Tensor | None, old: nn.Module, rules: Rules) -> float | None:
-    """Give ``new`` the weights, the device, the dtype and the flags of ``old``; returns the energy kept."""
+def fill(new: nn.Module, kernel: Tensor, bias: Tensor | None, old: nn.Module, options: Options) -> float | None:
+    """Give ``new`` the weights, the device, the dtype and the flags of ``old``.
+
+    Returns:
+        The share of the kernel's energy that is kept; ``None`` where weights start anew.
+    """
     weight: Any = old.weight
     new.to(device=weight.device, dtype=weight.dtype)
     new.reset_parameters()  # type: ignore[operator]
     energy = None
     with torch.no_grad():
-        if rules.init == "project":
+        if options.init == "project":
             basis: Any = new.basis
             coefficients, energy = project(kernel, basis)
             new.weight.copy_(coefficients)  # type: ignore[operator, union-attr]

@@ -1,4 +1,4 @@
-"""What :func:`monai_sre.nets.convert_to_sre` did to a network, module by module."""
+"""What :func:`monai_sre.convert.convert_to_sre` did to a network, module by module."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
+
+from monai_sre.nets.checkpoints import unwrapped
 
 #: Attribute under which a converted network carries its report.
 ATTRIBUTE = "_monai_sre_conversion"
@@ -37,7 +39,7 @@ class ConversionReport:
     """All entries, and how far the converted network was found to be from commuting with the symmetries.
 
     Attributes:
-        entries: one a module; blocks that act in their own ``forward`` come first.
+        entries: one per module; blocks that act in their own ``forward`` come first.
         errors: relative error of each symmetry checked, float64; empty where no check ran.
         input_shape: shape of the input that was checked.
 
@@ -95,7 +97,7 @@ def conversion_report(network: nn.Module) -> ConversionReport:
     """The report of the conversion of ``network``.
 
     Args:
-        network: what :func:`monai_sre.nets.convert_to_sre` returned.
+        network: what :func:`monai_sre.convert.convert_to_sre` returned.
 
     Raises:
         ValueError: ``network`` was never converted.
@@ -104,16 +106,6 @@ def conversion_report(network: nn.Module) -> ConversionReport:
     if not isinstance(report, ConversionReport):
         raise ValueError(f"network must come from convert_to_sre, got {type(network).__name__} without a report")
     return report
-
-
-def unwrapped(network: nn.Module) -> nn.Module:
-    """The module inside ``DataParallel``, ``DistributedDataParallel`` or what ``torch.compile`` returns."""
-    compiled = getattr(network, "_orig_mod", None)
-    if isinstance(compiled, nn.Module):
-        return unwrapped(compiled)
-    if isinstance(network, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-        return unwrapped(network.module)
-    return network
 
 
 def refusal(entries: Sequence[Entry]) -> str:

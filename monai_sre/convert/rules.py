@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd, _AvgPoolNd, _MaxPoolNd
 
 from monai_sre import layers
-from monai_sre.convert.options import SRE_CONVS, Rules, build, embed, fill, with_energies
+from monai_sre.convert.options import SRE_CONVS, Options, add_energies, embed, fill, make_layer
 from monai_sre.convert.report import RefusedError
 from monai_sre.layers import centred
 from monai_sre.layers.pool import CentredNearest
@@ -22,17 +23,43 @@ _CENTRED = (centred.CentredConv1d, centred.CentredConv2d, centred.CentredConv3d)
 _CENTRED_TRANSPOSED = (centred.CentredConvTranspose1d, centred.CentredConvTranspose2d, centred.CentredConvTranspose3d)
 _MAX_POOLS = (layers.CentredMaxPool1d, layers.CentredMaxPool2d, layers.CentredMaxPool3d)
 _AVG_POOLS = (layers.CentredAvgPool1d, layers.CentredAvgPool2d, layers.CentredAvgPool3d)
+#: Pixels that are added at both ends of each axis.
 Pads = list[tuple[int, int]]
 
 
-def convert_conv(conv: _ConvNd, rules: Rules, spacing: tuple[float, ...] | None, merged: Pads | None) -> Any:
-    """The counterpart of a convolution: ``(module, energy)``; ``(None, reason)`` where it stays.
+@dataclass(frozen=True)
+class Replaced:
+    """What takes a module's place.
+
+    Attributes:
+        module: the new one.
+        energy: share of the kernel's energy that it has kept; ``None`` where no kernel was projected.
+    """
+
+    module: nn.Module
+    energy: float | None = None
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Why a module may stay."""
+
+    reason: str
+
+
+def convert_conv(
+    conv: _ConvNd, options: Options, spacing: tuple[float, ...] | None, merged: Pads | None
+) -> Replaced | Kept:
+    """The counterpart of a convolution.
 
     Args:
         conv: ``nn.Conv1d/2d/3d``.
-        rules: what the user asked for.
+        options: what the user asked for.
         spacing: voxel size where this layer works.
         merged: zero padding that a module before it applied and that is now the layer's.
+
+    Raises:
+        RefusedError: it cannot be made equivariant; so does every rule here.
     """
     ndim = _spatial_dims(conv, _CONVS)
     taps, stride, dilation = list(conv.kernel_size), conv.stride, conv.dilation
@@ -44,18 +71,18 @@ def convert_conv(conv: _ConvNd, rules: Rules, spacing: tuple[float, ...] | None,
             )
         pads = [(low + more, high + extra) for (low, high), (more, extra) in zip(pads, merged, strict=True)]
     for what, values in (("kernel_size", taps), ("stride", stride), ("dilation", dilation)):
-        rules.check_alike(what, values)
-    rules.check_alike("padding", [low + high for low, high in pads])
+        options.check_alike(what, values)
+    options.check_alike("padding", [low + high for low, high in pads])
     symmetric = all(low == high for low, high in pads)
     if all(k == 1 for k in taps) and all(s == 1 for s in stride) and symmetric and merged is None:
-        return None, "a 1-tap kernel is radial"
-    size = rules.grown(taps)
+        return Kept("a 1-tap kernel is radial")
+    size = options.enlarged(taps)
     total = [sum(pair) + d * (new - k) for pair, d, new, k in zip(pads, dilation, size, taps, strict=True)]
     for axis in range(ndim):
         if stride[axis] == 1 and dilation[axis] == 1 and total[axis] % 2:  # always half a pixel aside: one tap more
             size[axis] += 1
             total[axis] += 1
-    options: dict[str, Any] = {
+    arguments: dict[str, Any] = {
         "in_channels": conv.in_channels,
         "out_channels": conv.out_channels,
         "kernel_size": tuple(size),
@@ -65,27 +92,27 @@ def convert_conv(conv: _ConvNd, rules: Rules, spacing: tuple[float, ...] | None,
         "groups": conv.groups,
         "bias": conv.bias is not None,
         "padding_mode": conv.padding_mode,
-        "algorithm": rules.algorithm,
+        "algorithm": options.algorithm,
     }
-    plain = all(s == 1 for s in stride) and all(k % 2 for k in size) and not any(amount % 2 for amount in total)
+    on_torch_grid = all(s == 1 for s in stride) and all(k % 2 for k in size) and not any(amount % 2 for amount in total)
     if conv.padding_mode != "zeros" and any(amount % 2 for amount in total):
         raise RefusedError(
             f"its padding is odd in all, {tuple(total)} pixels, half of which padding_mode={conv.padding_mode!r} cannot "
             "place at either end"
         )
-    if not plain:
-        options["far_padding"] = tuple(amount % 2 for amount in total)
-        options["antialias"] = rules.antialias if any(s > 1 for s in stride) else False
+    if not on_torch_grid:
+        arguments["far_padding"] = tuple(amount % 2 for amount in total)
+        arguments["antialias"] = options.antialias if any(s > 1 for s in stride) else False
     kernel = embed(conv.weight, size, [low < high for low, high in pads])
-    new = build((SRE_CONVS if plain else _CENTRED)[ndim - 1], options, rules, spacing)
-    energy = fill(new, kernel, conv.bias, conv, rules)
-    if rules.energies is not None and max(size) > 1:
-        new = with_energies(new, options, rules, spacing)
-    return new, energy
+    new = make_layer((SRE_CONVS if on_torch_grid else _CENTRED)[ndim - 1], arguments, options, spacing)
+    energy = fill(new, kernel, conv.bias, conv, options)
+    if options.energies is not None and max(size) > 1:
+        new = add_energies(new, arguments, options, spacing)
+    return Replaced(new, energy)
 
 
-def convert_transposed(conv: _ConvTransposeNd, rules: Rules, spacing: tuple[float, ...] | None) -> Any:
-    """The counterpart of a transposed convolution: ``(module, energy)``."""
+def convert_transposed(conv: _ConvTransposeNd, options: Options, spacing: tuple[float, ...] | None) -> Replaced:
+    """The counterpart of a transposed convolution."""
     ndim = _spatial_dims(conv, _TRANSPOSED)
     padding = [int(amount) for amount in conv.padding]
     for what, values in (
@@ -95,10 +122,10 @@ def convert_transposed(conv: _ConvTransposeNd, rules: Rules, spacing: tuple[floa
         ("padding", padding),
         ("output_padding", conv.output_padding),
     ):
-        rules.check_alike(what, values)
-    size = rules.grown(conv.kernel_size)
+        options.check_alike(what, values)
+    size = options.enlarged(conv.kernel_size)
     pairs = zip(padding, conv.dilation, size, conv.kernel_size, strict=True)
-    options: dict[str, Any] = {
+    arguments: dict[str, Any] = {
         "in_channels": conv.in_channels,
         "out_channels": conv.out_channels,
         "kernel_size": tuple(size),
@@ -109,13 +136,13 @@ def convert_transposed(conv: _ConvTransposeNd, rules: Rules, spacing: tuple[floa
         "groups": conv.groups,
         "bias": conv.bias is not None,
     }
-    new = build(_CENTRED_TRANSPOSED[ndim - 1], options, rules, spacing)
+    new = make_layer(_CENTRED_TRANSPOSED[ndim - 1], arguments, options, spacing)
     kernel = embed(conv.weight, new.kernel_size, [False] * ndim)  # type: ignore[arg-type]
-    return new, fill(new, kernel, conv.bias, conv, rules)
+    return Replaced(new, fill(new, kernel, conv.bias, conv, options))
 
 
-def convert_subpixel(conv: _ConvNd, factor: int, rules: Rules, spacing: tuple[float, ...] | None) -> Any:
-    """A convolution and the pixel shuffle behind it, which together are a transposed convolution: ``(module, energy)``.
+def convert_subpixel(conv: _ConvNd, factor: int, options: Options, spacing: tuple[float, ...] | None) -> Replaced:
+    """A convolution and the pixel shuffle behind it, which together are a transposed convolution.
 
     A rotation exchanges the channels that a pixel shuffle interleaves, so the two cannot be treated one by one.
     """
@@ -126,16 +153,16 @@ def convert_subpixel(conv: _ConvNd, factor: int, rules: Rules, spacing: tuple[fl
         raise RefusedError(
             "the convolution before a pixel shuffle must have stride 1, dilation 1, groups 1 and zero padding"
         )
-    rules.check_alike("kernel_size", conv.kernel_size)
-    rules.check_alike("padding", pads)
-    size = rules.grown(conv.kernel_size)
+    options.check_alike("kernel_size", conv.kernel_size)
+    options.check_alike("padding", pads)
+    size = options.enlarged(conv.kernel_size)
     out_channels = conv.out_channels // factor**ndim
     weight = embed(conv.weight.detach(), size, [False] * ndim).flip(list(range(2, 2 + ndim)))
     weight = weight.unflatten(0, (out_channels, *[factor] * ndim)).movedim(1 + ndim, 0)  # (in, out, *factor, *size)
     order = [0, 1] + [place for axis in range(ndim) for place in (2 + ndim + axis, 2 + axis)]
     kernel = weight.permute(order).reshape(conv.in_channels, out_channels, *[factor * k for k in size])
     more = [(new - k) // 2 for new, k in zip(size, conv.kernel_size, strict=True)]
-    options: dict[str, Any] = {
+    arguments: dict[str, Any] = {
         "in_channels": conv.in_channels,
         "out_channels": out_channels,
         "kernel_size": tuple(factor * k for k in size),
@@ -143,74 +170,83 @@ def convert_subpixel(conv: _ConvNd, factor: int, rules: Rules, spacing: tuple[fl
         "padding": tuple(factor * (low + grown) for (low, _), grown in zip(pads, more, strict=True)),
         "bias": conv.bias is not None,
     }
-    new = build(_CENTRED_TRANSPOSED[ndim - 1], options, rules, spacing)
+    new = make_layer(_CENTRED_TRANSPOSED[ndim - 1], arguments, options, spacing)
     bias = None if conv.bias is None else conv.bias.detach().reshape(out_channels, -1).mean(dim=1)
-    return new, fill(new, kernel, bias, conv, rules)
+    return Replaced(new, fill(new, kernel, bias, conv, options))
 
 
-def convert_pool(pool: nn.Module, rules: Rules) -> nn.Module | str:
-    """The counterpart of a pool, or why it stays."""
+def convert_pool(pool: nn.Module, options: Options) -> Replaced | Kept:
+    """The counterpart of a pool."""
     ndim = int(_torch_base(pool, "pools").__name__[-2])
     if isinstance(pool, (_AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd)):
         if getattr(pool, "return_indices", False):
             raise RefusedError("return_indices gives positions on the grid, which turn with it")
         size: Any = pool.output_size
-        rules.check_alike("output_size", [size] * ndim if not isinstance(size, Sequence) else list(size))
-        return "adaptive windows lie alike at both ends"
+        options.check_alike("output_size", [size] * ndim if not isinstance(size, Sequence) else list(size))
+        return Kept("adaptive windows lie alike at both ends")
     kernel, stride, padding = (
         _per_axis(value, ndim) for value in (pool.kernel_size, pool.stride or pool.kernel_size, pool.padding)
     )
     for what, values in (("kernel_size", kernel), ("stride", stride), ("padding", padding)):
-        rules.check_alike(what, values)
+        options.check_alike(what, values)
+    strided = any(step != 1 for step in stride)
     if isinstance(pool, _MaxPoolNd):
         dilation = _per_axis(pool.dilation, ndim)
-        rules.check_alike("dilation", dilation)
+        options.check_alike("dilation", dilation)
         if pool.return_indices:
             raise RefusedError("return_indices gives positions on the grid, which turn with it")
-        if all(step == 1 for step in stride):
-            return "stride 1"
-        return _MAX_POOLS[ndim - 1](kernel, stride, padding, dilation, pool.ceil_mode, antialias=rules.antialias)  # type: ignore[arg-type]
-    if all(step == 1 for step in stride):
-        return "stride 1"
+        if not strided:
+            return Kept("stride 1")
+        new: nn.Module = _MAX_POOLS[ndim - 1](
+            kernel, stride, padding, dilation, pool.ceil_mode, antialias=options.antialias
+        )
+        return Replaced(new)
+    if not strided:
+        return Kept("stride 1")
     if getattr(pool, "divisor_override", None) is not None:
         raise RefusedError(f"divisor_override={pool.divisor_override} has no centred counterpart")
-    return _AVG_POOLS[ndim - 1](
-        kernel,
-        stride,
-        padding,
-        pool.ceil_mode,  # type: ignore[arg-type]
-        pool.count_include_pad,  # type: ignore[arg-type]
-        antialias=rules.antialias,
-    )
+    ceil_mode, count_include_pad = bool(pool.ceil_mode), bool(pool.count_include_pad)
+    new = _AVG_POOLS[ndim - 1](kernel, stride, padding, ceil_mode, count_include_pad, antialias=options.antialias)
+    return Replaced(new)
 
 
-def convert_upsample(layer: nn.Upsample, rules: Rules) -> nn.Module | str:
-    """The counterpart of an interpolation, or why it stays."""
+def convert_upsample(layer: nn.Upsample, options: Options) -> Replaced | Kept:
+    """The counterpart of an interpolation."""
     _torch_base(layer, "interpolates")
     size: Any = layer.size
     factors: Any = layer.scale_factor
     for what, values in (("size", size), ("scale_factor", factors)):
         if isinstance(values, Sequence):
-            rules.check_alike(what, list(values))
-    listed = list(factors) if isinstance(factors, Sequence) else [] if factors is None else [factors]
-    whole = size is None and all(float(factor).is_integer() for factor in listed)
+            options.check_alike(what, list(values))
+    ratios = list(factors) if isinstance(factors, Sequence) else [] if factors is None else [factors]
+    whole = size is None and all(float(factor).is_integer() for factor in ratios)
     if whole or layer.align_corners or (size is not None and "nearest" not in layer.mode):
-        return "interpolates on a centred grid"
+        return Kept("interpolates on a centred grid")
     if "nearest" in layer.mode:
-        return CentredNearest(size, factors)
+        return Replaced(CentredNearest(size, factors))
     twin = nn.Upsample(scale_factor=factors, mode=layer.mode, align_corners=layer.align_corners)
     twin.recompute_scale_factor = True  # the ratio of the sizes, so that the grid is centred
-    return twin
+    return Replaced(twin)
 
 
-def check_padding(layer: nn.Module, rules: Rules) -> str:
+def convert_padding(layer: nn.Module, options: Options) -> Kept:
     """Why a padding layer may stay."""
     pads: Any = layer.padding
-    pairs = [(pads[index], pads[index + 1]) for index in range(len(pads) - 2, -1, -2)]
+    pairs = pad_pairs(pads)
     if any(low != high for low, high in pairs):
         raise RefusedError(f"padding={tuple(pads)} differs between the two ends of an axis")
-    rules.check_alike("padding", [low for low, _ in pairs])
-    return "pads both ends alike"
+    options.check_alike("padding", [low for low, _ in pairs])
+    return Kept("pads both ends alike")
+
+
+def pad_pairs(pads: Sequence[int]) -> Pads:
+    """Padding in the order of PyTorch, the last axis first, as one pair per axis, the first axis first.
+
+    Example:
+        >>> pad_pairs((0, 1, 2, 3))
+        [(2, 3), (0, 1)]
+    """
+    return [(int(pads[index]), int(pads[index + 1])) for index in range(len(pads) - 2, -1, -2)]
 
 
 def is_pool(module: nn.Module) -> bool:
@@ -231,10 +267,8 @@ def _spatial_dims(conv: nn.Module, known: Mapping[Any, int]) -> int:
     _torch_base(conv, "convolves")
     for base, ndim in known.items():
         if isinstance(conv, base):
-            if {"weight", "bias"} - conv._parameters.keys() or nn.parameter.is_lazy(conv.weight):
-                raise RefusedError(
-                    "its weight or bias is computed (weight norm, spectral norm, parametrization) or not yet known"
-                )
+            if {"weight", "bias"} - conv._parameters.keys():
+                raise RefusedError("its weight or bias is computed (weight norm, spectral norm, parametrization)")
             return ndim
     raise RefusedError(f"{type(conv).__name__} is no convolution that is known here")
 

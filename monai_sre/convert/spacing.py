@@ -8,7 +8,7 @@ import torch
 from monai.data.utils import affine_to_spacing
 from torch import Tensor, nn
 
-from monai_sre.convert import trial as probe
+from monai_sre.convert import trial
 
 #: Pixels added along each axis to see by how much a layer's map grows: a multiple of the strides of most networks.
 _MORE = 32
@@ -18,7 +18,7 @@ def spacing_from(image: Any) -> tuple[float, ...]:
     """Voxel size along each spatial axis of an image, for ``convert_to_sre(..., spacing=spacing_from(image))``.
 
     Args:
-        image: a ``monai.data.MetaTensor`` of shape ``(C, *spatial)``, or ``(N, C, *spatial)`` with one affine an image.
+        image: a ``monai.data.MetaTensor`` of shape ``(C, *spatial)``, or ``(N, C, *spatial)`` with one affine per image.
 
     Returns:
         Column norms of the affine. Sizes within 0.1 % of each other, as headers have them, are made equal.
@@ -48,7 +48,7 @@ def spacing_from(image: Any) -> tuple[float, ...]:
 
 
 def layer_spacings(
-    network: nn.Module, spacing: tuple[float, ...] | None, arguments: probe.Arguments | None, spatial_dims: int
+    network: nn.Module, spacing: tuple[float, ...] | None, arguments: trial.Arguments | None, spatial_dims: int
 ) -> dict[int, tuple[float, ...]]:
     """Voxel size at the input of each layer, by ``id``, where strides or factors that differ between axes change its shape.
 
@@ -56,7 +56,7 @@ def layer_spacings(
     that convolutions lose do not enter.
 
     Args:
-        network: as it was.
+        network: as it was, and :func:`monai_sre.convert.trial.prepared`.
         spacing: voxel size of its input; ``None`` is no matter.
         arguments: of the network, as the user gave them.
         spatial_dims: number of spatial axes.
@@ -66,19 +66,19 @@ def layer_spacings(
     """
     if spacing is None or (len(set(spacing)) == 1 and not _uneven(network)):
         return {}
-    found, reason = probe.find_input(network, spatial_dims, divisible=True)
+    found, reason = trial.find_input(network, spatial_dims, divisible=True)
     arguments = found or arguments
     if arguments is None:
         if not _uneven(network):
             return {}
         raise ValueError(
-            f"verify must be {probe.EXAMPLE}, as strides that differ between axes change the spacing on the way through the "
+            f"verify must be {trial.EXAMPLE}, as strides that differ between axes change the spacing on the way through the "
             f"network; {reason}"
         )
-    sizes = probe.input_sizes(network, arguments, spatial_dims)
+    sizes = trial.input_sizes(network, arguments, spatial_dims)
     whole = tuple(arguments[0].shape[-spatial_dims:])
     try:
-        larger = probe.input_sizes(network, probe.grown(arguments, (_MORE,) * spatial_dims, spatial_dims), spatial_dims)
+        larger = trial.input_sizes(network, trial.grown(arguments, (_MORE,) * spatial_dims, spatial_dims), spatial_dims)
     except Exception:  # a network of one size only, whatever it raises
         larger = {}
     spacings = {}

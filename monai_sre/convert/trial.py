@@ -1,13 +1,15 @@
-"""Does a network commute with the symmetries of the grid? A numeric check, and the module that breaks it.
+"""Does a network commute with the symmetries of the grid? Inputs to find it out, and the decision.
 
 Replacing modules does not reach what a network does in its own ``forward``: slicing, padding, flattening, functional pooling.
 So the converted network is run on a small random input, in float64 and in eval mode, and on that input turned and flipped.
+What the error is says :mod:`monai_sre.symmetry.error`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +17,16 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_leaves, tree_map
 
+from monai_sre.convert.report import ConversionReport, Entry
+from monai_sre.symmetry.error import (
+    commutation_error,
+    culprits,
+    is_map,
+    module_errors,
+    tensors_of,
+    transformed,
+    undisturbed,
+)
 from monai_sre.symmetry.lattice import LatticeSymmetry
 
 #: Spatial sizes to try, the most telling first: odd, even and unequal; then what deep networks accept.
@@ -23,7 +35,7 @@ _SIZES: dict[int, tuple[tuple[int, ...], ...]] = {
     2: ((37, 46), (24, 40), (32, 48), (64, 96), (128, 192), (256, 320)),
     3: ((19, 22, 25), (16, 24, 16), (16, 32, 16), (32, 48, 32), (64, 64, 96)),
 }
-#: The largest relative error, in float64, of a module that commutes, and of a whole network, which amplifies rounding.
+#: The largest error of a module that commutes, and of a whole network, which amplifies rounding.
 MODULE_TOLERANCE, TOLERANCE = 1e-9, 1e-6
 Arguments = tuple[Any, ...]
 #: Arguments, and the shapes of what the network returns.
@@ -32,7 +44,44 @@ Example = tuple[Arguments, list[tuple[int, ...]]]
 #: above, odd and even maps at strides 1 to 16; else so for what takes any size, and multiples of 2, 4, 8 or 16 alone.
 _MORE: dict[int, tuple[tuple[int, ...], ...]] = {1: ((14,), (11,)), 2: ((14, 6),), 3: ((15, 13, 8),)}
 _GROWTH = ((1, 2, 4), (4, 1, 2), (2, 8, 4), (4, 8, 12), (8, 16, 24), (16, 32, 16))
+#: Kinds of devices that compute in float64; from others a network moves to the CPU for the trial.
+_WITH_FLOAT64 = ("cpu", "cuda")
 EXAMPLE = "an example input, its shape or a tuple of arguments"
+
+
+@contextmanager
+def prepared(network: nn.Module) -> Iterator[None]:
+    """Inside, the network is in eval mode and in float64, and no parameter holds one value throughout, so nothing vanishes.
+
+    Frozen parameters of two axes or more stay as they are: somebody has made them so, such as a filter. Tensors keep their
+    identity and only refer to other values, so that shared ones stay shared; afterwards they refer to their own again.
+    """
+    registers: list[Any] = [held for m in network.modules() for held in (m._parameters, m._buffers)]
+    entries = [dict(held) for held in registers]
+    originals = [(tensor, tensor.data) for tensor in (*network.parameters(), *network.buffers())]
+    generator = torch.Generator().manual_seed(1)
+    with undisturbed(network, training=False), torch.no_grad():
+        try:
+            for tensor, values in originals:
+                tensor.data = _trial_values(tensor, values, generator)
+            yield
+        finally:
+            for held, entry in zip(registers, entries, strict=True):
+                held.clear()
+                held.update(entry)
+            for tensor, values in originals:
+                tensor.data = values
+
+
+def _trial_values(tensor: Tensor, values: Tensor, generator: torch.Generator) -> Tensor:
+    values = values.clone() if values.device.type in _WITH_FLOAT64 else values.cpu()
+    if not values.is_floating_point():
+        return values
+    values = values.double()
+    learned = isinstance(tensor, nn.Parameter) and (tensor.requires_grad or tensor.dim() < 2)
+    if learned and values.numel() and bool((values == values.flatten()[0]).all()):
+        values += 0.1 * torch.rand(values.shape, generator=generator, dtype=torch.float64).to(values.device)
+    return values
 
 
 def spatial_dims_of(network: nn.Module) -> int:
@@ -88,33 +137,14 @@ def find_input(network: nn.Module, spatial_dims: int, divisible: bool = False) -
 
 
 def run(network: nn.Module, arguments: Arguments, seed: int = 0) -> Any:
-    """Outputs in eval mode and float64; what starts all alike (zeros, ones) is stirred, so that nothing vanishes.
-
-    Frozen parameters of two axes or more are what somebody has made them, such as a filter.
-    """
-    generator = torch.Generator().manual_seed(1)
-
-    def stirred(tensor: Tensor, fixed: bool) -> Tensor:
-        if tensor.numel() and not fixed and bool((tensor == tensor.flatten()[0]).all()):
-            noise = torch.rand(tensor.shape, generator=generator, dtype=torch.float64).to(tensor.device)
-            tensor = tensor + 0.1 * noise
-        return tensor
-
-    state = {
-        name: stirred(parameter.detach().double(), not parameter.requires_grad and parameter.dim() > 1)
-        for name, parameter in network.named_parameters()
-    }
-    for name, buffer in network.named_buffers():
-        state[name] = buffer.double() if buffer.is_floating_point() else buffer
-    device = next((t.device for t in state.values()), torch.device("cpu"))
-    arguments = tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, arguments)
-    gpus = [device] if device.type == "cuda" else []
-    with _eval(network), torch.no_grad(), torch.random.fork_rng(devices=gpus):
-        torch.random.default_generator.manual_seed(seed)
-        for gpu in gpus:
-            with torch.cuda.device(gpu):
-                torch.cuda.manual_seed(seed)
-        return torch.func.functional_call(network, state, arguments)
+    """Outputs of a network that is :func:`prepared`, on its device."""
+    device = next((t.device for t in (*network.parameters(), *network.buffers())), torch.device("cpu"))
+    torch.random.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
+    # copies: a network may work in place
+    return network(*tree_map(lambda leaf: leaf.to(device, copy=True) if isinstance(leaf, Tensor) else leaf, arguments))
 
 
 def output_shapes(network: nn.Module, arguments: Arguments) -> list[tuple[int, ...]]:
@@ -133,17 +163,6 @@ def output_shapes(network: nn.Module, arguments: Arguments) -> list[tuple[int, .
     return [tuple(leaf.shape) for leaf in tensors_of(out)]
 
 
-def tensors_of(out: Any, depth: int = 3) -> list[Tensor]:
-    """All tensors in what a network returns: nests of lists, tuples and dictionaries, and the attributes of other objects."""
-    found: list[Tensor] = []
-    for leaf in tree_leaves(out):
-        if isinstance(leaf, Tensor):
-            found.append(leaf)
-        elif depth and hasattr(leaf, "__dict__") and not isinstance(leaf, (type, nn.Module)):
-            found += tensors_of(dict(vars(leaf)), depth - 1)
-    return found
-
-
 def examples(network: nn.Module, arguments: Arguments, spatial_dims: int) -> list[Example]:
     """The arguments, and those with larger maps that the network takes.
 
@@ -151,7 +170,7 @@ def examples(network: nn.Module, arguments: Arguments, spatial_dims: int) -> lis
         ValueError: the network does not run on ``arguments``.
     """
     found = [(arguments, output_shapes(network, arguments))]
-    sizes = {tuple(leaf.shape[-spatial_dims:]) for leaf in tree_leaves(arguments) if _is_map(leaf, spatial_dims)}
+    sizes = {tuple(leaf.shape[-spatial_dims:]) for leaf in tree_leaves(arguments) if is_map(leaf, spatial_dims)}
     for growth in _MORE[spatial_dims] if sizes == {_SIZES[spatial_dims][0]} else _GROWTH:
         larger = grown(arguments, growth, spatial_dims)
         try:
@@ -162,22 +181,74 @@ def examples(network: nn.Module, arguments: Arguments, spatial_dims: int) -> lis
 
 
 def grown(arguments: Arguments, growth: tuple[int, ...], spatial_dims: int) -> Arguments:
-    """The arguments, with maps larger by ``growth``, in pixels an axis."""
+    """The arguments, with maps larger by ``growth``, in pixels per axis."""
     pads = [amount for more in reversed(growth[:spatial_dims]) for amount in (0, more)]
 
     def larger(leaf: Any) -> Any:
-        return torch.nn.functional.pad(leaf, pads, value=0.5) if _is_map(leaf, spatial_dims) else leaf
+        return nn.functional.pad(leaf, pads, value=0.5) if is_map(leaf, spatial_dims) else leaf
 
     return tree_map(larger, arguments)  # type: ignore[no-any-return]
 
 
-def blindness(network: nn.Module, arguments: Arguments) -> str:
+def check(
+    network: nn.Module,
+    report: ConversionReport,
+    symmetries: Mapping[str, LatticeSymmetry],
+    examples: Sequence[Example],
+    spatial_dims: int,
+) -> None:
+    """Measure the errors into the report, and refuse the modules that cause them.
+
+    Args:
+        network: converted, and :func:`prepared`.
+        report: of its conversion.
+        symmetries: those with which it is to commute.
+        examples: what the network took before.
+        spatial_dims: number of spatial axes.
+    """
+    for arguments, expected in examples:
+        shape = next((tuple(a.shape) for a in arguments if isinstance(a, Tensor)), None)
+        try:
+            doubt = "" if report.errors else why_inconclusive(network, arguments)
+            out = run(network, arguments)
+            errors = {
+                name: commutation_error(
+                    out, run(network, transformed(arguments, symmetry, spatial_dims)), symmetry, spatial_dims
+                )
+                for name, symmetry in symmetries.items()
+            }
+        except Exception as error:  # whatever a forward raises
+            why = f"converted, it raises {type(error).__name__} on an input of shape {shape}: {error}"
+            report.entries.append(Entry("", "refused", type(network).__name__, why))
+            return
+        if doubt:
+            why = f"it cannot be checked, as {doubt}; give verify an input that tells, or False"
+            report.entries.append(Entry("", "refused", type(network).__name__, why))
+            return
+        report.errors = {name: max(value, report.errors.get(name, 0.0)) for name, value in errors.items()}
+        report.input_shape = report.input_shape or shape
+        shapes = [tuple(leaf.shape) for leaf in tensors_of(out)]
+        if shapes != expected:
+            why = f"the shapes of its outputs change from {expected} to {shapes}"
+            report.entries.append(Entry("", "refused", type(network).__name__, why))
+        worst = max(errors, key=lambda name: errors[name])
+        if errors[worst] > TOLERANCE:
+            known = {entry.name for entry in report.refused}
+            each = module_errors(network, partial(run, network, arguments), {worst: symmetries[worst]}, spatial_dims)
+            why = f"it does not commute with {worst} (relative error of the network {errors[worst]:.1e})"
+            for name in culprits(each, MODULE_TOLERANCE) or [""]:
+                if name not in known:
+                    report.entries.append(Entry(name, "refused", type(network.get_submodule(name)).__name__, why))
+            return
+
+
+def why_inconclusive(network: nn.Module, arguments: Arguments) -> str:
     """Why a check on these arguments says nothing of the network; ``""`` where it does."""
     outputs = tensors_of(run(network, arguments))
     if not outputs:
         return "it returns no tensor that could be compared"
     again = tensors_of(run(network, arguments, seed=1))
-    if any(not _same(*pair) for pair in zip(outputs, again, strict=True)):
+    if not _equal(outputs, again):
         return "it draws random numbers in eval mode"
     if not any(isinstance(leaf, Tensor) and leaf.is_floating_point() for leaf in tree_leaves(arguments)):
         return ""
@@ -190,79 +261,14 @@ def blindness(network: nn.Module, arguments: Arguments) -> str:
             leaf.device
         )
 
-    changed = tensors_of(run(network, tree_map(other, arguments)))
-    if all(_same(*pair) for pair in zip(outputs, changed, strict=True)):
+    if _equal(outputs, tensors_of(run(network, tree_map(other, arguments)))):
         return "its outputs are the same for another input"
     return ""
 
 
-def _same(one: Tensor, other: Tensor) -> bool:
-    return one.shape == other.shape and torch.equal(one, other)
-
-
-def symmetry_errors(
-    network: nn.Module, arguments: Arguments, symmetries: Mapping[str, LatticeSymmetry], spatial_dims: int
-) -> tuple[dict[str, float], list[tuple[int, ...]]]:
-    """Relative error of each symmetry, and the shapes of the outputs.
-
-    Outputs with at least ``spatial_dims + 2`` axes are to turn with the input, all others to stay; those with one axis less
-    may do either, as maps without channels do.
-    """
-    plain = tensors_of(run(network, arguments))
-    errors = {}
-    for name, symmetry in symmetries.items():
-        turned = run(network, _turned(arguments, symmetry, spatial_dims))
-        pairs = zip(plain, tensors_of(turned), strict=True)
-        errors[name] = max((_error(old, new, symmetry, spatial_dims) for old, new in pairs), default=0.0)
-    return errors, [tuple(leaf.shape) for leaf in plain]
-
-
-def find_culprits(
-    network: nn.Module, arguments: Arguments, symmetry: LatticeSymmetry, spatial_dims: int
-) -> list[tuple[str, nn.Module]]:
-    """The innermost modules that do not commute by themselves: each is given the turned inputs of its own place."""
-    broken: list[tuple[str, nn.Module]] = []
-    given: list[Any] = []
-    busy = False
-
-    def before(module: nn.Module, args: Any, kwargs: Any) -> None:
-        if not busy:  # copied, as modules may work in place
-            given.append(tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, (args, kwargs)))
-
-    def after(name: str) -> Callable[..., None]:
-        def check(module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
-            nonlocal busy
-            if busy:
-                return
-            arguments = given.pop()
-            if any(other.startswith(f"{name}." if name else "") for other, _ in broken):
-                return
-            if not any(_is_map(leaf, spatial_dims) for leaf in tree_leaves(arguments)):
-                return
-            busy = True
-            try:
-                args, kwargs = _turned(arguments, symmetry, spatial_dims)
-                pairs = zip(tensors_of(out), tensors_of(module(*args, **kwargs)), strict=True)
-                bad = any(_error(old, new, symmetry, spatial_dims) > MODULE_TOLERANCE for old, new in pairs)
-            except Exception:  # it cannot even take them
-                bad = True
-            finally:
-                busy = False
-            if bad:
-                broken.append((name, module))
-
-        return check
-
-    handles = []
-    for name, module in network.named_modules():
-        handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
-        handles.append(module.register_forward_hook(after(name), with_kwargs=True))
-    try:
-        run(network, arguments)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return list(dict(broken).items())
+def _equal(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> bool:
+    pairs = zip(ours, theirs, strict=True)
+    return all(one.shape == other.shape and torch.equal(one, other) for one, other in pairs)
 
 
 def input_sizes(network: nn.Module, arguments: Arguments, spatial_dims: int) -> dict[int, tuple[int, ...]]:
@@ -270,7 +276,7 @@ def input_sizes(network: nn.Module, arguments: Arguments, spatial_dims: int) -> 
     sizes: dict[int, tuple[int, ...]] = {}
 
     def note(module: nn.Module, args: Any) -> None:
-        if args and _is_map(args[0], spatial_dims):
+        if args and is_map(args[0], spatial_dims):
             sizes.setdefault(id(module), tuple(args[0].shape[-spatial_dims:]))
 
     handles = [module.register_forward_pre_hook(note) for module in network.modules()]
@@ -304,39 +310,3 @@ def _double(leaf: Any) -> Any:
 
 def _noise(shape: tuple[int, ...]) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64, device="cpu")
-
-
-def _is_map(leaf: Any, spatial_dims: int) -> bool:
-    return isinstance(leaf, Tensor) and leaf.dim() >= spatial_dims + 2
-
-
-def _turned(arguments: Any, symmetry: LatticeSymmetry, spatial_dims: int) -> Any:
-    return tree_map(lambda leaf: symmetry(leaf).contiguous() if _is_map(leaf, spatial_dims) else leaf, arguments)
-
-
-def _error(old: Tensor, new: Any, symmetry: LatticeSymmetry, spatial_dims: int) -> float:
-    if isinstance(old, Tensor) and old.dim() == spatial_dims + 1:
-        return min(_difference(old, new), _difference(symmetry(old), new))
-    return _difference(symmetry(old) if _is_map(old, spatial_dims) else old, new)
-
-
-def _difference(wanted: Tensor, new: Any) -> float:
-    if not isinstance(new, Tensor) or wanted.shape != new.shape:
-        return float("inf")
-    if not wanted.is_floating_point() or wanted.numel() == 0:
-        return 0.0 if bool((wanted == new).all()) else float("inf")
-    difference, scale = float((wanted - new).abs().max()), float(wanted.abs().max())
-    if difference != difference or scale != scale:
-        return float("inf")
-    return difference / scale if scale > 0 else (0.0 if difference == 0 else float("inf"))
-
-
-@contextmanager
-def _eval(network: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode

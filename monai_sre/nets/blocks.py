@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from monai.networks.layers.factories import Conv, Pool, split_args
@@ -15,8 +15,53 @@ from monai_sre.ops.pool import blur_width
 
 register()
 
-#: Kinds of convolutions and their names in MONAI's factory.
-_CONVS = {"radial": "SRECONV", "harmonic": "SREHARMONICCONV"}
+#: Kinds of convolutions, their names in MONAI's factory, and the options that ``conv=(kind, options)`` may hold.
+_CONVS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "radial": ("SRECONV", ()),
+    "harmonic": ("SREHARMONICCONV", ("orders", "hidden_channels", "taps", "norm", "eps")),
+}
+#: What an argument of its own says.
+_RADIAL = ("num_rings", "profile", "circular", "orthonormal", "spacing", "axes", "algorithm")
+
+
+def conv_kind(conv: str | tuple[str, Mapping[str, Any]]) -> tuple[str, dict[str, Any]]:
+    """The kind of convolution that the argument ``conv`` asks for, and its options.
+
+    Raises:
+        ValueError: there is no such kind, or it takes no such option.
+
+    Example:
+        >>> conv_kind("radial"), conv_kind(("harmonic", {"orders": (1,)}))
+        (('radial', {}), ('harmonic', {'orders': (1,)}))
+    """
+    try:
+        kind, options = split_args(conv)
+        known = kind in _CONVS
+    except (TypeError, ValueError):  # an unhashable kind, or no pair
+        known = False
+    if not known:
+        raise ValueError(f"conv must be one of {tuple(_CONVS)} or (name, options), got {conv!r}")
+    allowed = _CONVS[kind][1]
+    for name in options:
+        if name in _RADIAL:
+            raise ValueError(f"conv must not hold {name!r}: give the argument {name} itself, got conv={conv!r}")
+        if name not in allowed:
+            raise ValueError(f"conv={kind!r} takes the options {list(allowed)}, got {name!r}")
+    return kind, dict(options)
+
+
+def per_level(name: str, value: Any, levels: int, what: str = "level") -> tuple[Any, ...]:
+    """One value per level: ``value`` itself for all, or those that it holds.
+
+    Example:
+        >>> per_level("kernel_size", 3, 2), per_level("kernel_size", (5, (3, 1)), 2)
+        ((3, 3), (5, (3, 1)))
+    """
+    if value is None or isinstance(value, int):
+        return (value,) * levels
+    if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != levels:
+        raise ValueError(f"{name} must be one value or {levels}, one per {what}, got {value!r}")
+    return tuple(value)
 
 
 class LayerMaker:
@@ -26,11 +71,11 @@ class LayerMaker:
         self, spatial_dims: int, norm: Any, act: Any, antialias: bool | float, conv: Any, radial: Mapping[str, Any]
     ) -> None:
         self.spatial_dims, self.antialias = spatial_dims, blur_width(antialias)
-        self._norm, self._act, self._radial = norm, act, dict(radial)
-        kind, options = split_args(conv)
-        if kind not in _CONVS:
-            raise ValueError(f"conv must be one of {tuple(_CONVS)} or (name, options), got {conv!r}")
-        self._conv = _CONVS[kind]
+        self._norm, self._act = norm, act
+        # None is the default of the kind of layer
+        self._radial = {name: value for name, value in radial.items() if value is not None}
+        kind, options = conv_kind(conv)
+        self._conv = _CONVS[kind][0]
         self._radial |= options
 
     def radial(self, in_channels: int, out_channels: int, kernel_size: Any) -> nn.Module:

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from monai_sre.convert.report import unwrapped
 from monai_sre.layers.conv import SREConv1d, SREConv2d, SREConv3d
+from monai_sre.ops.arguments import listed
 from monai_sre.ops.radial import change_basis
 
 #: Their names to ours, in the order in which they are tried: the 2-D ResNets, and the 3-D ones with their ``stem``.
@@ -33,7 +33,6 @@ _SHORTCUT = ((r"\bdownsample\.1\.", "shortcut.0."), (r"\bdownsample\.2\.", "shor
 _EXTRAS = ("weight_index_mat", "default_weight_index_mat", "mus", "sigmas", "log_sigmas")
 #: Share of a kernel's norm that may be lost in our basis: rounding of float32.
 _TOLERANCE = 1e-6
-_LISTED = 12
 
 
 def load_sre_checkpoint(network: nn.Module, checkpoint: str | PathLike[str] | Mapping[str, Any]) -> str:
@@ -93,11 +92,20 @@ def load_sre_checkpoint(network: nn.Module, checkpoint: str | PathLike[str] | Ma
             problems.append(f"{name}: holds values that are not finite")
     problems += [f"{name}: not in the network" for name in state if name not in wanted]
     if problems:
-        listed = "\n  ".join(problems[:_LISTED])
-        more = f"\n  and {len(problems) - _LISTED} more" if len(problems) > _LISTED else ""
-        raise ValueError(f"the checkpoint (of {kind}) does not fit the network:\n  {listed}{more}")
+        lines = listed(problems, count=12, separator="\n  ")
+        raise ValueError(f"the checkpoint (of {kind}) does not fit the network:\n  {lines}")
     network.load_state_dict(state)
     return kind
+
+
+def unwrapped(network: nn.Module) -> nn.Module:
+    """The module inside ``DataParallel``, ``DistributedDataParallel`` or what ``torch.compile`` returns."""
+    compiled = getattr(network, "_orig_mod", None)
+    if isinstance(compiled, nn.Module):
+        return unwrapped(compiled)
+    if isinstance(network, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        return unwrapped(network.module)
+    return network
 
 
 def _state_dict(checkpoint: str | PathLike[str] | Mapping[str, Any]) -> dict[str, Tensor]:

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.utils.checkpoint import checkpoint
 
-from monai_sre.nets.blocks import LayerMaker, ResidualBlock
+from monai_sre.nets.blocks import LayerMaker, ResidualBlock, per_level
 from monai_sre.ops.arguments import check_flags, int_tuple
 
-#: Blocks a stage, and whether they are bottlenecks.
+#: Blocks per stage, and whether they are bottlenecks.
 _DEPTHS = {18: ((2, 2, 2, 2), False), 34: ((3, 4, 6, 3), False), 50: ((3, 4, 6, 3), True)}
 
 
@@ -60,17 +60,18 @@ class SREResNet(nn.Module):
         num_classes: number of logits.
         depth: 18, 34 (basic blocks) or 50 (bottlenecks).
         kernel_size: odd kernel sizes of the four stages, or one for all; ``None`` is (9, 9, 5, 5), and 5 in 3-D. A stage's
-            entry may itself hold one size an axis.
+            entry may itself hold one size per axis.
         stem_kernel_size: odd kernel size of the first convolution.
         width: channels of the first stage; each later stage has twice those of the one before.
         strides: down-sampling factor at the start of each stage.
         max_pool: whether a centred max-pooling of stride 2 follows the stem.
-        num_rings: rings a kernel, one number for all stages or one a stage (``None`` is the default of the kernel size);
+        num_rings: rings per kernel, one number for all stages or one per stage (``None`` is the default of the kernel size);
             the stem always has the default.
         profile: with ``circular``, ``orthonormal``, ``spacing``, ``axes`` and ``algorithm`` the geometry of all radial
-            layers, see :class:`monai_sre.layers.SREConv2d`.
-        conv: ``"radial"``, or ``"harmonic"`` for :class:`monai_sre.layers.SREHarmonicConv2d`, which sees edges too; with
-            options as ``("harmonic", {"orders": (1, 2)})``.
+            layers, see :class:`monai_sre.layers.SREConv2d`. ``None`` is the default of the kind of layer: bands
+            (``"radial"``), or orthonormal Gaussian rings (``"harmonic"``).
+        conv: ``"radial"``, or ``"harmonic"`` for :class:`monai_sre.layers.SREHarmonicConv2d`, which sees edges too; its
+            options ``orders``, ``hidden_channels``, ``taps``, ``norm`` and ``eps`` as ``("harmonic", {"orders": (1, 2)})``.
         norm: normalisation layer, in MONAI's notation.
         act: activation layer, in MONAI's notation.
         dropout_prob: probability of dropping an entry of the pooled embedding.
@@ -108,9 +109,9 @@ class SREResNet(nn.Module):
         strides: Sequence[int] = (1, 2, 2, 2),
         max_pool: bool = False,
         num_rings: int | Sequence[int | None] | None = None,
-        profile: str | tuple[str, Mapping[str, Any]] = "band",
+        profile: str | tuple[str, Mapping[str, Any]] | None = None,
         circular: bool = True,
-        orthonormal: bool = False,
+        orthonormal: bool | None = None,
         spacing: Sequence[float] | None = None,
         axes: Sequence[int] | None = None,
         algorithm: str = "auto",
@@ -135,8 +136,8 @@ class SREResNet(nn.Module):
         strides = int_tuple("strides", strides, 4, minimum=1)
         if kernel_size is None:
             kernel_size = 5 if spatial_dims == 3 else (9, 9, 5, 5)
-        kernels = _per_stage("kernel_size", kernel_size)
-        rings = _per_stage("num_rings", num_rings)
+        kernels = per_level("kernel_size", kernel_size, 4, "stage")
+        rings = per_level("num_rings", num_rings, 4, "stage")
         radial = {
             "profile": profile,
             "circular": circular,
@@ -151,7 +152,7 @@ class SREResNet(nn.Module):
         self.conv1 = config.radial(in_channels, width, stem_kernel_size)
         self.norm1 = config.norm_layer(width)
         self.act = config.act_layer()
-        self.pool = _max_pool(spatial_dims) if max_pool else nn.Identity()
+        self.pool = Pool["CENTREDMAX", spatial_dims](3, stride=2, padding=1) if max_pool else nn.Identity()
 
         blocks, bottleneck = _DEPTHS[depth]
         block: type[ResidualBlock] | type[_Bottleneck] = _Bottleneck if bottleneck else ResidualBlock
@@ -223,20 +224,8 @@ def _frozen_statistics(module: nn.Module) -> Iterator[None]:
             count.copy_(before)
 
 
-def _max_pool(spatial_dims: int) -> nn.Module:
-    return Pool["CENTREDMAX", spatial_dims](3, stride=2, padding=1)
-
-
-def _per_stage(name: str, value: Any) -> tuple[Any, ...]:
-    if value is None or isinstance(value, int):
-        return (value,) * 4
-    if not isinstance(value, Sequence) or len(value) != 4:
-        raise ValueError(f"{name} must be one value or four, one a stage, got {value!r}")
-    return tuple(value)
-
-
 def sre_resnet18(spatial_dims: int, in_channels: int, num_classes: int, **options: Any) -> SREResNet:
-    """:class:`SREResNet` of depth 18, two basic blocks a stage.
+    """:class:`SREResNet` of depth 18, two basic blocks per stage.
 
     Example:
         >>> sre_resnet18(3, 1, 11, width=16)(torch.randn(1, 1, 12, 9, 10)).shape

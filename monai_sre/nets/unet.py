@@ -11,7 +11,7 @@ from monai.networks.layers.factories import Conv
 from monai.networks.layers.utils import get_dropout_layer
 from torch import Tensor, nn
 
-from monai_sre.nets.blocks import LayerMaker, ResidualBlock
+from monai_sre.nets.blocks import LayerMaker, ResidualBlock, per_level
 from monai_sre.ops.arguments import check_flags, int_tuple
 from monai_sre.ops.pool import centred_upsample
 
@@ -74,19 +74,20 @@ class SREUNet(nn.Module):
         in_channels: number of channels of the input.
         out_channels: number of channels of the output: classes.
         channels: channels of each level, the finest first; their number is the number of levels.
-        strides: down-sampling factors from each level to the next, one number or one a spatial axis each; ``None`` is 2.
-        kernel_size: odd kernel size, one for all levels or one a level; ``None`` is 9, and 5 in 3-D. A level's entry may
-            itself hold one size an axis.
-        num_res_units: residual units a level, each a shortcut around two convolutions; 0 is two convolutions without any
+        strides: down-sampling factors from each level to the next, one number or one per spatial axis each; ``None`` is 2.
+        kernel_size: odd kernel size, one for all levels or one per level; ``None`` is 9, and 5 in 3-D. A level's entry may
+            itself hold one size per axis.
+        num_res_units: residual units per level, each a shortcut around two convolutions; 0 is two convolutions without any
             shortcut, as in MONAI's ``BasicUNet``.
-        num_rings: rings a kernel, one number for all levels or one a level (``None`` is the default of the kernel size).
+        num_rings: rings per kernel, one number for all levels or one per level (``None`` is the default of the kernel size).
         profile: with ``circular``, ``orthonormal``, ``axes`` and ``algorithm`` the geometry of all radial layers, see
-            :class:`monai_sre.layers.SREConv2d`.
+            :class:`monai_sre.layers.SREConv2d`. ``None`` is the default of the kind of layer: bands (``"radial"``), or
+            orthonormal Gaussian rings (``"harmonic"``).
         spacing: voxel size of the input along each spatial axis. At each level it is multiplied by the strides so far, so
             that kernels stay round in millimetres: voxels of 4 x 1 x 1 mm with ``strides=((1, 2, 2), (1, 2, 2))`` are cubes
             at the last level, and its kernels are balls of voxels. ``None`` is 1 everywhere, and follows the strides alike.
-        conv: ``"radial"``, or ``"harmonic"`` for :class:`monai_sre.layers.SREHarmonicConv2d`, which sees edges too; with
-            options as ``("harmonic", {"orders": (1, 2)})``.
+        conv: ``"radial"``, or ``"harmonic"`` for :class:`monai_sre.layers.SREHarmonicConv2d`, which sees edges too; its
+            options ``orders``, ``hidden_channels``, ``taps``, ``norm`` and ``eps`` as ``("harmonic", {"orders": (1, 2)})``.
         norm: normalisation layer, in MONAI's notation.
         act: activation layer, in MONAI's notation.
         dropout_prob: probability of dropping an entry of a level's maps.
@@ -124,9 +125,9 @@ class SREUNet(nn.Module):
         kernel_size: int | Sequence[int | Sequence[int]] | None = None,
         num_res_units: int = 0,
         num_rings: int | Sequence[int | None] | None = None,
-        profile: str | tuple[str, Mapping[str, Any]] = "band",
+        profile: str | tuple[str, Mapping[str, Any]] | None = None,
         circular: bool = True,
-        orthonormal: bool = False,
+        orthonormal: bool | None = None,
         spacing: Sequence[float] | None = None,
         axes: Sequence[int] | None = None,
         algorithm: str = "auto",
@@ -144,7 +145,7 @@ class SREUNet(nn.Module):
         (out_channels,) = int_tuple("out_channels", out_channels, 1, minimum=1)
         (num_res_units,) = int_tuple("num_res_units", num_res_units, 1, minimum=0)
         if not isinstance(channels, Sequence) or len(channels) < 2:
-            raise ValueError(f"channels must be two numbers or more, one a level, got {channels!r}")
+            raise ValueError(f"channels must be two numbers or more, one per level, got {channels!r}")
         channels = int_tuple("channels", channels, len(channels), minimum=1)
         levels = len(channels)
         if not isinstance(dropout_prob, (int, float)) or not 0 <= dropout_prob <= 1:
@@ -157,8 +158,8 @@ class SREUNet(nn.Module):
             )
         if kernel_size is None:
             kernel_size = 5 if spatial_dims == 3 else 9
-        kernels = _per_level("kernel_size", kernel_size, levels)
-        rings = _per_level("num_rings", num_rings, levels)
+        kernels = per_level("kernel_size", kernel_size, levels)
+        rings = per_level("num_rings", num_rings, levels)
         radial = {
             "profile": profile,
             "circular": circular,
@@ -244,7 +245,7 @@ def _refine(x: Tensor, factors: list[int], size: list[int]) -> Tensor:
 
 
 def _factors(strides: Any, spatial_dims: int, levels: int) -> list[list[int]]:
-    """Down-sampling factors from each level to the next, one an axis."""
+    """Down-sampling factors from each level to the next, one per axis."""
     if strides is None:
         strides = (2,) * (levels - 1)
     if not isinstance(strides, Sequence) or len(strides) != levels - 1:
@@ -262,13 +263,5 @@ def _level_spacing(spacing: Any, scale: Sequence[int]) -> tuple[float, ...] | No
     if spacing is None:
         return None if len(set(scale)) == 1 else tuple(map(float, scale))
     if not isinstance(spacing, Sequence) or len(spacing) != len(scale):
-        raise ValueError(f"spacing must be None or {len(scale)} numbers, one a spatial axis, got {spacing!r}")
+        raise ValueError(f"spacing must be None or {len(scale)} numbers, one per spatial axis, got {spacing!r}")
     return tuple(voxel * factor for voxel, factor in zip(spacing, scale, strict=True))
-
-
-def _per_level(name: str, value: Any, levels: int) -> tuple[Any, ...]:
-    if value is None or isinstance(value, int):
-        return (value,) * levels
-    if not isinstance(value, Sequence) or len(value) != levels:
-        raise ValueError(f"{name} must be one value or {levels}, one a level, got {value!r}")
-    return tuple(value)

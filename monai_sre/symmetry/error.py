@@ -1,22 +1,106 @@
-"""How far a network is from commuting with rotations and flips, as a whole and layer by layer."""
+r"""How far a network is from commuting with rotations and flips: the one definition, as a whole and module by module.
+
+The error of a network :math:`f` under a transformation :math:`g` is
+
+.. math:: \lVert f(g x) - g f(x) \rVert \;/\; \lVert g f(x) \rVert
+
+in the Euclidean norm over one output tensor, in float64; of several outputs the worst counts. The norm is the Euclidean one
+because it is the typical error beside the typical value: it does not grow with the number of pixels, as a largest difference
+does, so it compares inputs of different sizes, and single pixels that an interpolation spoils do not decide it. It misses
+nothing that matters: one wrong pixel among a million is an error of 1e-3.
+
+An output is told to be a map or a vector by its number of axes:
+
+* with those of the input ``(N, C, *spatial)``, or more, it is a map: ``g`` acts on its last axes, whatever their sizes;
+* with at most two, such as logits ``(N, C)``, it is a vector, which is to stay as it is;
+* with one axis less than a map, it may be a map without channels, or stay: the smaller of the two errors counts;
+* anything else is to stay.
+
+What this package calls equivariant has an error below 1e-5 where it computes in float32, and below 1e-12 in float64, under
+all symmetries of the grid, in eval mode, at every input size.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
 from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
 
 from monai_sre.symmetry.lattice import lattice_generators, lattice_symmetries
 from monai_sre.symmetry.rotation import INTERPOLATIONS, disc, rotate
 
+#: What acts on the last axes of a tensor.
+Transform = Callable[[Tensor], Tensor]
 #: What ``transforms`` may be: names, angles in degrees, several of them, or functions on tensors by name.
-Transforms = str | float | Sequence[str | float] | Mapping[str, Callable[[Tensor], Tensor]]
+Transforms = str | float | Sequence[str | float] | Mapping[str, Transform]
+
+
+def is_map(value: Any, spatial_dims: int) -> bool:
+    """Whether it is a tensor that turns with the image: ``(N, C, *spatial)``, or with more axes."""
+    return isinstance(value, Tensor) and value.dim() >= spatial_dims + 2
+
+
+def tensors_of(output: Any, depth: int = 3) -> list[Tensor]:
+    """All tensors in what a network returns: nests of lists, tuples and dictionaries, and the attributes of other objects.
+
+    Example:
+        >>> [tuple(tensor.shape) for tensor in tensors_of({"logits": torch.zeros(1, 2), "maps": [torch.zeros(3), "name"]})]
+        [(1, 2), (3,)]
+    """
+    found: list[Tensor] = []
+    for leaf in tree_leaves(output):
+        if isinstance(leaf, Tensor):
+            found.append(leaf)
+        elif depth and hasattr(leaf, "__dict__") and not isinstance(leaf, (type, nn.Module)):
+            found += tensors_of(dict(vars(leaf)), depth - 1)
+    return found
+
+
+def transformed(values: Any, transform: Transform, spatial_dims: int) -> Any:
+    """A copy of a nest of arguments in which every map is transformed."""
+
+    def act(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        turned = transform(leaf) if is_map(leaf, spatial_dims) else leaf
+        return turned.clone(memory_format=torch.contiguous_format)
+
+    return tree_map(act, values)
+
+
+def commutation_error(old: Any, new: Any, transform: Transform, spatial_dims: int) -> float:
+    """The relative error of what a network returns, as this module defines it.
+
+    Args:
+        old: output for the input as it was: a tensor, or a nest of them.
+        new: output for the transformed input.
+        transform: what was done to the input.
+        spatial_dims: number of spatial axes of the input.
+
+    Returns:
+        The error of the worst tensor. ``inf`` where numbers or shapes of tensors differ, where a value is not finite, and
+        where ``old`` is zero and ``new`` is not.
+
+    Example:
+        >>> x = torch.tensor([[[1.0, 2.0, 2.0]]])
+        >>> error = commutation_error(x, x, lambda t: t.flip(-1), spatial_dims=1)  # (1, 0, -1) beside (2, 2, 1)
+        >>> math.isclose(error, 2**0.5 / 3)
+        True
+    """
+    ours, theirs = tensors_of(old), tensors_of(new)
+    if len(ours) != len(theirs):
+        return math.inf
+    pairs = zip(ours, theirs, strict=True)
+    return max((_tensor_error(one, other, transform, spatial_dims) for one, other in pairs), default=0.0)
 
 
 def equivariance_error(
@@ -28,13 +112,7 @@ def equivariance_error(
     margin: float = 0.25,
     training: bool = False,
 ) -> dict[str, float]:
-    r"""Relative error with which a network commutes with each transformation ``g``.
-
-    .. math:: \lVert f(g x) - g f(x) \rVert \;/\; \lVert g f(x) \rVert
-
-    An output with as many axes as ``x``, or more, is a map: ``g`` acts on its last axes, whatever their sizes. One of at most
-    two axes, such as logits ``(N, C)``, is to stay as it is. Outputs may be nested in dicts, lists and tuples: the error is
-    that of the worst tensor.
+    """Relative error with which a network commutes with each transformation, see :mod:`monai_sre.symmetry.error`.
 
     Lattice symmetries are applied exactly: no interpolation, and the error is over the whole output. For an angle, ``x`` is
     first faded to zero outside a disc, so that rotating loses nothing; maps are rotated with splines of their own
@@ -56,31 +134,30 @@ def equivariance_error(
 
     Returns:
         ``{name: error}``, names as in :func:`monai_sre.symmetry.lattice.lattice_symmetries`, or ``"15 deg"`` and in 3-D
-        ``"15 deg (1,2)"`` with the plane. ``inf`` where the shapes of the two outputs differ, or where ``f(x)`` is zero and
-        the other is not.
+        ``"15 deg (1,2)"`` with the plane. ``inf`` as in :func:`commutation_error`.
 
     Raises:
-        ValueError: an argument cannot work, or an output is neither a map nor a vector.
+        ValueError: an argument cannot work, or the network returns no tensor.
 
     Example:
-        >>> from monai_sre.nets import SREResNet
-        >>> errors = equivariance_error(SREResNet(2, 1, 3, width=8), torch.randn(2, 1, 30, 27))
+        >>> net = torch.nn.Sequential(torch.nn.AvgPool2d(3, 1, 1), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+        >>> errors = equivariance_error(net, torch.randn(2, 1, 30, 27))
         >>> list(errors)[:3], max(errors.values()) < 1e-5
         (['identity', 'rot90(0,1)', 'rot180(0,1)'], True)
         >>> equivariance_error(torch.nn.Conv2d(1, 2, 3), torch.randn(1, 1, 9, 9), "flip(0)")["flip(0)"] > 0.1
         True
     """
-    actions = _resolve(transforms, x, interpolation, margin)
+    actions, ndim = _resolve(transforms, x, interpolation, margin), x.dim() - 2
     with undisturbed(network, training), torch.no_grad():
-        outputs = {faded: network(action.prepare(x)) for faded, action in _inputs(actions)}
-        errors = {}
-        for name, action in actions.items():
-            turned = network(action.on_input(x))
-            pairs = list(_pairs(outputs[action.plane], turned))
-            if not pairs:
-                raise ValueError("the network returned no tensor of real numbers")
-            errors[name] = max(_error(action, old, new, x.dim()) for old, new in pairs)
-    return errors
+        outputs = {plane: network(action.prepare(x)) for plane, action in _inputs(actions)}
+        if not all(tensors_of(output) for output in outputs.values()):
+            raise ValueError("network must return a tensor or a nest of tensors, got no tensor")
+        return {
+            name: commutation_error(
+                outputs[action.plane], network(transformed(action.prepare(x), action, ndim)), action, ndim
+            )
+            for name, action in actions.items()
+        }
 
 
 def layer_errors(
@@ -95,8 +172,8 @@ def layer_errors(
     """The error that each module adds by itself: it is given the transformed inputs of its place in the network.
 
     Errors that come in from earlier layers do not count, so the layer that breaks the symmetry stands out, wherever it is.
-    :func:`culprits` names it. A module called several times has the largest of its errors; one without tensors of the
-    dimension of ``x`` among its inputs (the head behind a global pooling) is left out.
+    :func:`culprits` names it. A module called several times has the largest of its errors; one without maps among its
+    inputs (the head behind a global pooling), or without tensors among its outputs, is left out.
 
     Args:
         network: any module that accepts hooks (not a ScriptModule).
@@ -104,7 +181,7 @@ def layer_errors(
 
     Returns:
         ``{module name: {transformation: error}}`` in the order in which they finish; the network itself is ``""``. ``inf``
-        where a module cannot take the transformed inputs. Modules whose outputs are neither maps nor vectors are left out.
+        where a module cannot take the transformed inputs.
 
     Example:
         >>> net = torch.nn.Sequential(torch.nn.AvgPool2d(3, 1, 1), torch.nn.Conv2d(1, 2, 3), torch.nn.ReLU())
@@ -112,20 +189,65 @@ def layer_errors(
         ['1']
     """
     actions = _resolve(transforms, x, interpolation, margin)
-    recorder = _Recorder(actions, x.dim())
+    errors: dict[str, dict[str, float]] = {}
     with undisturbed(network, training), torch.no_grad():
-        handles = []
+        for plane, first in _inputs(actions):
+            alike = {name: action for name, action in actions.items() if action.plane == plane}
+            found = module_errors(network, partial(network, first.prepare(x)), alike, x.dim() - 2)
+            for name, row in found.items():
+                errors.setdefault(name, {}).update(row)
+    return errors
+
+
+def module_errors(
+    network: nn.Module, call: Callable[[], Any], transforms: Mapping[str, Transform], spatial_dims: int
+) -> dict[str, dict[str, float]]:
+    """:func:`layer_errors` of the modules of a network, while ``call`` runs it.
+
+    Args:
+        network: any module that accepts hooks.
+        call: runs the network once, on any arguments.
+        transforms: what acts on the maps among the inputs of each module.
+        spatial_dims: number of spatial axes.
+    """
+    errors: dict[str, dict[str, float]] = {}
+    calls: list[Any] = []
+    busy = False
+
+    def before(module: nn.Module, args: Any, kwargs: Any) -> None:
+        if not busy:  # copied: a module in place overwrites its input
+            calls.append(transformed((args, kwargs), torch.clone, spatial_dims))
+
+    def after(name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        nonlocal busy
+        if busy:
+            return
+        given = calls.pop()
+        if not tensors_of(output) or not any(is_map(leaf, spatial_dims) for leaf in tree_leaves(given)):
+            return
+        busy = True
         try:
-            for name, module in network.named_modules():
-                handles.append(module.register_forward_pre_hook(recorder.before(name), with_kwargs=True))
-                handles.append(module.register_forward_hook(recorder.after(name), with_kwargs=True))
-            for _, action in _inputs(actions):
-                recorder.plane = action.plane
-                network(action.prepare(x))
+            for key, transform in transforms.items():
+                args, kwargs = transformed(given, transform, spatial_dims)
+                try:
+                    error = commutation_error(output, module(*args, **kwargs), transform, spatial_dims)
+                except Exception:  # a reshape to fixed sizes, say, cannot take turned maps
+                    error = math.inf
+                row = errors.setdefault(name, {})
+                row[key] = max(row.get(key, 0.0), error)
         finally:
-            for handle in handles:
-                handle.remove()
-    return recorder.errors
+            busy = False
+
+    handles = []
+    try:
+        for name, module in network.named_modules():
+            handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
+            handles.append(module.register_forward_hook(partial(after, name), with_kwargs=True))
+        call()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return errors
 
 
 def culprits(errors: Mapping[str, Mapping[str, float]], tolerance: float = 1e-4) -> list[str]:
@@ -169,32 +291,31 @@ def format_table(errors: Mapping[str, float] | Mapping[str, Mapping[str, float]]
 class _Action:
     """One transformation, as it acts on inputs and on maps; ``plane`` is None where it is exact."""
 
-    apply: Callable[[Tensor], Tensor]
+    apply: Transform
     plane: tuple[int, int] | None = None
     margin: float = 0.0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.apply(x)
 
     def prepare(self, x: Tensor) -> Tensor:
         """A new tensor to compare with: faded to zero outside the disc where ``g`` is a rotation by an angle."""
         if self.plane is None:
             return x.clone()
-        radius = min(x.shape[dim] for dim in self.plane) / 2
-        return x * self._disc(x, (1 - self.margin) * radius, soft=self.margin * radius)
-
-    def on_input(self, x: Tensor) -> Tensor:
-        return self.apply(self.prepare(x))
+        return x * self._disc(x, soft=True)
 
     def region(self, x: Tensor) -> Tensor | None:
         """Where maps like ``x`` are compared; ``None`` is everywhere."""
-        if self.plane is None:
-            return None
-        return self._disc(x, (1 - self.margin) * min(x.shape[dim] for dim in self.plane) / 2)
+        return None if self.plane is None else self._disc(x, soft=False)
 
-    def _disc(self, x: Tensor, radius: float, soft: float = 0.0) -> Tensor:
+    def _disc(self, x: Tensor, soft: bool) -> Tensor:
         assert self.plane is not None
         first, second = self.plane
+        radius = min(x.shape[first], x.shape[second]) / 2
         shape = [1] * x.dim()
         shape[first], shape[second] = x.shape[first], x.shape[second]
-        return disc((x.shape[first], x.shape[second]), radius, soft).reshape(shape).to(x)
+        inner, fading = (1 - self.margin) * radius, self.margin * radius if soft else 0.0
+        return disc((x.shape[first], x.shape[second]), inner, fading).reshape(shape).to(x)
 
 
 def _resolve(transforms: Transforms, x: Tensor, interpolation: str, margin: float) -> dict[str, _Action]:
@@ -222,21 +343,12 @@ def _resolve(transforms: Transforms, x: Tensor, interpolation: str, margin: floa
             for axes in combinations(range(ndim), 2):
                 plane = (axes[0] - ndim, axes[1] - ndim)
                 name = f"{item:g} deg" if ndim == 2 else f"{item:g} deg ({axes[0]},{axes[1]})"
-                actions[name] = _Action(_Rotation(float(item), plane, interpolation), plane, margin)
+                turn = partial(rotate, degrees=float(item), dims=plane, interpolation=interpolation)
+                actions[name] = _Action(turn, plane, margin)
         else:
             angles = "" if ndim == 1 else " or an angle in degrees"
             raise ValueError(f"transforms must be 'lattice', 'generators', one of {list(group)}{angles}, got {item!r}")
     return actions
-
-
-@dataclass(frozen=True)
-class _Rotation:
-    degrees: float
-    dims: tuple[int, int]
-    interpolation: str
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return rotate(x, self.degrees, self.dims, self.interpolation)
 
 
 def _inputs(actions: Mapping[str, _Action]) -> Iterable[tuple[tuple[int, int] | None, _Action]]:
@@ -244,103 +356,33 @@ def _inputs(actions: Mapping[str, _Action]) -> Iterable[tuple[tuple[int, int] | 
     return {action.plane: action for action in actions.values()}.items()
 
 
-def _error(action: _Action, old: Tensor, new: Tensor, ndim: int) -> float:
-    """Relative error of one output; ``old`` is of the input as it was, ``new`` of the transformed one."""
-    if old.dim() >= ndim:
-        expected, region = action.apply(old), action.region(old)
-    elif old.dim() <= 2:
-        expected, region = old, None
-    else:
-        raise ValueError(
-            f"an output of shape {tuple(old.shape)} is neither a map ({ndim} axes or more) nor a vector (2 axes or fewer)"
-        )
-    if expected.shape != new.shape:
-        return float("inf")
-    expected, difference = expected.double(), new.double() - expected.double()
+def _tensor_error(old: Tensor, new: Tensor, transform: Transform, spatial_dims: int) -> float:
+    was, now = _real(old), _real(new)
+    errors = []
+    if old.dim() > max(spatial_dims, 2):
+        turned = transform(was)
+        errors.append(_relative(turned, now, transform.region(turned) if isinstance(transform, _Action) else None))
+    if old.dim() < spatial_dims + 2:
+        errors.append(_relative(was, now))
+    return min(errors)
+
+
+def _real(tensor: Tensor) -> Tensor:
+    """In float64, on the CPU, which always has it; complex numbers as pairs along a new first axis."""
+    tensor = tensor.detach().cpu().as_subclass(Tensor)
+    return torch.stack([tensor.real, tensor.imag]).double() if tensor.is_complex() else tensor.double()
+
+
+def _relative(expected: Tensor, actual: Tensor, region: Tensor | None = None) -> float:
+    if expected.shape != actual.shape:
+        return math.inf
+    difference = actual - expected
     if region is not None:
         expected, difference = expected * region, difference * region
     scale, size = float(expected.norm()), float(difference.norm())
     if size == 0:
         return 0.0
-    return size / scale if scale > 0 else float("inf")
-
-
-def _pairs(old: Any, new: Any) -> Iterator[tuple[Tensor, Tensor]]:
-    """The real tensors at the same places of two nested outputs."""
-    if isinstance(old, Tensor):
-        if isinstance(new, Tensor) and not old.is_complex():
-            yield old.detach(), new.detach()
-    elif isinstance(old, Mapping):
-        for key in old:
-            yield from _pairs(old[key], new[key])
-    elif isinstance(old, (list, tuple)):
-        for first, second in zip(old, new, strict=True):
-            yield from _pairs(first, second)
-
-
-def _mapped(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    """``value`` with every tensor in it replaced by ``function`` of it."""
-    if isinstance(value, Tensor):
-        return function(value)
-    if isinstance(value, Mapping):
-        return {key: _mapped(item, function) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        items = [_mapped(item, function) for item in value]
-        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
-    return value
-
-
-class _Recorder:
-    """Hooks that run each module again on transformed inputs and keep the errors."""
-
-    def __init__(self, actions: Mapping[str, _Action], ndim: int) -> None:
-        self.actions, self.ndim = actions, ndim
-        self.errors: dict[str, dict[str, float]] = {}
-        self.plane: tuple[int, int] | None = None
-        self._calls: list[tuple[Any, Any]] = []
-        self._busy = False
-
-    def before(self, name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
-            if not self._busy:  # cloned: a module in place overwrites its input
-                self._calls.append(_mapped((args, kwargs), torch.clone))
-
-        return hook
-
-    def after(self, name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            if self._busy:
-                return
-            call = self._calls.pop()
-            if not any(tensor.dim() >= self.ndim for tensor, _ in _pairs(call, call)):
-                return
-            self._busy = True
-            try:
-                self._compare(name, module, call, output)
-            finally:
-                self._busy = False
-
-        return hook
-
-    def _compare(self, name: str, module: nn.Module, call: Any, output: Any) -> None:
-        for key, action in self.actions.items():
-            if action.plane != self.plane:
-                continue
-
-            def turn(tensor: Tensor, action: _Action = action) -> Tensor:
-                copy = tensor.clone()  # of which a transformation may give a view
-                return action.apply(copy) if tensor.dim() >= self.ndim else copy
-
-            args, kwargs = _mapped(call, turn)
-            try:
-                pairs = list(_pairs(output, module(*args, **kwargs)))
-            except Exception:  # a reshape to fixed sizes, say, cannot take turned maps
-                self.errors.setdefault(name, {})[key] = float("inf")
-                continue
-            if not pairs or any(2 < old.dim() < self.ndim for old, _ in pairs):
-                return
-            row = self.errors.setdefault(name, {})
-            row[key] = max([row.get(key, 0.0), *[_error(action, old, new, self.ndim) for old, new in pairs]])
+    return size / scale if scale > 0 and math.isfinite(size) else math.inf
 
 
 def _inside(inner: str, outer: str) -> bool:

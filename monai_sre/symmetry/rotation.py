@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from functools import partial
 
-import numpy as np
 import torch
+from scipy import ndimage
 from torch import Tensor
 
-#: Border pixels repeated on each side before the spline filter, whose response falls below 1e-4 over as many.
-_BORDER = 12
+#: Ways to interpolate, and the order of their splines.
 INTERPOLATIONS = {"bilinear": 1, "spline3": 3, "spline5": 5}
 
 
@@ -22,7 +20,7 @@ def rotate(x: Tensor, degrees: float, dims: tuple[int, int] = (-2, -1), interpol
         degrees: the angle, from the first of ``dims`` towards the second as in ``torch.rot90``.
         dims: the two axes of the plane.
         interpolation: ``"bilinear"``, ``"spline3"`` or ``"spline5"``: B-splines of order 1, 3 and 5. The last reproduces what
-            is sampled at 3 or more pixels a wavelength to about 1e-3.
+            is sampled at 3 or more pixels per wavelength to about 1e-3.
 
     Returns:
         Tensor of the shape, dtype and device of ``x``; computed on the CPU in float64. No gradient.
@@ -39,27 +37,16 @@ def rotate(x: Tensor, degrees: float, dims: tuple[int, int] = (-2, -1), interpol
         raise ValueError(f"interpolation must be one of {tuple(INTERPOLATIONS)}, got {interpolation!r}")
     if not x.is_floating_point():
         raise ValueError(f"x must hold floating-point numbers, got {x.dtype}")
-    from scipy import ndimage
-
-    order = INTERPOLATIONS[interpolation]
-    moved = x.detach().movedim(dims, (-2, -1))
-    planes = (
-        moved.to("cpu", torch.float64).flatten(0, -3).numpy() if moved.dim() > 2 else moved.double().cpu().numpy()[None]
+    first, second = (dim % x.dim() for dim in dims)
+    turned = ndimage.rotate(
+        x.detach().cpu().double().numpy(),
+        degrees if first < second else -degrees,  # scipy sorts the axes
+        axes=(first, second),
+        reshape=False,
+        order=INTERPOLATIONS[interpolation],
+        mode="nearest",
     )
-    size = planes.shape[1:]
-    angle = math.radians(degrees)
-    cos, sin = math.cos(angle), math.sin(angle)
-    rows, columns = np.meshgrid(*[np.arange(length) - (length - 1) / 2 for length in size], indexing="ij")
-    places = np.stack([cos * rows + sin * columns, cos * columns - sin * rows])
-    places += np.array([(length - 1) / 2 + _BORDER for length in size]).reshape(2, 1, 1)
-    planes = np.pad(planes, ((0, 0), (_BORDER, _BORDER), (_BORDER, _BORDER)), mode="edge")
-    if order > 1:
-        for axis in (1, 2):
-            planes = ndimage.spline_filter1d(planes, order, axis=axis, mode="mirror")
-    sample = partial(ndimage.map_coordinates, coordinates=places, order=order, mode="nearest", prefilter=False)
-    turned = np.stack([sample(plane) for plane in planes]) if len(planes) else planes
-    turned = turned.reshape(moved.shape)
-    return torch.from_numpy(turned).to(x.device, x.dtype).movedim((-2, -1), dims)
+    return torch.from_numpy(turned).to(x.device, x.dtype)
 
 
 def disc(size: tuple[int, int], radius: float, soft: float = 0.0) -> Tensor:
