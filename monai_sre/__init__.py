@@ -6,6 +6,7 @@ Importing this package registers its layers in MONAI's factories: ``Conv["SRECON
 
 from __future__ import annotations
 
+from monai_sre import description
 from monai_sre.convert import conversion_report, convert_to_sre, fold_sre, spacing_from
 from monai_sre.layers import (
     SREConv1d,
@@ -37,6 +38,7 @@ __all__ = [
     "SREUNet",
     "conversion_report",
     "convert_to_sre",
+    "description",
     "equivariance_error",
     "fold_sre",
     "layer_errors",

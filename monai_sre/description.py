@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,12 @@ import torch
 from monai.utils import instantiate
 from torch import nn
 
-from monai_sre import __version__
+import monai_sre
 
 #: Of the JSON file beside ``model.pt``.
 FILE_NAME = "model.json"
+#: Attribute of a network that says how it was made.
+_NOTE = "_monai_sre_description"
 
 
 class ModelDescription(Mapping[str, Any]):
@@ -76,24 +77,44 @@ class ModelDescription(Mapping[str, Any]):
         return network
 
 
-def network_entry(network: Callable[..., nn.Module]) -> dict[str, Any] | None:
-    """A network's class and arguments as a MONAI config writes them; ``None`` where JSON cannot hold the arguments.
+def make_network(target: str, **arguments: Any) -> nn.Module:
+    """Build a network and note how, so that training can write it beside the weights: a config's ``network_def``.
 
     Args:
-        network: what ``"_mode_": "callable"`` makes of such an entry in a config: a class or function, or a
-            ``functools.partial`` of one.
+        target: the network's class or function by its full name, as ``_target_`` has it in MONAI's configs.
+        arguments: its arguments.
+
+    Returns:
+        The network. :func:`network_entry` gives what was noted.
+
+    Raises:
+        ValueError: there is no such class or function, or it does not take the arguments.
 
     Example:
-        >>> network_entry(partial(nn.Linear, in_features=2, out_features=1))
-        {'_target_': 'torch.nn.modules.linear.Linear', 'in_features': 2, 'out_features': 1}
+        >>> make_network("torch.nn.Linear", in_features=2, out_features=1)
+        Linear(in_features=2, out_features=1, bias=True)
     """
-    made, arguments = (network.func, network.keywords) if isinstance(network, partial) else (network, {})
-    entry = {"_target_": f"{made.__module__}.{made.__qualname__}", **arguments}  # type: ignore[attr-defined]
+    entry = {"_target_": target, **arguments}
+    network = ModelDescription({"network": entry}, "network_def").network()
+    object.__setattr__(network, _NOTE, entry)
+    return network
+
+
+def network_entry(network: nn.Module) -> dict[str, Any] | None:
+    """A network's class and arguments as a MONAI config writes them.
+
+    Args:
+        network: from :func:`make_network`; of any other, and where JSON cannot hold an argument, nothing is known: ``None``.
+
+    Example:
+        >>> network_entry(make_network("torch.nn.Linear", in_features=2, out_features=1))
+        {'_target_': 'torch.nn.Linear', 'in_features': 2, 'out_features': 1}
+    """
     try:
-        copy: dict[str, Any] = json.loads(json.dumps(entry))
+        entry: dict[str, Any] | None = json.loads(json.dumps(getattr(network, _NOTE, None)))
     except (TypeError, ValueError):
         return None
-    return copy
+    return entry
 
 
 def describe(values: Mapping[str, Any], epoch: int, metrics: Mapping[str, float]) -> dict[str, Any]:
@@ -119,7 +140,7 @@ def describe(values: Mapping[str, Any], epoch: int, metrics: Mapping[str, float]
                 f"the description of a model must hold numbers, texts and lists, got {name}={value!r}"
             ) from error
     finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
-    return {"monai_sre_version": __version__, **values, "epoch": epoch, "metrics": finite}
+    return {"monai_sre_version": monai_sre.__version__, **values, "epoch": epoch, "metrics": finite}
 
 
 def load_description(path: str | Path) -> ModelDescription:
@@ -146,7 +167,7 @@ def load_description(path: str | Path) -> ModelDescription:
     return ModelDescription(values, str(path))
 
 
-def build_network(path: str | Path, **changes: Any) -> nn.Module:
+def load_network(path: str | Path, **changes: Any) -> nn.Module:
     """The network of a trained model, with new weights: what a config names as its ``network_def``.
 
     Args:

@@ -2,56 +2,66 @@
 
 from __future__ import annotations
 
+import copy
 import json
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from monai.networks.nets import DenseNet121, ResNet
+from monai.networks.nets import DenseNet121
 from torch import nn
 
-from monai_sre import SREResNet, convert_to_sre
-from monai_sre.description import build_network, check_weights, describe, load_description, network_entry
+from monai_sre.description import (
+    check_weights,
+    describe,
+    load_description,
+    load_network,
+    make_network,
+    network_entry,
+)
 
 BASIC = {"block": "basic", "layers": [1, 1, 1, 1], "block_inplanes": [4, 4, 4, 4]}
 
 
 @pytest.mark.parametrize(
-    "make",
+    ("target", "arguments"),
     [
-        partial(SREResNet, spatial_dims=2, in_channels=1, num_classes=3, width=4, conv=("harmonic", {"orders": (1,)})),
-        partial(ResNet, **BASIC, spatial_dims=3, n_input_channels=1, num_classes=2),
+        (
+            "monai_sre.nets.SREResNet",
+            {"spatial_dims": 2, "in_channels": 1, "num_classes": 3, "width": 4, "conv": ["harmonic", {"orders": [1]}]},
+        ),
+        ("monai.networks.nets.ResNet", {**BASIC, "spatial_dims": 3, "n_input_channels": 1, "num_classes": 2}),
     ],
     ids=["SREResNet", "ResNet"],
 )
-def test_a_network_is_built_again_from_its_description(tmp_path: Path, make: Callable[..., nn.Module]) -> None:
-    network = make()
+def test_a_network_is_built_again_from_its_description(tmp_path: Path, target: str, arguments: dict[str, Any]) -> None:
+    network = make_network(target, **arguments)
     path = tmp_path / "model.json"
-    path.write_text(
-        json.dumps(describe({"network": network_entry(make)}, 3, {"val_auc": 0.9, "val_loss": float("nan")}))
-    )
+    values = describe({"network": network_entry(network)}, 3, {"val_auc": 0.9, "val_loss": float("nan")})
+    path.write_text(json.dumps(values))
     model = load_description(path)
     assert (model["epoch"], model["metrics"]) == (3, {"val_auc": 0.9, "val_loss": None})
-    twin = build_network(path)
+    twin = load_network(path)
     twin.load_state_dict(network.state_dict())
-    x = torch.randn(2, 1, *[12] * (network.conv1.weight.dim() - 2 if type(network) is ResNet else 2))
+    x = torch.randn(2, 1, *[12] * arguments["spatial_dims"])
     torch.testing.assert_close(twin.eval()(x), network.eval()(x), rtol=0, atol=0)
+    assert network_entry(copy.deepcopy(network)) == network_entry(network)
 
 
 def test_a_config_may_change_an_argument(tmp_path: Path) -> None:
     path = tmp_path / "model.json"
     path.write_text(json.dumps({"network": {"_target_": "torch.nn.Linear", "in_features": 2, "out_features": 1}}))
-    assert build_network(path, out_features=5).weight.shape == (5, 2)
+    assert load_network(path, out_features=5).weight.shape == (5, 2)
 
 
-def test_arguments_that_json_cannot_hold_are_left_out_and_said(tmp_path: Path) -> None:
-    made = partial(convert_to_sre, network=DenseNet121(2, 1, 2))
-    assert network_entry(made) is None
+def test_a_network_of_which_nothing_is_known_is_left_out_and_said(tmp_path: Path) -> None:
+    converted = make_network("monai_sre.convert_to_sre", network=DenseNet121(2, 1, 2), verify=False)
+    assert network_entry(converted) is None
+    assert network_entry(nn.Linear(2, 1)) is None
     (tmp_path / "model.json").write_text(json.dumps(describe({"network": None}, 1, {})))
     with pytest.raises(ValueError, match=r"model.json: 'network' must be .* got None"):
-        load_description(tmp_path / "model.json").network()
+        load_network(tmp_path / "model.json")
 
 
 def test_only_what_json_can_hold_describes_a_model() -> None:
