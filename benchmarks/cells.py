@@ -162,7 +162,7 @@ def report(study: Study) -> None:
             draw_sweep(
                 {title: mean_sweep(members, study.scores[0]) for title, members in drawn.items()},
                 picture,
-                title=f"{task}, {study.split} set, {BACKGROUND}, {seeds_text(drawn.values())}",
+                title=f"{task}, {study.split} set, filled with the background, {seeds_text(drawn.values())}",
                 colours={model.title: model.colour for model in models.values() if model.colour},
             )
     path = study.results / f"{study.name}_shipped.json"

@@ -26,6 +26,7 @@ from monai.utils import set_determinism
 from torch import Tensor, nn
 from torch.nn import functional
 
+from benchmarks.cells import row, spread, store
 from monai_sre.data import BatchAugment2d, BatchLoader, BatchPreprocess, dataset_info, load_dataset
 from monai_sre.evaluation import rotation_sweep, sweep_transformations
 from monai_sre.layers import SREConv2d
@@ -258,9 +259,7 @@ def fill(arguments: argparse.Namespace) -> None:
         content |= {"training_loss": statistics.mean(losses), "validation": sweep.summary()}
     else:
         content["diverged"] = True
-    CELLS.mkdir(parents=True, exist_ok=True)
-    cell.write_text(json.dumps(content, indent=1) + "\n")
-    print(cell.name, content)
+    store(cell, content)
 
 
 def report(_: argparse.Namespace) -> None:
@@ -290,17 +289,10 @@ def report(_: argparse.Namespace) -> None:
 def _line(form: Form, cells: list[dict[str, Any]]) -> str:
     head = [form.title, f"{cells[0]['parameters'] / 1e6:.2f} M", str(len(cells))]
     if any(cell.get("diverged") for cell in cells):
-        return f"| {' | '.join(head)} | diverged | | | | |"
-    scores = [[cell["training_loss"] for cell in cells]]
-    scores += [
-        [cell["validation"][metric] for cell in cells]
-        for metric in ("ACC upright", "ACC mean", "AUC mean", "consistency")
-    ]
-    shown = [
-        f"{statistics.mean(score):.3f}" + (f" ± {statistics.stdev(score):.3f}" if len(score) > 1 else "")
-        for score in scores
-    ]
-    return f"| {' | '.join(head + shown)} |"
+        return row(*head, "diverged", *[""] * 4)
+    metrics = ("ACC upright", "ACC mean", "AUC mean", "consistency")
+    scores = [[cell["validation"][metric] for cell in cells] for metric in metrics]
+    return row(*head, *map(spread, [[cell["training_loss"] for cell in cells], *scores]))
 
 
 if __name__ == "__main__":

@@ -45,6 +45,13 @@ def test_what_is_wrapped_is_the_network_of_the_bundle(name: str, dataset: str) -
     assert repr(inner) == repr(network_of(source, UNCHANGED))
 
 
+def test_a_network_may_be_given_as_a_class_with_arguments() -> None:
+    """``"_mode_": "callable"`` makes a functools.partial of an entry."""
+    source = source_of("breastmnist")
+    called = network_of(source, Model("", settings={"network_def#_mode_": "callable"}))
+    assert repr(called) == repr(network_of(source, UNCHANGED))
+
+
 @pytest.mark.parametrize("dataset", ["breastmnist", "adrenalmnist3d", "CHASE_DB1"])
 def test_the_sweep_of_an_evaluation_is_found_by_its_name(dataset: str) -> None:
     config = source_of(dataset).bundle / "configs" / "evaluate.json"

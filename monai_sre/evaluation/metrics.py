@@ -245,19 +245,19 @@ class AddScores:
         return {**output, "score": probabilities(output["pred"].detach(), self.task)}
 
 
-class _ScoreMetric(CumulativeIterationMetric):
-    """Keeps scores and labels until the end."""
+class _Gathered(CumulativeIterationMetric):
+    """Keeps something of each batch, and makes one number of what all batches of all processes gave."""
 
-    def __init__(self, compute: Callable[..., float], task: str) -> None:
+    def __init__(self, keep: Callable[[Tensor, Tensor], Any], finish: Callable[[Any], float]) -> None:
         super().__init__()
-        self.compute, self.task = compute, task
+        self.keep, self.finish = keep, finish
 
     def _compute_tensor(self, y_pred: Tensor, y: Tensor | None = None, **_: Any) -> Any:
-        return y_pred, y
+        assert y is not None
+        return self.keep(y_pred, y)
 
     def aggregate(self, *_: Any, **__: Any) -> Any:
-        scores, labels = self.get_buffer()
-        return self.compute(scores.cpu().numpy(), labels.cpu().numpy(), self.task)
+        return self.finish(self.get_buffer())
 
 
 class ClassificationScore(IgniteMetricHandler):
@@ -284,24 +284,11 @@ class ClassificationScore(IgniteMetricHandler):
         computes = {"ACC": accuracy, "AUC": area_under_curve}
         if metric not in computes:
             raise ValueError(f"metric must be one of {tuple(computes)}, got {metric!r}")
-        super().__init__(_ScoreMetric(computes[metric], task), output_transform=output_transform, save_details=False)
-
-
-class _MapMetric(CumulativeIterationMetric):
-    """Keeps the score of each image until the end."""
-
-    def __init__(self, metric: str) -> None:
-        super().__init__()
-        self.metric = metric
-
-    def _compute_tensor(self, y_pred: Tensor, y: Tensor | None = None, **_: Any) -> Any:
-        assert y is not None
-        pairs = (as_arrays(score, label) for score, label in zip(y_pred, y, strict=True))
-        values = [map_scores(*pair, metrics=(self.metric,))[self.metric] for pair in pairs]
-        return torch.tensor(values, dtype=torch.float64).unsqueeze(1)
-
-    def aggregate(self, *_: Any, **__: Any) -> Any:
-        return nan_mean(self.get_buffer().flatten().tolist())
+        gathered = _Gathered(
+            lambda scores, labels: (scores, labels),
+            lambda both: computes[metric](both[0].cpu().numpy(), both[1].cpu().numpy(), task),
+        )
+        super().__init__(gathered, output_transform=output_transform, save_details=False)
 
 
 class SegmentationScore(IgniteMetricHandler):
@@ -327,4 +314,10 @@ class SegmentationScore(IgniteMetricHandler):
     def __init__(self, metric: str, output_transform: Any = lambda output: output) -> None:
         if metric not in MAP_METRICS:
             raise ValueError(f"metric must be one of {MAP_METRICS}, got {metric!r}")
-        super().__init__(_MapMetric(metric), output_transform=output_transform, save_details=False)
+
+        def of_images(scores: Tensor, labels: Tensor) -> Tensor:
+            pairs = (as_arrays(*pair) for pair in zip(scores, labels, strict=True))
+            return torch.tensor([[map_scores(*pair, (metric,))[metric]] for pair in pairs], dtype=torch.float64)
+
+        gathered = _Gathered(of_images, lambda values: nan_mean(values.flatten().tolist()))
+        super().__init__(gathered, output_transform=output_transform, save_details=False)

@@ -7,7 +7,8 @@ import json
 import logging
 import math
 import tempfile
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from itertools import chain, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,6 @@ from monai_sre.evaluation.figures import draw_confusion, draw_curves, draw_maps
 from monai_sre.evaluation.metrics import (
     MAP_METRICS,
     MULTI_LABEL,
-    NAN,
     NEEDS_EXTRA,
     accuracy,
     area_under_curve,
@@ -116,12 +116,47 @@ class LearningCurves:
             draw_curves(self._rows, self.output_dir / "learning_curves.png")
 
 
-class ClassificationReport:
+class _Report(ABC):
+    """Evaluator handler that keeps items of whole batches, and writes files from those of all processes.
+
+    Of several processes all take part, and the first writes; item ``i`` is that of process ``i % world_size``.
+    """
+
+    def __init__(self, output_dir: str | Path) -> None:
+        self.output_dir = Path(output_dir)
+        self._items: list[Any] = []
+
+    def attach(self, engine: Engine) -> None:
+        """Register with an evaluator whose output holds ``"image"``, ``"label"`` and ``"score"`` of whole batches."""
+        engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, lambda engine: self._collect(engine.state.output))
+        engine.add_event_handler(Events.COMPLETED, self._finish)
+
+    def _start(self, _: Engine) -> None:
+        self._items = []
+        if idist.get_rank() == 0:
+            writable_folder(self.output_dir)
+
+    def _finish(self, _: Engine) -> None:
+        missing = object()
+        shares = zip_longest(*idist.all_gather(self._items), fillvalue=missing)
+        if idist.get_rank() == 0:
+            self._write([item for item in chain.from_iterable(shares) if item is not missing])
+
+    @abstractmethod
+    def _collect(self, output: Mapping[str, Tensor]) -> None:
+        """Add the items of one batch."""
+
+    @abstractmethod
+    def _write(self, items: list[Any]) -> None:
+        """Write the files from all items, in the data set's order."""
+
+
+class ClassificationReport(_Report):
     """Evaluator handler: ``predictions.csv``, ``metrics.json``, ``confusion_matrix.csv`` and its picture.
 
     A multi-label task has no confusion matrix between classes; its file counts true and false positives and negatives of
-    each label. Of several processes all take part, and the first writes; sample ``i`` is that of process ``i % world_size``,
-    as ``BatchLoader`` shares them.
+    each label. Of several processes all take part, and the first writes; sample ``i`` is that of process ``i % world_size``.
 
     Args:
         output_dir: folder of the files, created if need be.
@@ -131,30 +166,15 @@ class ClassificationReport:
     """
 
     def __init__(self, output_dir: str | Path, task: str, class_names: Sequence[str], name: str = "") -> None:
-        self.output_dir, self.task, self.class_names, self.name = Path(output_dir), task, list(class_names), name
-        self._outputs: list[tuple[np.ndarray, np.ndarray]] = []
+        super().__init__(output_dir)
+        self.task, self.class_names, self.name = task, list(class_names), name
 
-    def attach(self, engine: Engine) -> None:
-        """Register with an evaluator whose output holds ``"score"`` and ``"label"`` of whole batches."""
-        engine.add_event_handler(Events.STARTED, self._start)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
-        engine.add_event_handler(Events.COMPLETED, self._write)
-
-    def _start(self, _: Engine) -> None:
-        self._outputs = []
-        if idist.get_rank() == 0:
-            writable_folder(self.output_dir)
-
-    def _collect(self, engine: Engine) -> None:
-        output: Any = engine.state.output
+    def _collect(self, output: Mapping[str, Tensor]) -> None:
         scores, labels = (convert_to_tensor(output[key]).cpu().numpy() for key in ("score", "label"))
-        self._outputs += zip(scores, labels, strict=True)
+        self._items += zip(scores, labels, strict=True)
 
-    def _write(self, _: Engine) -> None:
-        outputs = _in_order(self._outputs)
-        if idist.get_rank() > 0:
-            return
-        scores, labels = (np.stack(part) for part in zip(*outputs, strict=True))
+    def _write(self, items: list[Any]) -> None:
+        scores, labels = (np.stack(part) for part in zip(*items, strict=True))
         truth, names = check_scores(scores, labels, self.task), self.class_names
         rows = []
         for index, (score, label) in enumerate(zip(scores, truth, strict=True)):
@@ -192,7 +212,7 @@ class ClassificationReport:
         draw_confusion(matrix, names, path.with_suffix(".png"))
 
 
-class SegmentationReport:
+class SegmentationReport(_Report):
     """Evaluator handler: ``metrics.json``, ``scores.csv`` with a row per image, and a picture of the first images.
 
     Scores are means over the foreground classes; where there are several, the Dice of each is there too. Of several
@@ -205,53 +225,35 @@ class SegmentationReport:
     """
 
     def __init__(self, output_dir: str | Path, class_names: Sequence[str] = (), num_pictures: int = 3) -> None:
-        self.output_dir, self.class_names, self.num_pictures = Path(output_dir), list(class_names), num_pictures
-        self._rows: list[dict[str, Any]] = []
+        super().__init__(output_dir)
+        self.class_names, self.num_pictures = list(class_names), num_pictures
         self._shown: list[tuple[np.ndarray, ...]] = []
 
-    def attach(self, engine: Engine) -> None:
-        """Register with an evaluator whose output holds ``"image"``, ``"label"`` and ``"score"`` of whole batches."""
-        engine.add_event_handler(Events.STARTED, self._start)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
-        engine.add_event_handler(Events.COMPLETED, self._write)
+    def _start(self, engine: Engine) -> None:
+        super()._start(engine)
+        self._shown = []
 
-    def _start(self, _: Engine) -> None:
-        self._rows, self._shown = [], []
-        if idist.get_rank() == 0:
-            writable_folder(self.output_dir)
-
-    def _collect(self, engine: Engine) -> None:
-        output: Any = engine.state.output
+    def _collect(self, output: Mapping[str, Tensor]) -> None:
         for image, label, score in zip(output["image"], output["label"], output["score"], strict=True):
-            name = str(getattr(image, "meta", {}).get("filename_or_obj", len(self._rows)))
+            name = str(getattr(image, "meta", {}).get("filename_or_obj", len(self._items)))
             values, classes = as_arrays(score, label)
             scores = class_scores(values, classes)
             row = {metric: nan_mean([each[metric] for each in scores]) for metric in MAP_METRICS}
             if len(scores) > 1:
                 names = self.class_names[1:] or [f"class {index}" for index in range(1, len(values))]
                 row |= {f"Dice of {title}": each["Dice"] for title, each in zip(names, scores, strict=True)}
-            self._rows.append({"file": name, **row})
+            self._items.append({"file": name, **row})
             if len(self._shown) < self.num_pictures:
                 self._shown.append((convert_to_tensor(image).cpu().numpy(), classes, values.argmax(axis=0)))
 
-    def _write(self, _: Engine) -> None:
-        rows = _in_order(self._rows)
-        if idist.get_rank() > 0:
-            return
-        write_csv(self.output_dir / "scores.csv", rows)
-        names = [name for name in (rows[0] if rows else {}) if name != "file"]
-        metrics = {name: nan_mean([row.get(name, NAN) for row in rows]) for name in names or MAP_METRICS}
-        write_json(self.output_dir / "metrics.json", {"num_images": len(rows), **metrics})
+    def _write(self, items: list[Any]) -> None:
+        write_csv(self.output_dir / "scores.csv", items)
+        names = [name for name in items[0] if name != "file"]
+        metrics = {name: nan_mean([row[name] for row in items]) for name in names}
+        write_json(self.output_dir / "metrics.json", {"num_images": len(items), **metrics})
         draw_maps(self._shown, self.output_dir / "segmentations.png")
         shown = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
-        _LOGGER.info("%d images: %s -> %s", len(rows), shown, self.output_dir)
-
-
-def _in_order(own: list[Any]) -> list[Any]:
-    """All processes' items in the data set's order, given that process ``r`` holds items ``r``, ``r + world_size``, ..."""
-    missing = object()
-    shared = zip_longest(*idist.all_gather(own), fillvalue=missing)
-    return [item for item in chain.from_iterable(shared) if item is not missing]
+        _LOGGER.info("%d images: %s -> %s", len(items), shown, self.output_dir)
 
 
 def writable_folder(path: Path) -> Path:

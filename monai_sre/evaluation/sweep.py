@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from monai.utils import convert_to_tensor, optional_import
 from torch import Tensor
-from torch.nn import functional
 
 from monai_sre.data.geometry import background_value, flip_batch, rotate_batch
 from monai_sre.data.info import TASKS
@@ -20,6 +19,7 @@ from monai_sre.evaluation.figures import draw_sweep
 from monai_sre.evaluation.metrics import (
     MAP_METRICS,
     MULTI_LABEL,
+    NAN,
     NEEDS_EXTRA,
     accuracy,
     area_under_curve,
@@ -29,6 +29,7 @@ from monai_sre.evaluation.metrics import (
     probabilities,
 )
 from monai_sre.evaluation.reports import writable_folder, write_csv, write_json
+from monai_sre.evaluation.windows import pad_around
 from monai_sre.ops.arguments import as_flag
 from monai_sre.symmetry.error import undisturbed
 
@@ -40,12 +41,19 @@ idist, _ = optional_import("ignite.distributed", descriptor=NEEDS_EXTRA)
 #: The task of networks that give class maps, beside MedMNIST's names.
 SEGMENTATION = "segmentation"
 _Network = Callable[[Tensor], Tensor]
+#: What is gathered of each transformation, batch by batch or image by image.
+_Items = dict[str, list[Any]]
 
 #: Interpolation and fill of rotated images, both after normalisation. Zeros, those of the published evaluation of SRE-Conv,
 #: are mid-grey as a rule.
 PROTOCOLS: dict[str, dict[str, Any]] = {
     "bilinear_background": {"mode": "bilinear", "fill": "background"},
     "nearest_zero": {"mode": "nearest", "fill": 0.0},
+}
+#: The same in words.
+PROTOCOL_WORDS = {
+    "bilinear_background": "bilinear, filled with the background",
+    "nearest_zero": "nearest, filled with 0",
 }
 #: Earlier names, which are still accepted.
 PROTOCOL_ALIASES = {"clean": "bilinear_background", "paper": "nearest_zero"}
@@ -176,89 +184,57 @@ class SweepResult:
         return {**values, "consistency": self.consistency}
 
 
-class _ClassScores:
-    """What a sweep over images with labels gathers."""
-
-    def __init__(self, task: str) -> None:
-        self.task = task
-        self.names: list[str] = []
-        self.scores: list[np.ndarray] = []
-        self.labels: list[np.ndarray] = []
-
-    def add(
-        self, batch: Mapping[str, Tensor], transformations: Mapping[str, Transformation], network: _Network
-    ) -> None:
-        logits = torch.stack([network(move(batch["image"])) for move in transformations.values()])
-        self.names = list(transformations)
-        swept = [
-            probabilities(each, self.task) for each in logits.cpu()
-        ]  # of all at once: a GPU does not wait in between
-        self.scores.append(torch.stack(swept).numpy())
-        self.labels.append(batch["label"].cpu().numpy())
-
-    def extend(self, other: _ClassScores) -> None:
-        self.names = self.names or other.names
-        self.scores += other.scores
-        self.labels += other.labels
-
-    def result(self) -> SweepResult:
-        scores, truth = np.concatenate(self.scores, axis=1), np.concatenate(self.labels)
-        rows = [
-            {
-                "transformation": name,
-                "ACC": accuracy(score, truth, self.task),
-                "AUC": area_under_curve(score, truth, self.task),
-            }
-            for name, score in zip(self.names, scores, strict=True)
-        ]
-        decisions = scores > 0.5 if self.task == MULTI_LABEL else scores.argmax(axis=2)[..., None]
-        return SweepResult(rows, float((decisions == decisions[0]).all(axis=(0, 2)).mean()))
+def _class_items(
+    batch: Mapping[str, Tensor], moves: Mapping[str, Transformation], network: _Network, task: str
+) -> _Items:
+    """Of each transformation the scores and the labels of the batch."""
+    logits = torch.stack([network(move(batch["image"])) for move in moves.values()])
+    labels = batch["label"].cpu().numpy()  # after all logits, for which a GPU does not wait in between
+    return {name: [(probabilities(each, task).numpy(), labels)] for name, each in zip(moves, logits.cpu(), strict=True)}
 
 
-class _MapScores:
-    """What a sweep over images with class maps gathers: the mean over images of each score, and Dice to the upright map."""
+def _class_result(items: _Items, task: str) -> SweepResult:
+    rows, decisions = [], []
+    for name, batches in items.items():
+        scores, labels = (np.concatenate(part) for part in zip(*batches, strict=True))
+        areas = {"ACC": accuracy(scores, labels, task), "AUC": area_under_curve(scores, labels, task)}
+        rows.append({"transformation": name, **areas})
+        decisions.append(scores > 0.5 if task == MULTI_LABEL else scores.argmax(axis=1)[:, None])
+    return SweepResult(rows, float((np.stack(decisions) == decisions[0]).all(axis=(0, 2)).mean()))
 
-    def __init__(self) -> None:
-        self.rows: dict[str, list[dict[str, float]]] = {}
-        self.agreement: list[float] = []
 
-    def add(
-        self, batch: Mapping[str, Tensor], transformations: Mapping[str, Transformation], network: _Network
-    ) -> None:
-        image, label = _square(batch["image"], background_value(batch["image"])), _square(batch["label"], -1.0)
-        upright = torch.empty(0)
-        for name, transformation in transformations.items():
-            score = probabilities(network(transformation(image)), "multi-class").cpu()
-            if score.dim() != image.dim() or score.shape[1] < 2:
-                raise ValueError(f"network must return maps (N, num_classes, *spatial), got shape {tuple(score.shape)}")
-            if name == "0":
-                upright = torch.where(label.cpu() >= 0, score.argmax(dim=1, keepdim=True), -1).float()
-            truth, same = transformation.on_classes(label).cpu(), transformation.on_classes(upright)
-            for index in range(len(score)):
-                pair = as_arrays(score[index], truth[index])
-                self.rows.setdefault(name, []).append(map_scores(*pair, metrics=MAP_METRICS[:4]))
-                if name != "0":
-                    pair = as_arrays(score[index], same[index])
-                    self.agreement.append(map_scores(*pair, metrics=("Dice",))["Dice"])
+def _map_items(batch: Mapping[str, Tensor], moves: Mapping[str, Transformation], network: _Network, _: str) -> _Items:
+    """Of each transformation and image its scores, and the Dice to the upright map, transformed; NaN for the identity."""
+    image, label = _square(batch["image"], background_value(batch["image"])), _square(batch["label"], -1.0)
+    upright, items = torch.empty(0), _Items()
+    for name, move in moves.items():
+        score = probabilities(network(move(image)), "multi-class").cpu()
+        if score.dim() != image.dim() or score.shape[1] < 2:
+            raise ValueError(f"network must return maps (N, num_classes, *spatial), got shape {tuple(score.shape)}")
+        if name == "0":
+            upright = torch.where(label.cpu() >= 0, score.argmax(dim=1, keepdim=True), -1).float()
+        truth, expected = move.on_classes(label).cpu(), move.on_classes(upright)
+        items[name] = []
+        for index in range(len(score)):
+            row = map_scores(*as_arrays(score[index], truth[index]), metrics=MAP_METRICS[:4])
+            same = (
+                map_scores(*as_arrays(score[index], expected[index]), metrics=("Dice",))["Dice"] if name != "0" else NAN
+            )
+            items[name].append((row, same))
+    return items
 
-    def extend(self, other: _MapScores) -> None:
-        for name, rows in other.rows.items():
-            self.rows.setdefault(name, []).extend(rows)
-        self.agreement += other.agreement
 
-    def result(self) -> SweepResult:
-        rows = [
-            {"transformation": name, **{metric: nan_mean([row[metric] for row in images]) for metric in images[0]}}
-            for name, images in self.rows.items()
-        ]
-        return SweepResult(rows, nan_mean(self.agreement))
+def _map_result(items: _Items, _: str) -> SweepResult:
+    rows = [
+        {"transformation": name, **{metric: nan_mean([row[metric] for row, _ in images]) for metric in images[0][0]}}
+        for name, images in items.items()
+    ]
+    return SweepResult(rows, nan_mean([same for images in items.values() for _, same in images]))
 
 
 def _square(x: Tensor, fill: Tensor | float) -> Tensor:
     """Pad all spatial axes to the longest one; where that is an odd number of pixels, one more at the end."""
-    rests = [max(x.shape[2:]) - length for length in x.shape[2:]]
-    pads = [amount for rest in reversed(rests) for amount in (rest // 2, rest - rest // 2)]
-    return functional.pad(x - fill, pads) + fill
+    return pad_around(x - fill, [max(x.shape[2:]) - length for length in x.shape[2:]]) + fill
 
 
 @torch.no_grad()
@@ -303,21 +279,19 @@ def rotation_sweep(
     if next(iter(transformations), None) != "0":
         raise ValueError(f"transformations must begin with the identity, '0', got {list(transformations)}")
     call = network if inferer is None else partial(inferer, network=network)
-    scores: _ClassScores | _MapScores = _MapScores() if task == SEGMENTATION else _ClassScores(task)
-    seen = 0
+    gather, summarise = (_map_items, _map_result) if task == SEGMENTATION else (_class_items, _class_result)
+    own: _Items = {name: [] for name in transformations}
     with undisturbed(network, training=False):
         for batch in batches:
             _check_cubes(batch["image"])
             batch = {key: convert_to_tensor(batch[key], device=device) for key in ("image", "label")}
-            seen += len(batch["image"])
-            scores.add(batch, transformations, call)
-    shares = idist.all_gather((seen, scores))
-    if not any(count for count, _ in shares):
+            for name, found in gather(batch, transformations, call, task).items():
+                own[name] += found
+    shares = idist.all_gather(own)
+    whole = {name: [item for share in shares for item in share[name]] for name in own}
+    if not whole["0"]:
         raise ValueError("batches must hold at least one image, got none")
-    scores, *others = (part for _, part in shares)
-    for part in others:
-        scores.extend(part)
-    return scores.result()
+    return summarise(whole, task)
 
 
 def _check_cubes(images: Tensor) -> None:
@@ -386,6 +360,8 @@ class RotationSweep:
             path = self.output_dir / f"sweep_{protocol}.csv"
             write_csv(path, result.rows)
             write_json(path.with_suffix(".json"), {"protocol": protocol, **result.summary(), "rows": result.rows})
-            draw_sweep({"this network": result}, path.with_suffix(".png"), title=f"protocol {protocol}")
+            draw_sweep(
+                {"this network": result}, path.with_suffix(".png"), title=f"rotated images: {PROTOCOL_WORDS[protocol]}"
+            )
             shown = ", ".join(f"{name} {value:.4f}" for name, value in result.summary().items())
             engine.logger.info(f"sweep {protocol}: {shown}")

@@ -81,11 +81,9 @@ class CentredWindowInferer(Inferer):
             raise ValueError(f"roi_size={self.roi_size} does not have one size for each of {len(spatial)} spatial axes")
         rests = [-length % self.multiple_of if length < w else 0 for w, length in zip(roi, spatial, strict=True)]
         if any(rests):
-            lows = [rest // 2 for rest in rests]
-            pads = [end for rest, low in zip(reversed(rests), reversed(lows), strict=True) for end in (low, rest - low)]
-            found = self(functional.pad(inputs, pads), network, *args, **kwargs)
-            for axis, (low, length) in enumerate(zip(lows, spatial, strict=True), start=2):
-                found = found.narrow(axis, low, length)
+            found = self(pad_around(inputs, rests), network, *args, **kwargs)
+            for axis, (rest, length) in enumerate(zip(rests, spatial, strict=True), start=2):
+                found = found.narrow(axis, rest // 2, length)
             return found
         window = [min(size, length) for size, length in zip(roi, spatial, strict=True)]
         starts = [window_starts(size, w, self.overlap) for size, w in zip(spatial, window, strict=True)]
@@ -147,6 +145,16 @@ class FileInferer(Inferer):
             self.error = f"{type(problem).__name__}: {' '.join(str(problem).split())}"
             found = convert_to_tensor(inputs)[:, :1] * 0
         return found
+
+
+def pad_around(x: Tensor, amounts: Sequence[int]) -> Tensor:
+    """Pad the last axes by zeros, half of the amount at each end; of an odd amount, one more at the end.
+
+    Example:
+        >>> pad_around(torch.ones(3), [3])
+        tensor([0., 1., 1., 1., 0., 0.])
+    """
+    return functional.pad(x, [end for amount in reversed(amounts) for end in (amount // 2, amount - amount // 2)])
 
 
 def window_starts(size: int, window: int, overlap: float) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -107,3 +108,12 @@ def test_a_curve_has_the_colour_of_its_name(tmp_path: Path) -> None:
             reds[name] = (np.asarray(picture.convert("RGB")) == (255, 0, 0)).all(axis=-1).sum()
     assert reds["a"] > 500
     assert reds["b"] == 0
+
+
+def test_without_matplotlib_there_is_a_line_in_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    draw_maps([(np.zeros((1, 8, 8)), np.zeros((8, 8)), np.zeros((8, 8)))], tmp_path / "a.png")
+    assert not (tmp_path / "a.png").exists()
+    assert 'pip install "monai_sre[plot]"' in caplog.text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import warnings
 
 import numpy as np
@@ -10,9 +11,10 @@ import pytest
 import torch
 from ignite.engine import Engine
 from ignite.metrics import Accuracy
-from monai.handlers import ROCAUC, IgniteMetricHandler, MeanDice
+from monai.handlers import ROCAUC, IgniteMetricHandler, MeanDice, from_engine
 from monai.metrics import DiceMetric, get_confusion_matrix
-from monai.transforms import Activationsd, Compose, CopyItemsd
+from monai.transforms import Activationsd, AsDiscreted, Compose, CopyItemsd
+from monai.utils import OptionalImportError
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 from torch.nn import functional
@@ -75,6 +77,27 @@ def test_scores_equal_those_of_monai_and_ignite_in_the_engine(task: str) -> None
     ROCAUC(output_transform=lambda output: scored(output, task)).attach(engine, "AUC")
     Accuracy(output_transform=lambda output: decided(output, task)).attach(engine, "ACC")
     found, scores = engine.run(batches).metrics, probabilities(logits, task).numpy()
+    assert found["AUC"] == pytest.approx(area_under_curve(scores, labels, task), abs=1e-12)
+    assert found["ACC"] == pytest.approx(accuracy(scores, labels, task), abs=1e-12)
+
+
+@pytest.mark.parametrize("task", [name for name in KINDS if not name.startswith("multi-label")])
+def test_scores_equal_those_after_monais_postprocessing(task: str) -> None:
+    """As a config writes it for whole batches: probabilities and one-hot labels as items of their own."""
+    logits, labels = case(task)
+    number = logits.shape[1]
+    after = Compose(
+        [
+            CopyItemsd(["pred", "label"], names=["score", "one_hot"]),
+            Activationsd("score", softmax=True, dim=1),
+            AsDiscreted("one_hot", to_onehot=number, dim=1),
+        ]
+    )
+    engine = Engine(lambda _, batch: after(batch))
+    ROCAUC(output_transform=from_engine(["score", "one_hot"])).attach(engine, "AUC")
+    Accuracy(output_transform=from_engine(["score", "label"])).attach(engine, "ACC")
+    found = engine.run([{"pred": logits, "label": torch.from_numpy(labels)}]).metrics
+    scores = probabilities(logits, task).numpy()
     assert found["AUC"] == pytest.approx(area_under_curve(scores, labels, task), abs=1e-12)
     assert found["ACC"] == pytest.approx(accuracy(scores, labels, task), abs=1e-12)
 
@@ -282,3 +305,11 @@ def test_what_map_scores_refuse() -> None:
         map_scores(score, label[1:])
     with pytest.raises(ValueError, match=r"metric must be one of .*got 'IoU'"):
         SegmentationScore("IoU")
+
+
+def test_what_needs_scikit_image_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "skimage.morphology", None)
+    score, label = maps()
+    assert map_scores(score, label, ("Dice",))["Dice"] > 0
+    with pytest.raises(OptionalImportError, match=r'pip install "monai_sre\[bundles\]"'):
+        map_scores(score, label)
