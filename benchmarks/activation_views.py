@@ -15,10 +15,11 @@ import tempfile
 from pathlib import Path
 
 import torch
-from monai.bundle import ConfigParser, run
+from monai.bundle import run
 from torch import nn
 
 from monai_sre.data import BatchPreprocess, load_dataset
+from monai_sre.description import load_description
 from monai_sre.evaluation import draw_activations
 
 BUNDLE = Path(__file__).parents[1] / "bundles" / "medmnist_2d_classification"
@@ -26,11 +27,9 @@ OUT = BUNDLE / "docs" / "activation_views.png"
 MALIGNANT = 0
 
 
-def network(weights: Path, *overlays: str) -> nn.Module:
-    """The network of the bundle's configs with trained weights."""
-    parser = ConfigParser()
-    parser.read_config([str(BUNDLE / "configs" / f"{name}.json") for name in ("inference", *overlays)])
-    found: nn.Module = parser.get_parsed_content("network_def")
+def network(weights: Path) -> nn.Module:
+    """The network that the description beside the weights names, with these."""
+    found = load_description(weights.with_name("model.json")).network()
     found.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
     return found.eval()
 
@@ -54,12 +53,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset_dir", type=Path, required=True, help="folder with breastmnist.npz")
     parser.add_argument(
-        "--plain", type=Path, help="weights of the plain network, as train.json with plain.json saves them"
+        "--plain",
+        type=Path,
+        help="weights of the plain network, as train.json with plain.json saves them with model.json",
     )
     options = parser.parse_args()
     test = load_dataset("breastmnist", str(options.dataset_dir), "test", progress=False)
     with tempfile.TemporaryDirectory() as folder:
-        plain = network(options.plain or train_plain(options.dataset_dir, Path(folder)), "plain")
+        plain = network(options.plain or train_plain(options.dataset_dir, Path(folder)))
     sre = network(BUNDLE / "models" / "model.pt")
     images = BatchPreprocess(32)(test.images)
     with torch.no_grad():

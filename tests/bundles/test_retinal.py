@@ -142,7 +142,7 @@ def test_a_datalist_takes_the_place_of_a_folder(eyes: Path, trained: Path, tmp_p
     [
         ({"labels": "labels1/*.png"}, "have no partner under"),
         ({"num_channels": 1}, "Image_00.jpg has 3 channels; the network takes 1"),
-        ({"damage": "mask"}, "Image_00_1stHO.png has shape (7, 5) and its image (48, 48)"),
+        ({"damage": "mask"}, "Image_00_1stHO.png has shape (5, 7) and its image (48, 48)"),
         ({"damage": "image"}, "Image_00.jpg cannot be read as an image"),
     ],
     ids=str,
@@ -202,23 +202,18 @@ def test_plain_network_for_comparison(eyes: Path, tmp_path: Path) -> None:
     assert max(scores) - min(scores) > 1e-3
 
 
-# Inference ------------------------------------------------------------------------------------------------------------
-
-
 # The bundle's forms ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["train", "infer"])
-def test_all_properties_resolve(eyes: Path, tmp_path: Path, kind: str) -> None:
-    options = toy(eyes, max_epochs=1) if kind == "train" else {**SMALL, "input": str(eyes / "images")}
+def test_all_properties_resolve(eyes: Path, tmp_path: Path) -> None:
     workflow = create_workflow(
         "ConfigWorkflow",
-        config_file=str(BUNDLE / "configs" / ("train.json" if kind == "train" else "inference.json")),
+        config_file=str(BUNDLE / "configs/train.json"),
         meta_file=str(BUNDLE / "configs/metadata.json"),
         logging_file=str(BUNDLE / "configs/logging.conf"),
-        workflow_type=kind,
+        workflow_type="train",
         bundle_root=str(BUNDLE),
-        **options,
+        **toy(eyes, max_epochs=1),
         output_dir=str(tmp_path / "out"),
     )
     assert workflow is not None
@@ -242,6 +237,7 @@ def test_network_fits_the_metadata() -> None:
             net_id="network_def",
             meta_file=str(BUNDLE / "configs/metadata.json"),
             config_file=str(BUNDLE / "configs/inference.json"),
+            bundle_root=str(BUNDLE),
             device="cpu",
             any=any_size,
         )

@@ -1,9 +1,8 @@
-"""Volumes through the segmentation bundle: any orientation and spacing in, a map on the same grid out."""
+"""Training of the segmentation bundle on volumes."""
 
 from __future__ import annotations
 
 import csv
-import itertools
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +10,10 @@ import monai.bundle
 import nibabel
 import numpy as np
 import pytest
-import torch
 from monai.bundle import ConfigParser
 from monai.data import create_test_image_3d
 
 BUNDLE = Path(__file__).parents[2] / "bundles/retinal_vessel_segmentation"
-SMALL = {"network_def#channels": [4, 8], "network_def#kernel_size": 3, "network_def#conv": "radial", "roi_size": 16}
-PLAIN = {"network_def#channels": [4, 8], "network_def#strides": [2], "roi_size": 16}
-CODES = ["".join(code) for order in itertools.permutations(("RL", "AP", "SI")) for code in itertools.product(*order)]
 
 
 def configs(*names: str) -> list[str]:
@@ -39,15 +34,6 @@ def run(*names: str, **options: Any) -> None:
 def rows(path: Path) -> list[dict[str, str]]:
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
-
-
-# Geometry -------------------------------------------------------------------------------------------------------------
-
-
-# Bad input ------------------------------------------------------------------------------------------------------------
-
-
-# Training -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="session")
