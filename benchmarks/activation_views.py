@@ -18,16 +18,17 @@ import torch
 from torch import nn
 
 from benchmarks.accuracy import MODELS
-from benchmarks.bundles import network_of, source_of, train
+from benchmarks.bundles import source_of, train
 from monai_sre.data import BatchPreprocess, load_dataset
+from monai_sre.description import load_network
 from monai_sre.evaluation import draw_activations
 
 DATASET, MALIGNANT = "breastmnist", 0
 
 
-def trained_network(model: str, weights: Path) -> nn.Module:
-    """The network of a model of the table of accuracies, with trained weights."""
-    found = network_of(source_of(DATASET), MODELS[model])
+def trained_network(weights: Path) -> nn.Module:
+    """The network that the description beside the weights names, with these."""
+    found = load_network(weights.with_name("model.json"))
     found.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
     return found.eval()
 
@@ -44,8 +45,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         if options.plain is None:
             train(source_of(DATASET, str(options.dataset_dir)), MODELS["plain"], {}, Path(folder))
-        plain = trained_network("plain", options.plain or Path(folder) / "models" / "model.pt")
-    sre = trained_network("harmonic", source.bundle / "models" / "model.pt")
+        plain = trained_network(options.plain or Path(folder) / "models" / "model.pt")
+    sre = trained_network(source.bundle / "models" / "model.pt")
     images = BatchPreprocess(32)(test.images)
     with torch.no_grad():
         decided = torch.stack([model(images).argmax(dim=1) for model in (sre, plain)])

@@ -39,7 +39,7 @@ class BatchPreprocess:
         std: float | Sequence[float] = 0.5,
     ) -> None:
         if min([std] if isinstance(std, (int, float)) else std) <= 0:
-            raise ValueError(f"std is {std}; it must be positive")
+            raise ValueError(f"std must be positive, got {std}")
         self.size, self.mean, self.std = size, mean, std
 
     def unit(self, x: torch.Tensor) -> torch.Tensor:
@@ -73,7 +73,7 @@ class _BatchAugment(BatchPreprocess):
     ) -> None:
         super().__init__(size, mean, std)
         if isinstance(fill, str) and fill not in ("background", "minimum"):
-            raise ValueError(f"fill is {fill!r}; it must be a number, 'background' or 'minimum'")
+            raise ValueError(f"fill must be a number, 'background' or 'minimum', got {fill!r}")
         self.fill, self.seed = fill, seed
         self._epoch, self._rank = 0, 0
         self._generator: torch.Generator | None = None
@@ -113,7 +113,7 @@ def _within(position: torch.Tensor, side: int) -> torch.Tensor:
 
 def _probability(name: str, value: float) -> float:
     if not 0 <= value <= 1:
-        raise ValueError(f"{name} is {value}; it must be in 0..1")
+        raise ValueError(f"{name} must be in 0..1, got {value}")
     return value
 
 
@@ -171,9 +171,9 @@ class BatchAugment2d(_BatchAugment):
     ) -> None:
         super().__init__(size, mean, std, fill, seed)
         if scale is not None and not 0 < scale[0] <= scale[1] <= 1:
-            raise ValueError(f"scale is {scale}; it must be two increasing shares of the area in 0..1, or None")
+            raise ValueError(f"scale must be two increasing shares of the area in 0..1, or None, got {scale}")
         if not 0 < ratio[0] <= ratio[1]:
-            raise ValueError(f"ratio is {ratio}; it must be two increasing positive numbers")
+            raise ValueError(f"ratio must be two increasing positive numbers, got {ratio}")
         if min(brightness, contrast, saturation, hue, rotation) < 0 or hue > 0.5 or not 0 <= translation <= 1:
             raise ValueError(
                 "brightness, contrast, saturation, rotation must be >= 0, hue in 0..0.5, translation in 0..1"
@@ -324,9 +324,7 @@ class BatchAugment3d(_BatchAugment):
     ) -> None:
         super().__init__(size, mean, std, fill, seed)
         if not 0 <= scale < 1 or shift < 0 or blur_sigma < 0:
-            raise ValueError(
-                f"scale, shift, blur_sigma are {scale, shift, blur_sigma}; scale must be in 0..1, others >= 0"
-            )
+            raise ValueError(f"scale must be in 0..1, shift and blur_sigma >= 0, got {scale, shift, blur_sigma}")
         self.scale, self.shift, self.blur_sigma, self.rotation = scale, shift, blur_sigma, rotation
         self.blur_probability = _probability("blur_probability", blur_probability)
         self.flip_probability = _probability("flip_probability", flip_probability)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -154,7 +154,6 @@ def load_datalist(
     task: str | None = None,
     intensity_range: Sequence[float] | None = None,
     class_names: Sequence[str] | None = None,
-    transform: Callable | None = None,
     progress: bool = True,
 ) -> LabelledImages:
     """Load one section of a MONAI datalist, every image brought to ``size``.
@@ -169,7 +168,6 @@ def load_datalist(
         task: see :func:`datalist_info`.
         intensity_range: see :func:`scale_to_unit`.
         class_names: see :func:`datalist_info`.
-        transform: see :class:`LabelledImages`.
         progress: show a progress bar.
 
     Raises:
@@ -202,4 +200,4 @@ def load_datalist(
     if any(image.dtype != torch.uint8 for image in images):
         images = [image / 255 if image.dtype == torch.uint8 else image for image in images]
     values = torch.from_numpy(_labels(path, content)[split])
-    return LabelledImages(torch.stack(images), values.float() if info.multi_label else values.long(), info, transform)
+    return LabelledImages(torch.stack(images), values.float() if info.multi_label else values.long(), info)

@@ -56,9 +56,9 @@ def demo_info(name: str, size: int = 28) -> DatasetInfo:
         ('anatomical', 'functional', 'functional, Talairach space')
     """
     if name not in DEMO_NAMES:
-        raise ValueError(f"name is {name!r}; it must be one of {DEMO_NAMES}")
+        raise ValueError(f"name must be one of {DEMO_NAMES}, got {name!r}")
     if size < 8:
-        raise ValueError(f"size is {size}; it must be at least 8")
+        raise ValueError(f"size must be at least 8, got {size}")
     names = tuple(_PICTURES if name == "demo_2d" else _VOLUMES)
     return DatasetInfo(name, 2 if name == "demo_2d" else 3, size, "multi-class", 1, len(names), names)
 

@@ -34,7 +34,7 @@ def resize_batch(x: torch.Tensor, size: int | Sequence[int]) -> torch.Tensor:
     dims = x.ndim - 2
     target = (size,) * dims if isinstance(size, int) else tuple(size)
     if len(target) != dims or min(target) < 1:
-        raise ValueError(f"size is {size}; it must be positive, one value or one for each of {dims} spatial axes")
+        raise ValueError(f"size must be one positive value or one for each of {dims} spatial axes, got {size}")
     if tuple(x.shape[2:]) == target:
         return x
     if dims == 2:
@@ -86,7 +86,7 @@ def flip_batch(x: torch.Tensor, axes: int | Sequence[int]) -> torch.Tensor:
     """
     chosen = (axes,) if isinstance(axes, int) else tuple(axes)
     if not all(0 <= axis < x.ndim - 2 for axis in chosen):
-        raise ValueError(f"axes is {axes}; each must be a spatial axis from 0 to {x.ndim - 3}")
+        raise ValueError(f"axes must be spatial axes from 0 to {x.ndim - 3}, got {axes}")
     return torch.flip(x, [axis + 2 for axis in chosen])
 
 
@@ -133,13 +133,13 @@ def rotate_batch(
     """
     dims = x.ndim - 2
     if dims not in (2, 3):
-        raise ValueError(f"x has shape {tuple(x.shape)}; it must be (B, C, H, W) or (B, C, D, H, W)")
+        raise ValueError(f"x must have shape (B, C, H, W) or (B, C, D, H, W), got {tuple(x.shape)}")
     if (axis is not None) if dims == 2 else (axis not in (0, 1, 2)):
-        raise ValueError(f"axis is {axis}; it must be {'None in 2-D' if dims == 2 else '0, 1 or 2 in 3-D'}")
+        raise ValueError(f"axis must be {'None in 2-D' if dims == 2 else '0, 1 or 2 in 3-D'}, got {axis}")
     if mode not in ("nearest", "bilinear"):
-        raise ValueError(f"mode is {mode!r}; it must be 'nearest' or 'bilinear'")
+        raise ValueError(f"mode must be 'nearest' or 'bilinear', got {mode!r}")
     if isinstance(fill, str) and fill != "background":
-        raise ValueError(f"fill is {fill!r}; it must be a number, a tensor or 'background'")
+        raise ValueError(f"fill must be a number, a tensor or 'background', got {fill!r}")
     plane = [a + 2 for a in range(dims) if a != axis]
     turns = angle_degrees / 90.0
     square = x.shape[plane[0]] == x.shape[plane[1]]

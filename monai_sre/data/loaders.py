@@ -12,7 +12,7 @@ import torch.distributed as dist
 from monai.data import DataLoader, Dataset, set_rnd
 from torch.utils.data import Sampler
 
-from monai_sre.data.info import DatasetInfo, bundle_module
+from monai_sre.data.info import DatasetInfo
 
 __all__ = ["BatchLoader", "EpochLoader", "LabelledImages", "mix_seed", "process_place"]
 
@@ -52,8 +52,6 @@ class LabelledImages(Dataset):
         images: ``(N, C, *spatial)``, uint8 in 0..255 or float in 0..1.
         labels: int64 of shape ``(N,)``, or float of shape ``(N, L)`` for a multi-label task.
         info: description of the data set.
-        transform: applied to each item (a dictionary), for MONAI's own ``DataLoader``; :class:`BatchLoader` does not
-            use it.
 
     Raises:
         ValueError: the two tensors differ in length or have the wrong number of dimensions.
@@ -65,21 +63,18 @@ class LabelledImages(Dataset):
         (5, torch.Size([1, 4, 4]), 1)
     """
 
-    def __init__(
-        self, images: torch.Tensor, labels: torch.Tensor, info: DatasetInfo, transform: Callable | None = None
-    ) -> None:
+    def __init__(self, images: torch.Tensor, labels: torch.Tensor, info: DatasetInfo) -> None:
         if images.ndim != info.spatial_dims + 2:
             raise ValueError(
                 f"images must have shape (N, C, *spatial), {info.spatial_dims} spatial axes, got {tuple(images.shape)}"
             )
         if len(images) != len(labels):
             raise ValueError(f"there are {len(images)} images and {len(labels)} labels")
-        super().__init__(data=range(len(images)), transform=transform)
+        super().__init__(data=range(len(images)))
         self.images, self.labels, self.info = images, labels, info
 
     def _transform(self, index: int) -> Any:
-        item = {"image": self.images[index], "label": self.labels[index]}
-        return item if self.transform is None else self.transform(item)
+        return {"image": self.images[index], "label": self.labels[index]}
 
 
 class BatchLoader:
@@ -89,9 +84,8 @@ class BatchLoader:
     take the loader as ``train_data_loader`` / ``val_data_loader``.
 
     Reproducibility: the order of an epoch depends on ``(seed, epoch)`` alone, and the random numbers of ``transform``
-    on its own seed, the epoch and the rank. List the loader among the handlers of a trainer (:meth:`attach`) and it
-    follows the engine's epoch, so a resumed run sees what an uninterrupted one would. Without that, each iteration
-    counts as one epoch, from 0.
+    on its own seed, the epoch and the rank. :class:`monai_sre.training.EpochSeed` tells it the epoch of a trainer, so a
+    resumed run sees what an uninterrupted one would. Without that, each iteration counts as one epoch, from 0.
 
     Distributed: a shuffled loader gives each rank the same number of samples (at most ``world_size - 1`` of them
     repeated; with ``drop_last`` none). An unshuffled loader gives each sample to exactly one rank, rank ``r`` taking
@@ -164,11 +158,6 @@ class BatchLoader:
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose order and random numbers the next iteration uses."""
         self.epoch = int(epoch)
-
-    def attach(self, engine: Any) -> None:
-        """Follow the epochs of an Ignite engine; so the loader can stand in a trainer's list of handlers."""
-        events = bundle_module("ignite.engine").Events
-        engine.add_event_handler(events.EPOCH_STARTED, lambda e: self.set_epoch(e.state.epoch))
 
     def indices(self, epoch: int) -> torch.Tensor:
         """List the samples of this rank in the given epoch, in order: int64, on the CPU."""

@@ -41,7 +41,7 @@ class ReadImaged(MapTransform):
     """Read image files as ``MetaTensor`` of shape ``(C, *spatial)``, and refuse what the network cannot take.
 
     The axes are those of the convention at the top of this module. 8-bit data stay uint8, all others become float32. A grey
-    file feeds a network of three channels, and a colour file whose channels are equal one of a single channel. What fails is
+    file feeds a network of three channels, and an image of three equal channels one of a single channel. What fails is
     one sentence that names the file; MONAI's ``LoadImaged`` would list what each of its readers says.
 
     Args:
@@ -209,6 +209,6 @@ def _with_channels(path: Path, image: Tensor, num_channels: int | None, shape: t
         return image
     if channels == 1:
         return image.repeat(num_channels, *[1] * (image.dim() - 1))
-    if num_channels == 1 and channels == 3 and bool((image == image[:1]).all()):
+    if num_channels == 1 and channels == 3 and image.dim() == 3 and bool((image == image[:1]).all()):
         return image[:1].clone()
     raise ValueError(f"{path} has {channels} channels; the network takes {num_channels} (the file has shape {shape})")

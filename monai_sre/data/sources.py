@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -72,7 +72,6 @@ def load_dataset(
     task: str | None = None,
     intensity_range: Sequence[float] | None = None,
     class_names: Sequence[str] | None = None,
-    transform: Callable | None = None,
     progress: bool = True,
 ) -> LabelledImages:
     """Open one split of a data set as tensors, checked before any training time is spent.
@@ -99,7 +98,6 @@ def load_dataset(
             None keeps floats that lie in 0..1 and maps other images each from its own minimum and maximum.
         class_names: those of a trained model that is to be evaluated; None takes them from the data. Data that lack some
             of its classes are taken, those with a class that it never saw, or with its classes in another order, refused.
-        transform: applied per item when the data set is indexed; batches from ``BatchLoader`` have their own.
         progress: show progress bars.
 
     Returns:
@@ -123,7 +121,7 @@ def load_dataset(
     kind, path = _resolve(dataset_name, dataset_dir, size)
     if kind == "json":
         assert path is not None
-        return load_datalist(path, split, size, task, intensity_range, class_names, transform, progress)
+        return load_datalist(path, split, size, task, intensity_range, class_names, progress)
     if kind == "npz":
         assert path is not None
         info, labels = inspect_npz(path, None, task, class_names)
@@ -132,7 +130,7 @@ def load_dataset(
     if path is None:
         arrays = demo_arrays(dataset_name, size)
         images, labels = to_images(arrays[f"{split}_images"], info), {split: arrays[f"{split}_labels"]}
-        return LabelledImages(images, to_labels(labels[split], info), info, transform)
+        return LabelledImages(images, to_labels(labels[split], info), info)
     if kind == "medmnist":
         obtain(dataset_name, size, path, download, check_md5, progress)
         labels = inspect_npz(path, info, task)[1]
@@ -145,7 +143,7 @@ def load_dataset(
         images = scale_to_unit(images, intensity_range)
     if len(set(images.shape[2:])) > 1:
         images = torch.cat([fit_images(part, info.size) for part in images.split(256)])
-    return LabelledImages(images, to_labels(labels[split], info), info, transform)
+    return LabelledImages(images, to_labels(labels[split], info), info)
 
 
 def _resolve(name: str, folder: PathLike, size: int) -> tuple[str, Path | None]:

@@ -10,13 +10,12 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from tests.bundles.test_medmnist import run
-from tests.bundles.test_volumes import reoriented
+from tests.bundles.inferring import CLASSIFICATION, infer, reoriented
 
 
 def activation_maps(dims: int, source: Path, target: Path) -> dict[str, Any]:
     """Of the classes that the shipped weights decide for, by the stems of the files."""
-    run(dims, "inference", input=str(source), output_dir=str(target), device="cpu", activation_maps=True)
+    infer(CLASSIFICATION[dims], source, target, activation_maps=True)
     return {path.name.split("_")[0]: nibabel.load(path) for path in target.glob("*_activation.nii.gz")}
 
 
@@ -39,11 +38,11 @@ def test_activation_maps_of_turned_pictures_are_the_turned_maps(tmp_path: Path) 
         Image.fromarray(turn(picture)).save(source / f"{name}.png")
     maps = activation_maps(2, source, tmp_path / "out")
     upright = maps["upright"].get_fdata()
-    assert upright.shape == (30, 21)  # columns are the first axis, as MONAI reads pictures
+    assert upright.shape == (21, 30)  # rows and columns, as displayed
     assert np.ptp(upright) > 0.5
     for name, turn in turns.items():
-        assert np.array_equal(maps[name].affine, np.eye(4))
-        np.testing.assert_allclose(maps[name].get_fdata().T, turn(upright.T), atol=1e-4)
+        assert np.array_equal(maps[name].affine, np.eye(4)[[1, 0, 2, 3]])  # in space, columns come first
+        np.testing.assert_allclose(maps[name].get_fdata(), turn(upright), atol=1e-4)
 
 
 def test_volumes_stored_along_other_axes_have_the_same_map_in_space(tmp_path: Path) -> None:

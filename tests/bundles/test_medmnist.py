@@ -15,7 +15,7 @@ from monai.bundle import ConfigParser, create_workflow
 from PIL import Image
 
 from tests.bundles import running
-from tests.bundles.running import causes, rows, run_in_two_processes
+from tests.bundles.running import causes, config_files, rows, run_in_two_processes
 
 BUNDLES = {dims: running.BUNDLES / f"medmnist_{dims}d_classification" for dims in (2, 3)}
 FLAGS = {2: "breastmnist", 3: "adrenalmnist3d"}
@@ -154,55 +154,7 @@ def test_evaluation_equals_medmnist(toy_dir: Path, trained: dict[int, Path], tmp
     assert all(row["AUC"] == pytest.approx(metrics["AUC"]) for row in quarter)
 
 
-@pytest.mark.parametrize("dims", [2, 3])
-def test_inference_reports_bad_files_and_does_the_others(
-    toy_dir: Path, trained: dict[int, Path], tmp_path: Path, dims: int
-) -> None:
-    images = np.load(toy_dir / f"toy{dims}.npz")["test_images"]
-    folder = tmp_path / "images"
-    folder.mkdir()
-    np.save(folder / "a.npy", images[0])
-    np.savez(folder / "b.npz", image=images[1])
-    slab = images[2][..., None] if dims == 2 else images[2]
-    nibabel.save(nibabel.Nifti1Image(slab, np.diag([-1, -1, 1, 1])), folder / "c.nii.gz")
-    good = ["a.npy", "b.npz", "c.nii.gz"]
-    if dims == 2:
-        Image.fromarray(images[3]).save(folder / "d.png")
-        Image.fromarray(images[4]).convert("RGB").save(folder / "e.jpg")
-        good += ["d.png", "e.jpg"]
-    (folder / "f.png").write_text("not a picture")
-    np.save(folder / "g.npy", np.zeros((6,) * (5 - dims), dtype=np.uint8))
-    np.save(folder / "h.npy", np.full((4,) * dims, np.nan))
-    options = {"ckpt_dir": str(trained[dims] / "models"), "output_dir": str(tmp_path / "out"), "device": "cpu"}
-    with pytest.raises(SystemExit) as caught:
-        run(dims, "inference", **options, input=str(folder), activation_maps=True)
-    message = str(caught.value)
-    assert message.startswith("3 of")
-    assert all(name in message for name in ("f.png", "g.npy", "h.npy"))
-    table = {Path(row["file"]).name: row for row in rows(tmp_path / "out/predictions.csv")}
-    assert sorted(table) == sorted([*good, "f.png", "g.npy", "h.npy"])
-    for name, row in table.items():
-        assert bool(row["error"]) == (name not in good)
-        assert bool(row["activation"]) == (name in good)
-        if name in good:
-            shape = slab.shape if name == "c.nii.gz" else (12,) * dims
-            assert nibabel.load(row["activation"]).shape == shape
-            probabilities = [float(row["p(0)"]), float(row["p(1)"])]
-            assert sum(probabilities) == pytest.approx(1, abs=1e-5)
-            assert int(row["class"]) == int(np.argmax(probabilities))
-    written = {path.name for path in (tmp_path / "out").iterdir()}
-    maps = {Path(table[name]["activation"]).name for name in good}
-    assert written == {"predictions.csv", ".monai_sre_outputs", *maps}
-    assert len(maps) == len(good)
-    run(dims, "inference", **{**options, "output_dir": str(tmp_path / "without")}, input=str(folder / "a.npy"))
-    assert [path.name for path in (tmp_path / "without").iterdir()] == ["predictions.csv"]  # no maps unless asked for
-    run(dims, "train", "evaluate", **{**options, **toy(dims, toy_dir), "output_dir": str(tmp_path / "evaluation")})
-    expected = rows(tmp_path / "evaluation/predictions.csv")
-    for name, index in (("a.npy", 0), ("b.npz", 1)):  # the same image gives the same row as in evaluation
-        assert float(table[name]["p(0)"]) == pytest.approx(float(expected[index]["p(0)"]), abs=1e-6)
-
-
-def test_inference_sees_what_evaluation_sees(trained: dict[int, Path], tmp_path: Path) -> None:
+def test_inference_of_a_trained_model_sees_what_its_evaluation_sees(trained: dict[int, Path], tmp_path: Path) -> None:
     """Files of any kind, shape and range of intensities, listed in a datalist or in a folder."""
     rng, images = np.random.default_rng(0), tmp_path / "images"
     images.mkdir()
@@ -246,24 +198,20 @@ def test_a_training_shorter_than_the_interval_of_validations_leaves_a_model(toy_
 
 
 @pytest.mark.parametrize("dims", [2, 3])
-@pytest.mark.parametrize("kind", ["train", "infer"])
-def test_all_properties_resolve(toy_dir: Path, tmp_path: Path, dims: int, kind: str) -> None:
-    root = BUNDLES[dims]
-    np.save(tmp_path / "image.npy", np.zeros((12,) * dims, dtype=np.uint8))
+def test_all_properties_resolve(toy_dir: Path, tmp_path: Path, dims: int) -> None:
     workflow = create_workflow(
         "ConfigWorkflow",
-        config_file=str(root / "configs" / ("train.json" if kind == "train" else "inference.json")),
-        meta_file=str(root / "configs/metadata.json"),
-        logging_file=str(root / "configs/logging.conf"),
-        workflow_type=kind,
-        bundle_root=str(root),
-        output_dir=str(tmp_path / "out"),
-        **({**toy(dims, toy_dir), **WIDTH, "max_epochs": 1} if kind == "train" else {"input": str(tmp_path)}),
+        config_file=config_files(BUNDLES[dims], "train"),
+        meta_file=str(BUNDLES[dims] / "configs/metadata.json"),
+        logging_file=str(BUNDLES[dims] / "configs/logging.conf"),
+        workflow_type="train",
+        bundle_root=str(BUNDLES[dims]),
+        **{**toy(dims, toy_dir), **WIDTH, "max_epochs": 1, "output_dir": str(tmp_path)},
     )
     assert workflow is not None
     assert workflow.check_properties() == []
     left_out = {"train_dataset_data", "val_dataset_data"}  # named by dataset_name instead
-    left_out |= {"train_key_metric", "train_postprocessing", "key_metric"}  # which measure nothing that anybody reads
+    left_out |= {"train_key_metric", "train_postprocessing"}  # which nobody reads
     for name in set(workflow.properties) - left_out:
         assert getattr(workflow, name) is not None, name
     workflow.finalize()

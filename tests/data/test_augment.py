@@ -24,7 +24,7 @@ def test_preprocess_scales_and_normalises() -> None:
     x = torch.tensor([0, 51, 255], dtype=torch.uint8).reshape(1, 3, 1, 1).expand(2, 3, 4, 4)
     y = BatchPreprocess(None, mean=(0.0, 0.1, 0.5), std=(1.0, 0.1, 0.25))(x)
     assert y[0, :, 0, 0].tolist() == pytest.approx([0.0, 1.0, 2.0], abs=1e-5)
-    with pytest.raises(ValueError, match="std is 0"):
+    with pytest.raises(ValueError, match="std must be positive, got 0"):
         BatchPreprocess(32, std=0)
 
 

@@ -91,7 +91,7 @@ def test_training_is_upright_and_the_test_is_turned() -> None:
 def test_names_and_sizes_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="demo_4d"):
         demo_info("demo_4d")
-    with pytest.raises(ValueError, match="size is 4"):
+    with pytest.raises(ValueError, match="size must be at least 8, got 4"):
         demo_arrays("demo_2d", 4)
     monkeypatch.setitem(demo_module._PICTURES, "brick", ("no_such.png", None, (1, 1)))
     with pytest.raises(FileNotFoundError, match=r"no_such\.png.*scikit-image"):

@@ -115,7 +115,7 @@ def test_rotation_arguments_are_checked() -> None:
     for bad in ({"mode": "bicubic"}, {"fill": "mean"}, {"axis": 0}):
         with pytest.raises(ValueError, match=next(iter(bad))):
             rotate_batch(x, 10, **bad)
-    with pytest.raises(ValueError, match="axis is None"):
+    with pytest.raises(ValueError, match="axis must be 0, 1 or 2 in 3-D, got None"):
         rotate_batch(torch.zeros(1, 1, 4, 4, 4), 10)
     with pytest.raises(ValueError, match="axes"):
         flip_batch(x, 2)

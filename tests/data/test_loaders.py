@@ -10,6 +10,7 @@ from monai.engines import SupervisedTrainer
 from monai.transforms import Compose, RandScaleIntensity
 
 from monai_sre.data import BatchAugment2d, BatchLoader, DatasetInfo, EpochLoader, LabelledImages
+from monai_sre.training import EpochSeed
 
 # Whole batches --------------------------------------------------------------------------------------------------------
 
@@ -63,7 +64,7 @@ def test_loader_follows_a_monai_trainer_and_resumes() -> None:
         sums: list[float] = []
         trainer = SupervisedTrainer(
             torch.device("cpu"), last, loader, network, torch.optim.SGD(network.parameters(), 0.0),
-            torch.nn.CrossEntropyLoss(), train_handlers=[loader], decollate=False,
+            torch.nn.CrossEntropyLoss(), train_handlers=[EpochSeed(0, loader=loader)], decollate=False,
             iteration_update=lambda engine, batch: sums.append(
                 float((batch["image"][:, 0, 0, 0] * batch["label"]).sum())
             ),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -101,19 +100,13 @@ def test_official_and_demo_data_are_those_of_the_model_or_refused() -> None:
         load_dataset("demo_2d", class_names=["malignant", "normal, benign"])
 
 
-def test_only_the_flags_need_the_package_medmnist(tmp_path: Path) -> None:
+def test_only_the_flags_need_the_package_medmnist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     np.savez(tmp_path / "mine.npz", **arrays_like(DatasetInfo("mine", 2, 6, "binary-class", 1, 2, ("0", "1"))))
-    code = f"""
-import sys
-sys.modules["medmnist"] = None
-from monai_sre.data import dataset_info, load_dataset
-print(len(load_dataset("mine", {str(tmp_path)!r})), dataset_info("demo_3d").num_classes)
-try:
-    dataset_info("breastmnist")
-except ImportError as error:
-    print(error)
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    first, second = done.stdout.splitlines()
-    assert first == "7 3"
-    assert "pip install --no-deps medmnist" in second
+    for name in ("medmnist", "medmnist.info"):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert len(load_dataset("mine", tmp_path)) == 7
+    assert dataset_info("demo_3d").num_classes == 3
+    with pytest.raises(ValueError, match="dataset_name is 'other'"):
+        dataset_info("other", tmp_path)
+    with pytest.raises(ImportError, match="pip install --no-deps medmnist"):
+        dataset_info("breastmnist", tmp_path)
