@@ -27,7 +27,7 @@ from benchmarks.cells import (
     values,
 )
 
-RADIAL = {"network_def#conv": "radial"}
+RADIAL = {"network_def#conv": "radial", "network_def#profile": "gaussian", "network_def#orthonormal": True}
 _BANDS = {"network_def#profile": "band", "network_def#orthonormal": False}
 _OFFICIAL_SIZE = {"network_def#width": 64, "network_def#kernel_size": [9, 9, 5, 5]}
 _PEER = "benchmarks.peer_networks.PeerResNet18"

@@ -21,7 +21,7 @@ from benchmarks.cells import PROTOCOL_WORDS, Study, choose, main, read_cells
 from monai_sre.data.geometry import rotate_batch
 from monai_sre.evaluation import draw_maps
 
-RADIAL = {"network_def#conv": "radial"}
+RADIAL = {"network_def#conv": "radial", "network_def#profile": "gaussian", "network_def#orthonormal": True}
 BANDS = {**RADIAL, "network_def#profile": "band", "network_def#orthonormal": False}
 MODELS = {
     "plain": Model("plain U-Net", ("plain.json",), colour="tab:blue"),

@@ -6,6 +6,8 @@ import glob
 from pathlib import Path
 from typing import Any
 
+from monai.data import partition_dataset
+
 from monai_sre.data.datalist import SECTIONS, find_file, open_datalist
 from monai_sre.data.loaders import process_place
 from monai_sre.ops.arguments import listed
@@ -67,7 +69,6 @@ def load_pairs(
     labels: str = "labels/*.png",
     num_val: int = 0,
     num_test: int = 0,
-    world_size: int | None = None,
 ) -> list[dict[str, str]]:
     """The pairs of one split, from a folder or from a MONAI datalist.
 
@@ -83,10 +84,10 @@ def load_pairs(
         images: with ``labels``, see :func:`find_pairs`.
         num_val: number of pairs to validate on.
         num_test: number of pairs to test on.
-        world_size: number of processes that share them; None asks ``torch.distributed``.
 
     Returns:
-        Dictionaries ``{"image": path, "label": path}``, at least one per process.
+        Dictionaries ``{"image": path, "label": path}``. Several processes share them: each gets every n-th, and in training
+        as many as the others.
 
     Raises:
         FileNotFoundError: a folder or a listed file is missing.
@@ -115,10 +116,13 @@ def load_pairs(
         chosen = {"train": pairs[:val], "val": pairs[val:test], "test": pairs[test:]}[split]
     if not chosen:
         raise ValueError(f"split={split!r} of {source!r} is empty; give num_val and num_test, or list it")
-    processes = world_size or process_place()[1]
+    rank, processes = process_place()
     if len(chosen) < processes:
         raise ValueError(f"split={split!r} of {source!r} has {len(chosen)} pairs for {processes} processes")
-    return chosen
+    share: list[dict[str, str]] = partition_dataset(chosen, num_partitions=processes, even_divisible=split == "train")[
+        rank
+    ]
+    return share
 
 
 def _match(folder: Path, name: str, pattern: str) -> dict[str, Path]:

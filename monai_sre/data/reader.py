@@ -14,7 +14,7 @@ the first axis of space, as in MONAI.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor, NibabelReader, NumpyReader, PILReader
 from monai.transforms import MapTransform
+from monai.utils import ensure_tuple_rep
 from torch import Tensor
 
 from monai_sre.data.info import bundle_module
@@ -47,9 +48,9 @@ class ReadImaged(MapTransform):
     Args:
         keys: of the paths.
         spatial_dims: number of spatial axes, 2 or 3; None: those of the file.
-        num_channels: channels that the network takes; None: any.
-        as_classes: keep the entries of a palette, which are class numbers in masks, unless all its colours are grey;
-            otherwise palettes, and transparency, become RGB.
+        num_channels: channels that the network takes, one number for all keys or one per key; None: any.
+        as_classes: likewise, keep the entries of a palette, which are class numbers in masks, unless all its colours are
+            grey; otherwise palettes, and transparency, become RGB.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -69,25 +70,27 @@ class ReadImaged(MapTransform):
         self,
         keys: KeysCollection,
         spatial_dims: int | None,
-        num_channels: int | None = None,
-        as_classes: bool = False,
+        num_channels: int | Sequence[int | None] | None = None,
+        as_classes: bool | Sequence[bool] = False,
     ) -> None:
         super().__init__(keys)
         if spatial_dims not in (None, 2, 3):
             raise ValueError(f"spatial_dims must be 2, 3 or None, got {spatial_dims!r}")
-        self.spatial_dims, self.num_channels, self.as_classes = spatial_dims, num_channels, as_classes
+        self.spatial_dims = spatial_dims
+        self.num_channels = ensure_tuple_rep(num_channels, len(self.keys))
+        self.as_classes = ensure_tuple_rep(as_classes, len(self.keys))
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
-        for key in self.key_iterator(d):
-            d[key] = self._read(Path(d[key]))
+        for key, channels, as_classes in self.key_iterator(d, self.num_channels, self.as_classes):
+            d[key] = self._read(Path(d[key]), channels, as_classes)
         return d
 
-    def _read(self, path: Path) -> Tensor:
+    def _read(self, path: Path, num_channels: int | None, as_classes: bool) -> Tensor:
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing; expected an image")
         try:
-            array, affine, has_channels = _opener(path)(path, self.as_classes)
+            array, affine, has_channels = _opener(path)(path, as_classes)
         except Exception as error:  # each reader has its own exceptions for a damaged file
             raise ValueError(f"{path} cannot be read as an image: {type(error).__name__}: {error}") from error
         if array.dtype.kind not in "buif":
@@ -103,7 +106,7 @@ class ReadImaged(MapTransform):
         shape = array.shape
         array, affine = _channels_first(path, array, affine, has_channels, self.spatial_dims)
         array = np.ascontiguousarray(array, dtype=np.uint8 if array.dtype == np.uint8 else np.float32)
-        image = _with_channels(path, torch.from_numpy(array.copy()), self.num_channels, shape)
+        image = _with_channels(path, torch.from_numpy(array.copy()), num_channels, shape)
         meta = {"filename_or_obj": str(path), "spatial_shape": np.asarray(image.shape[1:]), "space": "RAS"}
         return MetaTensor(image, affine=torch.from_numpy(affine), meta=meta)
 

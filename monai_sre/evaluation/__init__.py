@@ -5,7 +5,6 @@ from __future__ import annotations
 from monai_sre.evaluation.activation import ClassActivation
 from monai_sre.evaluation.figures import draw_activations, draw_maps, draw_sweep
 from monai_sre.evaluation.metrics import (
-    AddScores,
     ClassificationScore,
     SegmentationScore,
     accuracy,
@@ -27,7 +26,6 @@ from monai_sre.evaluation.windows import CentredWindowInferer, FileInferer
 from monai_sre.evaluation.writers import PredictionWriter, SegmentationWriter
 
 __all__ = [
-    "AddScores",
     "CentredWindowInferer",
     "ClassActivation",
     "ClassificationReport",

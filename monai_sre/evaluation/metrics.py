@@ -227,24 +227,6 @@ def as_arrays(score: Tensor, label: Tensor) -> tuple[np.ndarray, np.ndarray]:
     return torch.as_tensor(score).cpu().numpy(), torch.as_tensor(label)[0].round().long().cpu().numpy()
 
 
-class AddScores:
-    """Postprocessing of whole batches: adds ``"score"``, the probabilities of the logits ``"pred"``.
-
-    Args:
-        task: MedMNIST's name of the kind of task.
-
-    Example:
-        >>> AddScores("binary-class")({"pred": torch.zeros(1, 2)})["score"]
-        tensor([[0.5000, 0.5000]], dtype=torch.float64)
-    """
-
-    def __init__(self, task: str) -> None:
-        self.task = task
-
-    def __call__(self, output: dict[str, Any]) -> dict[str, Any]:
-        return {**output, "score": probabilities(output["pred"].detach(), self.task)}
-
-
 class _Gathered(CumulativeIterationMetric):
     """Keeps something of each batch, and makes one number of what all batches of all processes gave."""
 

@@ -2,38 +2,19 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 from typing import Any
 
-import monai.bundle
 import nibabel
 import numpy as np
 import pytest
 from monai.bundle import ConfigParser
 from monai.data import create_test_image_3d
 
-BUNDLE = Path(__file__).parents[2] / "bundles/retinal_vessel_segmentation"
+from tests.bundles import running
+from tests.bundles.running import config_files, rows
 
-
-def configs(*names: str) -> list[str]:
-    return [str(BUNDLE / "configs" / f"{name}.json") for name in (*names, "volumes")]
-
-
-def run(*names: str, **options: Any) -> None:
-    monai.bundle.run(
-        config_file=configs(*names),
-        meta_file=str(BUNDLE / "configs/metadata.json"),
-        logging_file=str(BUNDLE / "configs/logging.conf"),
-        bundle_root=str(BUNDLE),
-        device="cpu",
-        **options,
-    )
-
-
-def rows(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+BUNDLE = running.BUNDLES / "retinal_vessel_segmentation"
 
 
 @pytest.fixture(scope="session")
@@ -56,15 +37,15 @@ def slabs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def train(folder: Path, target: Path, **options: Any) -> float:
     """Best validation Dice."""
     common = {"dataset_dir": str(folder), "num_val": 3, "num_test": 2, "patch_size": [24, 24, 12], "batch_size": 2}
-    common |= {"patches_per_image": 2, "val_interval": 1, "progress": False, "roi_size": 40, "pixdim": []}
-    run("train", **{**common, **options}, output_dir=str(target))
+    common |= {"patches_per_image": 2, "val_interval": 1, "roi_size": 40, "pixdim": []}
+    running.run(BUNDLE, "train", "volumes", **{**common, **options}, device="cpu", output_dir=str(target))
     return max(float(row["val_dice"]) for row in rows(target / "metrics.csv"))
 
 
 @pytest.mark.parametrize("rotation", [False, True])
 def test_patches_of_thin_volumes_are_padded(slabs: Path, tmp_path: Path, rotation: bool) -> None:
     parser = ConfigParser()
-    parser.read_config(configs("train"))
+    parser.read_config(config_files(BUNDLE, "train", "volumes"))
     options = {"dataset_dir": str(slabs), "num_val": 3, "num_test": 2, "patch_size": 16, "rotation": rotation}
     parser.update({**options, "pixdim": [], "patches_per_image": 1, "batch_size": 5})
     for batch in parser.get_parsed_content("train#dataloader"):
@@ -78,6 +59,8 @@ def test_spacing_helps_on_slabs(slabs: Path, tmp_path: Path) -> None:
         "network_def#kernel_size": [[7, 7, 3], [5, 5, 3]],
         "network_def#strides": [[2, 2, 1]],
         "network_def#conv": "radial",
+        "network_def#profile": "gaussian",
+        "network_def#orthonormal": True,
     }
     options = {**network, "max_epochs": 8, "learning_rate": 0.01}
     aware = train(slabs, tmp_path / "aware", **options, **{"network_def#spacing": [1.0, 1.0, 4.0]})

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from monai_sre.data import find_pairs, load_pairs
+from monai_sre.data import find_pairs, load_pairs, pairs
 
 
 def names(pairs: list[dict[str, str]]) -> list[tuple[str, str]]:
@@ -99,7 +99,24 @@ def test_errors(folder: Path, options: dict, error: type[Exception], message: st
         load_pairs(dataset_dir=folder, **{**PATTERNS, **options})
 
 
-def test_sections_that_are_not_asked_for_may_lack_labels(folder: Path) -> None:
+def test_processes_share_the_pairs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three validate: each in one share. Of three that train, two processes take as many each."""
+    splits = {"dataset_dir": folder, **PATTERNS, "num_val": 3}
+    found: dict[str, list[list[str]]] = {}
+    for split in ("train", "val"):
+        whole = [pair["image"] for pair in load_pairs(split=split, **splits)]
+        found[split] = [whole]
+        for rank in (0, 1):
+            with monkeypatch.context() as patch:
+                patch.setattr(pairs, "process_place", lambda rank=rank: (rank, 2))
+                found[split].append([pair["image"] for pair in load_pairs(split=split, **splits)])
+    assert len(found["val"][0]) == 3
+    assert sorted(found["val"][1] + found["val"][2]) == found["val"][0]
+    assert len(found["train"][1]) == len(found["train"][2]) == 2
+    assert set(found["train"][1] + found["train"][2]) == set(found["train"][0])
+
+
+def test_sections_that_are_not_asked_for_may_lack_labels(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     entry = {"image": "images/a.png", "label": "labels/a.png"}
     for name in ("images", "labels"):
         (folder / name).mkdir(exist_ok=True)
@@ -108,8 +125,9 @@ def test_sections_that_are_not_asked_for_may_lack_labels(folder: Path) -> None:
     assert len(load_pairs(dataset_dir=folder / "list.json", split="train")) == 1
     with pytest.raises(ValueError, match=r"test\[0\] is 'a.nii.gz'; expected"):
         load_pairs(dataset_dir=folder / "list.json", split="test")
+    monkeypatch.setattr(pairs, "process_place", lambda: (0, 2))
     with pytest.raises(ValueError, match=r"split='val' of .* has 1 pairs for 2 processes"):
-        load_pairs(dataset_dir=folder / "list.json", split="val", world_size=2)
+        load_pairs(dataset_dir=folder / "list.json", split="val")
 
 
 def test_a_folder_with_a_datalist_of_its_own_has_a_name(folder: Path) -> None:

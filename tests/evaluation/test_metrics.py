@@ -20,7 +20,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from monai_sre.evaluation import (
-    AddScores,
     ClassificationScore,
     SegmentationScore,
     accuracy,
@@ -124,14 +123,14 @@ def test_area_with_ties_is_that_of_scikit_learn() -> None:
 
 
 @pytest.mark.parametrize("task", KINDS)
-def test_added_scores_are_those_of_monais_transforms(task: str) -> None:
+def test_the_scores_of_monais_transforms_in_the_configs_are_ours(task: str) -> None:
     """But for the precision: MONAI's stay in that of the logits."""
     how = "sigmoid" if task.startswith("multi-label") else "softmax"
     theirs = Compose([CopyItemsd("pred", names="score"), Activationsd("score", **{how: True}, dim=1)])
     output = {"pred": case(task)[0].float(), "label": torch.zeros(60)}
-    found = AddScores(task)(output)
-    assert found["score"].dtype == torch.float64
-    torch.testing.assert_close(found["score"].float(), torch.as_tensor(theirs(output)["score"]))
+    found = probabilities(output["pred"], task)
+    assert found.dtype == torch.float64
+    torch.testing.assert_close(found.float(), torch.as_tensor(theirs(output)["score"]))
 
 
 @pytest.mark.parametrize("metric", ["ACC", "AUC"])

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import nn
 
 from monai_sre.data import FitSquared, ImageFiles, ReadImaged, ScaleToUnitd
-from monai_sre.evaluation import AddScores, CentredWindowInferer, FileInferer, PredictionWriter, SegmentationWriter
+from monai_sre.evaluation import CentredWindowInferer, FileInferer, PredictionWriter, SegmentationWriter, probabilities
 from monai_sre.nets import SREResNet
 
 # Segmentations --------------------------------------------------------------------------------------------------------
@@ -260,7 +260,7 @@ def predict(
     def process(engine: Engine, batch: Any) -> Any:
         engine.state.batch = batch
         with torch.no_grad():
-            return AddScores(task)({"image": batch["image"], "pred": net(batch["image"])})
+            return {"image": batch["image"], "score": probabilities(net(batch["image"]), task)}
 
     engine = Engine(process)
     writer.attach(engine)
