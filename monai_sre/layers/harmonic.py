@@ -216,7 +216,7 @@ def hidden_maps(out_channels: int, groups: int, hidden_channels: int | None = No
     return hidden_channels
 
 
-class _SREHarmonicConv(HarmonicConv):
+class SREHarmonicConvNd(HarmonicConv):
     """The radial convolution of ``radial_type`` with energies.
 
     Args:
@@ -300,7 +300,7 @@ def output_spacing(spacing: Sequence[float] | None, stride: Sequence[int]) -> tu
     return tuple(float(step) * factor for step, factor in zip(steps, stride, strict=True))
 
 
-class SREHarmonicConv1d(_SREHarmonicConv):
+class SREHarmonicConv1d(SREHarmonicConvNd):
     """1-D even convolution with energies of the first derivative; arguments as :class:`SREHarmonicConv2d`.
 
     Example:
@@ -312,7 +312,7 @@ class SREHarmonicConv1d(_SREHarmonicConv):
     radial_type = SREConv1d
 
 
-class SREHarmonicConv2d(_SREHarmonicConv):
+class SREHarmonicConv2d(SREHarmonicConvNd):
     """2-D radial convolution with energies of circular harmonics: exact under the grid's symmetries, and it sees edges.
 
     Arguments as ``torch.nn.Conv2d``, then those of the harmonics and of :class:`monai_sre.layers.SREConv2d`.
@@ -331,7 +331,7 @@ class SREHarmonicConv2d(_SREHarmonicConv):
     radial_type = SREConv2d
 
 
-class SREHarmonicConv3d(_SREHarmonicConv):
+class SREHarmonicConv3d(SREHarmonicConvNd):
     """3-D radial convolution with energies of spherical harmonics; arguments as :class:`SREHarmonicConv2d`.
 
     With ``axes=(1, 2)`` the harmonics are circular, in the plane.
