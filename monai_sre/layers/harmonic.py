@@ -15,6 +15,7 @@ from monai_sre.ops.arguments import int_tuple
 from monai_sre.ops.energy import cat_groups, harmonic_energy, mixed_energies
 from monai_sre.ops.grid import centred_fit, extend_ends
 from monai_sre.ops.harmonics import harmonic_stencils
+from monai_sre.ops.radial import learns_width
 
 
 class HarmonicEnergy(nn.Module):
@@ -89,9 +90,8 @@ class HarmonicEnergy(nn.Module):
         size: list[int] = []
         for axis in range(2, x.dim()):
             size.append(x.size(axis))
-        return centred_fit(
-            harmonic_energy(extend_ends(x, self._reach, self.padding_mode), self.stencils, self.eps), size
-        )
+        extended = extend_ends(x, self._reach, self.padding_mode)
+        return centred_fit(harmonic_energy(extended, self.stencils, self.eps), size)
 
     def extra_repr(self) -> str:
         """Order and stencil."""
@@ -266,7 +266,7 @@ class SREHarmonicConvNd(HarmonicConv):
         sizes = (kernel_size, stride, padding, dilation, groups, False, padding_mode, device, dtype)
         profile = radial["profile"] = "gaussian" if radial.get("profile") is None else radial["profile"]
         if radial.get("orthonormal") is None:  # a width that is learned leaves no basis to be orthonormal
-            radial["orthonormal"] = isinstance(profile, str) or not profile[1].get("learn_width", False)
+            radial["orthonormal"] = not learns_width(profile)
         conv: Any = self.radial_type(in_channels, out_channels + hidden, *sizes, **radial)
         super().__init__(
             conv,

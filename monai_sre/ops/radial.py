@@ -157,6 +157,16 @@ def centred_basis(
     )
 
 
+def learns_width(profile: str | tuple[str, Mapping[str, Any]]) -> bool:
+    """Whether a layer with this profile learns its width.
+
+    Example:
+        >>> learns_width("gaussian"), learns_width(("gaussian", {"learn_width": True}))
+        (False, True)
+    """
+    return bool(_check_profile(profile)[1].get("learn_width", False))
+
+
 @on_cpu
 def learned_gaussian(
     kernel_size: Sequence[int],
@@ -184,8 +194,7 @@ def learned_gaussian(
         >>> torch.allclose(edge * torch.exp(-squares / (2 * GAUSSIAN_WIDTH**2)), radial_basis((5, 5), profile="gaussian"))
         True
     """
-    name, options = _check_profile(profile)
-    if not options.get("learn_width", False):
+    if not learns_width(profile):
         return None
     if orthonormal:
         raise ValueError("orthonormal must be False where the profile's width is learned, got True")
@@ -193,7 +202,7 @@ def learned_gaussian(
     free = math.prod(length for axis, length in enumerate(size) if axis not in round_axes)
     count = len(centred_basis(kernel_size, num_rings, profile, circular, False, spacing, axes)) // free
     offsets = tap_offsets([size[axis] for axis in round_axes], [steps[axis] for axis in round_axes])
-    edge = _profile_values(name, offsets, count, circular, {"width": math.inf})
+    edge = _profile_values("gaussian", offsets, count, circular, {"width": math.inf})
     distance, _ = _ring_distances(offsets, count, _reach(offsets) if circular else float(_radii(offsets).max()))
     squares = torch.where(edge > 0, distance.square(), 0.0)
     parts = (_free_axes(part, size, round_axes) for part in (squares, edge))

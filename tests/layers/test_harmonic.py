@@ -119,6 +119,7 @@ def test_parameters_against_the_radial_layer() -> None:
         ({"taps": 4}, "taps must be odd"),
         ({"eps": 0.0}, "eps must be a positive number, got 0.0"),
         ({"kernel_size": 4}, "kernel_size must be odd"),
+        ({"profile": 3}, "profile must be one of .*got 3"),
     ],
 )
 def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
