@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from monai_sre.ops.arguments import int_tuple
 from monai_sre.ops.conv import check_algorithm, expand_kernel, sre_conv_nd
 from monai_sre.ops.grid import pad_ends
-from monai_sre.ops.radial import centred_basis, initial_std, learned_gaussian, radial_basis
+from monai_sre.ops.radial import GAUSSIAN_WIDTH, centred_basis, initial_std, learned_gaussian, radial_basis
 
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
@@ -105,7 +105,7 @@ class RadialNd(nn.Module):
             "axes": axes,
         }
         self._geometry = geometry
-        basis = self._exact_basis()
+        buffers = self._exact_buffers()
         # copies: the basis is made again whenever the layer moves; and arrays of numpy and torch would not compare
         if spacing is not None:
             geometry["spacing"] = tuple(float(step) for step in spacing)
@@ -116,19 +116,16 @@ class RadialNd(nn.Module):
         outer, inner = self.out_channels, self.in_channels
         if self.transposed:
             outer, inner = inner, outer
-        self.weight = nn.Parameter(torch.empty(outer, inner // self.groups, len(basis), device=device, dtype=dtype))
-        self.register_buffer("basis", basis.to(self.weight), persistent=False)
+        self.weight = nn.Parameter(
+            torch.empty(outer, inner // self.groups, len(buffers["basis"]), device=device, dtype=dtype)
+        )
         self.basis: Tensor
         self.squares: Tensor
         self.edge: Tensor
         self.log_width: nn.Parameter | None
-        learned = self._learned_basis()
-        if learned is None:
-            self.register_parameter("log_width", None)
-        else:
-            for name, part in (("squares", learned[0]), ("edge", learned[1])):
-                self.register_buffer(name, part.to(self.basis), persistent=False)
-            self.log_width = nn.Parameter(self.basis.new_empty(()))
+        for name, values in buffers.items():
+            self.register_buffer(name, values.to(self.weight), persistent=False)
+        self.register_parameter("log_width", nn.Parameter(self.weight.new_empty(())) if "edge" in buffers else None)
         if bias:
             self.bias = nn.Parameter(torch.empty(self.out_channels, device=device, dtype=dtype))
         else:
@@ -144,31 +141,27 @@ class RadialNd(nn.Module):
         self._fill_basis()
         return self
 
-    def _exact_basis(self) -> Tensor:
-        return self.make_basis(self.kernel_size, **self._geometry)
+    def _exact_buffers(self) -> dict[str, Tensor]:
+        """The basis in float64 and, where its width is learned, what :meth:`current_basis` makes it of."""
+        buffers = {"basis": self.make_basis(self.kernel_size, **self._geometry)}
+        learned = learned_gaussian(self.kernel_size, **self._geometry)
+        return buffers if learned is None else {**buffers, "squares": learned[0], "edge": learned[1]}
 
-    def _learned_basis(self) -> tuple[Tensor, Tensor, float] | None:
-        return learned_gaussian(self.kernel_size, **self._geometry)
-
-    def _fill_basis(self) -> None:
-        """Write the exact basis into the buffers."""
-        learned = self._learned_basis()
+    def _fill_basis(self) -> Tensor:
+        """Write the exact basis into the buffers, and return it."""
+        buffers = self._exact_buffers()
         with torch.no_grad():
-            self.basis.copy_(self._exact_basis())
-            if learned is not None:
-                self.squares.copy_(learned[0])
-                self.edge.copy_(learned[1])
+            for name, values in buffers.items():
+                getattr(self, name).copy_(values)
+        return buffers["basis"]
 
     def reset_parameters(self) -> None:
         """Refill basis, weight and bias: uniform weights of :func:`monai_sre.ops.radial.initial_std`, zero bias."""
-        self._fill_basis()
-        with torch.device("cpu"):
-            std = self._initial_std(self._exact_basis())
+        std = self._initial_std(self._fill_basis())
         bound = (3**0.5 * std).to(device=self.weight.device, dtype=self.weight.dtype)
-        learned = self._learned_basis()
         with torch.no_grad():
-            if self.log_width is not None and learned is not None:
-                self.log_width.fill_(math.log(learned[2]))
+            if self.log_width is not None:
+                self.log_width.fill_(math.log(self._geometry["profile"][1].get("width", GAUSSIAN_WIDTH)))
             self.weight.uniform_(-1, 1).mul_(bound)
             if self.bias is not None:
                 self.bias.zero_()

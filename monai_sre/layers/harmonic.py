@@ -15,6 +15,7 @@ from monai_sre.ops.arguments import int_tuple
 from monai_sre.ops.energy import cat_groups, harmonic_energy, mixed_energies
 from monai_sre.ops.grid import centred_fit, extend_ends
 from monai_sre.ops.harmonics import harmonic_stencils
+from monai_sre.ops.radial import learns_width
 
 
 class HarmonicEnergy(nn.Module):
@@ -89,9 +90,8 @@ class HarmonicEnergy(nn.Module):
         size: list[int] = []
         for axis in range(2, x.dim()):
             size.append(x.size(axis))
-        return centred_fit(
-            harmonic_energy(extend_ends(x, self._reach, self.padding_mode), self.stencils, self.eps), size
-        )
+        extended = extend_ends(x, self._reach, self.padding_mode)
+        return centred_fit(harmonic_energy(extended, self.stencils, self.eps), size)
 
     def extra_repr(self) -> str:
         """Order and stencil."""
@@ -216,7 +216,7 @@ def hidden_maps(out_channels: int, groups: int, hidden_channels: int | None = No
     return hidden_channels
 
 
-class _SREHarmonicConv(HarmonicConv):
+class SREHarmonicConvNd(HarmonicConv):
     """The radial convolution of ``radial_type`` with energies.
 
     Args:
@@ -266,7 +266,7 @@ class _SREHarmonicConv(HarmonicConv):
         sizes = (kernel_size, stride, padding, dilation, groups, False, padding_mode, device, dtype)
         profile = radial["profile"] = "gaussian" if radial.get("profile") is None else radial["profile"]
         if radial.get("orthonormal") is None:  # a width that is learned leaves no basis to be orthonormal
-            radial["orthonormal"] = isinstance(profile, str) or not profile[1].get("learn_width", False)
+            radial["orthonormal"] = not learns_width(profile)
         conv: Any = self.radial_type(in_channels, out_channels + hidden, *sizes, **radial)
         super().__init__(
             conv,
@@ -300,7 +300,7 @@ def output_spacing(spacing: Sequence[float] | None, stride: Sequence[int]) -> tu
     return tuple(float(step) * factor for step, factor in zip(steps, stride, strict=True))
 
 
-class SREHarmonicConv1d(_SREHarmonicConv):
+class SREHarmonicConv1d(SREHarmonicConvNd):
     """1-D even convolution with energies of the first derivative; arguments as :class:`SREHarmonicConv2d`.
 
     Example:
@@ -312,7 +312,7 @@ class SREHarmonicConv1d(_SREHarmonicConv):
     radial_type = SREConv1d
 
 
-class SREHarmonicConv2d(_SREHarmonicConv):
+class SREHarmonicConv2d(SREHarmonicConvNd):
     """2-D radial convolution with energies of circular harmonics: exact under the grid's symmetries, and it sees edges.
 
     Arguments as ``torch.nn.Conv2d``, then those of the harmonics and of :class:`monai_sre.layers.SREConv2d`.
@@ -331,7 +331,7 @@ class SREHarmonicConv2d(_SREHarmonicConv):
     radial_type = SREConv2d
 
 
-class SREHarmonicConv3d(_SREHarmonicConv):
+class SREHarmonicConv3d(SREHarmonicConvNd):
     """3-D radial convolution with energies of spherical harmonics; arguments as :class:`SREHarmonicConv2d`.
 
     With ``axes=(1, 2)`` the harmonics are circular, in the plane.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from monai_sre.ops.conv import expand_kernel, sre_conv
 from monai_sre.ops.energy import harmonic_energy, mixed_energies
 from monai_sre.ops.harmonics import harmonic_stencils
-from monai_sre.ops.radial import change_basis, radial_basis, tap_radii
+from monai_sre.ops.radial import change_basis, radial_basis
 
 __all__ = [
     "change_basis",
@@ -15,5 +15,4 @@ __all__ = [
     "mixed_energies",
     "radial_basis",
     "sre_conv",
-    "tap_radii",
 ]

@@ -65,35 +65,18 @@ def kernel_error(
     return (2 * (signal - common) / signal).clamp(min=0).sqrt()
 
 
-def isotropic_kernels(offsets: Sequence[Tensor], limit: float = math.inf) -> Tensor:
-    r"""Orthonormal basis of the radial kernels that commute with all rotations but for a small error.
+def project_isotropic(rings: Tensor, offsets: Sequence[Tensor], limit: float = math.inf) -> Tensor:
+    r"""The isotropic kernels that are nearest to the given ones, by least squares over the taps.
 
-    Among all radial kernels, one coefficient for each different radius, these are the generalised eigenvectors
+    Isotropic are, among all radial kernels (one coefficient for each different radius), the generalised eigenvectors
     :math:`2 (Q - \bar Q) v = \lambda Q v` with :math:`\sqrt\lambda` below ``ISOTROPIC_ERROR``. By the theorem of Courant and
     Fischer no other space of that dimension has a better worst kernel. The dimension is one more than the half-size
     of the shortest axis: 1, 2, 3 ... isotropic kernels for 1, 3, 5 ... taps.
 
     Args:
+        rings: radial kernels, shape ``(b, *kernel_size)``.
         offsets: positions of the taps along each axis.
         limit: taps at this radius or beyond are zero.
-
-    Returns:
-        float64 tensor of shape ``(n, *kernel_size)``.
-
-    Example:
-        >>> isotropic_kernels([torch.tensor([-1.0, 0.0, 1.0])] * 2).shape
-        torch.Size([2, 3, 3])
-    """
-    kernels, index = _isotropic_shells(tuple(tuple(axis.tolist()) for axis in offsets), limit)
-    return kernels[:, index].reshape(-1, *[len(axis) for axis in offsets])
-
-
-def project_isotropic(rings: Tensor, offsets: Sequence[Tensor], limit: float = math.inf) -> Tensor:
-    """The isotropic kernels that are nearest to the given ones, by least squares over the taps.
-
-    Args:
-        rings: radial kernels, shape ``(b, *kernel_size)``.
-        offsets: with ``limit`` as in :func:`isotropic_kernels`.
 
     Returns:
         float64 tensor of the shape of ``rings``. Taps of one radius have equal values to the last bit.
@@ -112,7 +95,7 @@ def project_isotropic(rings: Tensor, offsets: Sequence[Tensor], limit: float = m
 
 @lru_cache(maxsize=128)
 def _isotropic_shells(offsets: tuple[tuple[float, ...], ...], limit: float) -> tuple[Tensor, Tensor]:
-    """:func:`isotropic_kernels` as values ``(n, shells)`` at each different radius, and which radius each tap has."""
+    """Orthonormal isotropic kernels, as values ``(n, shells)`` at each different radius, and which radius each tap has."""
     axes = [torch.tensor(axis, dtype=torch.float64) for axis in offsets]
     places = torch.cartesian_prod(*axes).reshape(-1, len(axes))
     gaps = [abs(axis[1] - axis[0]) for axis in offsets if len(axis) > 1]

@@ -20,35 +20,10 @@ from monai_sre.ops.arguments import check_flags, int_tuple, on_cpu
 from monai_sre.ops.isotropy import project_isotropic
 
 PROFILES = ("band", "linear", "gaussian", "isotropic")
+#: Width of the Gaussian profile where the caller names none.
+GAUSSIAN_WIDTH = 0.7
 #: Radii closer than this are one radius: distances on the grid differ by far more, rounding by far less.
 _TOLERANCE = 1e-9
-
-
-def tap_radii(
-    kernel_size: Sequence[int], spacing: Sequence[float] | None = None, axes: Sequence[int] | None = None
-) -> Tensor:
-    """Distance of each tap from the kernel's centre, in units of the smallest spacing.
-
-    Args:
-        kernel_size: number of taps along each spatial axis; the centre of an even number lies between taps.
-        spacing: the voxel size along each spatial axis, in any one unit; ``None`` is 1 everywhere.
-        axes: the spatial axes that count for the distance; ``None`` is all.
-
-    Returns:
-        float64 tensor of shape ``kernel_size``. The unit is the smallest spacing among ``axes``.
-
-    Example:
-        >>> tap_radii((3, 3))[0]
-        tensor([1.4142, 1.0000, 1.4142], dtype=torch.float64)
-        >>> tap_radii((3, 3), spacing=(5.0, 1.0))[0]
-        tensor([5.0990, 5.0000, 5.0990], dtype=torch.float64)
-    """
-    ndim = len(kernel_size)
-    chosen = range(ndim) if axes is None else sorted(axes)
-    steps = (1.0,) * ndim if spacing is None else tuple(float(step) for step in spacing)
-    radii = _radii(tap_offsets([kernel_size[axis] for axis in chosen], [steps[axis] for axis in chosen]))
-    shape = [length if axis in chosen else 1 for axis, length in enumerate(kernel_size)]
-    return radii.reshape(shape).expand(*kernel_size).clone()
 
 
 def tap_offsets(kernel_size: Sequence[int], spacing: Sequence[float]) -> list[Tensor]:
@@ -92,7 +67,7 @@ def radial_basis(
     * ``"gaussian"``: :math:`\exp(-(r - r_j)^2 / 2 w^2)`, ``width`` :math:`w = 0.7` unless
       ``profile=("gaussian", {"width": w})`` says otherwise; layers learn it with ``{"learn_width": True}``.
     * ``"isotropic"``: the rings of ``"linear"``, each projected onto the kernels whose frequency response is the same in
-      every direction (:func:`monai_sre.ops.isotropy.isotropic_kernels`), so that the layer commutes with rotations by any
+      every direction (:func:`monai_sre.ops.isotropy.project_isotropic`), so that the layer commutes with rotations by any
       angle: of all bases with as many rings on these taps, the one whose worst kernel has the least error. It has the
       default :math:`b = R + 1` with equal kernel sizes and one ring per unit of the shortest half-size otherwise, since a
       kernel of few taps along an axis can be isotropic in few ways. Nearly orthogonal, at no cost.
@@ -164,7 +139,7 @@ def centred_basis(
         >>> centred_basis((2, 2, 2)).sum(), torch.equal(centred_basis((5, 5)), radial_basis((5, 5)))
         (tensor(8., dtype=torch.float64), True)
     """
-    size, steps, round_axes = _check_geometry(kernel_size, spacing, axes)
+    size, steps, round_axes = check_geometry(kernel_size, spacing, axes)
     name, options = _check_profile(profile)
     check_flags(circular=circular, orthonormal=orthonormal)
     if num_rings is not None and (isinstance(num_rings, bool) or not isinstance(num_rings, int) or num_rings < 1):
@@ -182,6 +157,16 @@ def centred_basis(
     )
 
 
+def learns_width(profile: str | tuple[str, Mapping[str, Any]]) -> bool:
+    """Whether a layer with this profile learns its width.
+
+    Example:
+        >>> learns_width("gaussian"), learns_width(("gaussian", {"learn_width": True}))
+        (False, True)
+    """
+    return bool(_check_profile(profile)[1].get("learn_width", False))
+
+
 @on_cpu
 def learned_gaussian(
     kernel_size: Sequence[int],
@@ -191,38 +176,37 @@ def learned_gaussian(
     orthonormal: bool = False,
     spacing: Sequence[float] | None = None,
     axes: Sequence[int] | None = None,
-) -> tuple[Tensor, Tensor, float] | None:
+) -> tuple[Tensor, Tensor] | None:
     r"""What a layer needs to learn the width of its Gaussian profile: ``basis = edge * exp(-squares / (2 * width ** 2))``.
 
     Args:
         kernel_size: odd or even; with all other arguments as in :func:`centred_basis`.
 
     Returns:
-        ``(squares, edge, width)``: squared distances to each ring and the outer edge, float64, of the basis' shape, and the
-        width at the start. ``None`` unless ``profile=("gaussian", {"learn_width": True})``.
+        ``(squares, edge)``: squared distances to each ring and the outer edge, float64, of the basis' shape. ``None`` unless
+        ``profile=("gaussian", {"learn_width": True})``.
 
     Raises:
         ValueError: ``orthonormal`` is asked for as well, whose basis would turn with the width.
 
     Example:
-        >>> squares, edge, width = learned_gaussian((5, 5), profile=("gaussian", {"learn_width": True}))
-        >>> torch.allclose(edge * torch.exp(-squares / (2 * width**2)), radial_basis((5, 5), profile="gaussian"))
+        >>> squares, edge = learned_gaussian((5, 5), profile=("gaussian", {"learn_width": True}))
+        >>> torch.allclose(edge * torch.exp(-squares / (2 * GAUSSIAN_WIDTH**2)), radial_basis((5, 5), profile="gaussian"))
         True
     """
-    name, options = _check_profile(profile)
-    if not options.get("learn_width", False):
+    if not learns_width(profile):
         return None
     if orthonormal:
         raise ValueError("orthonormal must be False where the profile's width is learned, got True")
-    size, steps, round_axes = _check_geometry(kernel_size, spacing, axes)
+    size, steps, round_axes = check_geometry(kernel_size, spacing, axes)
     free = math.prod(length for axis, length in enumerate(size) if axis not in round_axes)
     count = len(centred_basis(kernel_size, num_rings, profile, circular, False, spacing, axes)) // free
     offsets = tap_offsets([size[axis] for axis in round_axes], [steps[axis] for axis in round_axes])
-    edge = _profile_values(name, offsets, count, circular, {"width": math.inf})
+    edge = _profile_values("gaussian", offsets, count, circular, {"width": math.inf})
     distance, _ = _ring_distances(offsets, count, _reach(offsets) if circular else float(_radii(offsets).max()))
     squares = torch.where(edge > 0, distance.square(), 0.0)
     parts = (_free_axes(part, size, round_axes) for part in (squares, edge))
-    return next(parts), next(parts), float(options.get("width", 0.7))
+    return next(parts), next(parts)
 
 
 def change_basis(weight: Tensor, old: Tensor, new: Tensor) -> Tensor:
@@ -293,9 +277,19 @@ def _check_size(kernel_size: Sequence[int], odd: bool = False) -> tuple[int, ...
     return size
 
 
-def _check_geometry(
+def check_geometry(
     kernel_size: Sequence[int], spacing: Sequence[float] | None, axes: Sequence[int] | None
 ) -> tuple[tuple[int, ...], tuple[float, ...], tuple[int, ...]]:
+    """Kernel size, spacing and round axes (ascending), with their defaults filled in.
+
+    Raises:
+        TypeError: one is of the wrong type.
+        ValueError: one cannot work; the message names it, its value and what is allowed.
+
+    Example:
+        >>> check_geometry((3, 5), spacing=None, axes=None)
+        ((3, 5), (1.0, 1.0), (0, 1))
+    """
     size = _check_size(kernel_size)
     ndim = len(size)
     try:
@@ -355,7 +349,7 @@ def _profile_values(
     if name in ("linear", "isotropic"):
         values = (1 - distance.abs() / step).clamp(min=0)
     else:
-        values = torch.exp(-0.5 * (distance / options.get("width", 0.7)).square())
+        values = torch.exp(-0.5 * (distance / options.get("width", GAUSSIAN_WIDTH)).square())
     if circular:
         ramp = (radii - reach).clamp(0, 1)
         values = values * (0.5 + 0.5 * torch.cos(math.pi * ramp))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import shutil
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -71,21 +70,14 @@ def test_values_and_gradients(backend: str, shape: tuple[int, ...], dtype: torch
 
 @pytest.mark.slow
 @pytest.mark.parametrize("option", ["-mno-avx512f", "-mno-avx"])
-def test_other_vector_units(option: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_other_vector_units(option: str, compile_with: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """Builds for processors without AVX-512, and without AVX."""
-    compiler = next(filter(None, map(shutil.which, (os.environ.get("CC", "cc"), "gcc", "clang"))), None)
-    if compiler is None:
-        pytest.skip("no C compiler here")
-    script = tmp_path / "cc"
-    script.write_text(f'#!/bin/sh\nexec {compiler} "$@" {option}\n')
-    script.chmod(0o755)
-    monkeypatch.setenv("CC", str(script))
-    monkeypatch.setenv("MONAI_SRE_CACHE", str(tmp_path / "cache"))
+    cache = compile_with(option)
     monkeypatch.setattr(LIBRARY, "libraries", {})
     for dtype in (torch.float32, torch.float64):
         for shape in SHAPES:
             test_values_and_gradients("compiled", shape, dtype, 1)
-    assert len(list((tmp_path / "cache").iterdir())) == 2
+    assert len(list(cache.iterdir())) == 2
 
 
 def test_threads_give_the_same(backend: str) -> None:

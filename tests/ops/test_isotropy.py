@@ -10,7 +10,7 @@ from torch import Tensor
 
 from monai_sre.layers import SREConv2d, SREConv3d
 from monai_sre.ops import radial_basis
-from monai_sre.ops.isotropy import isotropic_kernels, kernel_error, project_isotropic
+from monai_sre.ops.isotropy import kernel_error, project_isotropic
 from monai_sre.ops.radial import tap_offsets
 from monai_sre.symmetry.rotation import disc, rotate
 from tests.ops.waves import grid, waves
@@ -54,8 +54,7 @@ def test_the_error_of_known_kernels() -> None:
 @pytest.mark.parametrize(("size", "spatial_dims"), [(5, 2), (7, 2), (9, 2), (5, 3)])
 def test_isotropic_space_is_the_best(size: int, spatial_dims: int) -> None:
     """Courant-Fischer: every radial kernel outside the space, orthogonal to it in the signal's power, errs far more."""
-    offsets = tap_offsets((size,) * spatial_dims, (1.0,) * spatial_dims)
-    space = isotropic_kernels(offsets, limit=size // 2 + 1).flatten(1)
+    space = radial_basis((size,) * spatial_dims, profile="isotropic", orthonormal=True).flatten(1)
     assert len(space) == size // 2 + 1
     torch.testing.assert_close(space @ space.T, torch.eye(len(space), dtype=torch.float64))
     weight = torch.randn(200, len(space), generator=torch.Generator().manual_seed(0), dtype=torch.float64)

@@ -11,9 +11,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn import functional
 
 from monai_sre.layers import SREConv3d
-from monai_sre.ops import change_basis, radial_basis, tap_radii
+from monai_sre.ops import change_basis, radial_basis
 from monai_sre.ops.radial import centred_basis, initial_std
 from monai_sre.symmetry import equivariance_error
 from monai_sre.symmetry.lattice import lattice_symmetries
@@ -22,6 +23,13 @@ from tests.ops.waves import grid, waves
 CIRCULAR = {3: [1, 8], 5: [1, 8, 12], 7: [1, 8, 12, 16], 9: [1, 8, 12, 16, 32], 11: [1, 8, 12, 24, 24, 28]}
 FILLED = {3: [1, 4, 4], 5: [1, 8, 12, 4], 7: [5, 8, 24, 8, 4], 9: [5, 16, 16, 32, 8, 4]}
 PROFILES = ["band", "linear", "gaussian", ("gaussian", {"width": 0.4})]
+
+
+def radii_of(size: tuple[int, ...]) -> Tensor:
+    """Distance of each tap from the kernel's centre, tap by tap."""
+    middle = [(length - 1) / 2 for length in size]
+    distances = [math.dist(tap, middle) for tap in product(*map(range, size))]
+    return torch.tensor(distances, dtype=torch.float64).reshape(size)
 
 
 # Counts of SRE-Conv 1.0.2 ---------------------------------------------------------------------------------------------
@@ -97,16 +105,6 @@ def test_linear_profile_is_a_partition_of_unity() -> None:
     """So that it interpolates: a constant radial function is in its span, where the kernel fills its box."""
     total = radial_basis((7, 7), profile="linear", circular=False).sum(0)
     torch.testing.assert_close(total, torch.ones_like(total))
-
-
-def test_tap_radii() -> None:
-    radii = tap_radii((3, 1, 5), spacing=(4.0, 9.0, 2.0))
-    expected = [[[math.hypot(2 * z, x) for x in range(-2, 3)]] for z in range(-1, 2)]
-    torch.testing.assert_close(radii, torch.tensor(expected, dtype=torch.float64))
-    assert tap_radii((3, 3), axes=(1,)).tolist() == [[1.0, 0.0, 1.0]] * 3
-    torch.testing.assert_close(
-        tap_radii((2, 3), spacing=(1.0, 2.0)).square(), torch.tensor([[4.25, 0.25, 4.25]] * 2, dtype=torch.float64)
-    )
 
 
 # Spacing --------------------------------------------------------------------------------------------------------------
@@ -245,7 +243,7 @@ def test_flips(size: list[int], profile: Any, circular: bool, orthonormal: bool,
     axes = data.draw(st.none() | st.sets(st.integers(0, len(size) - 1), min_size=1).map(tuple))
     basis = radial_basis(size, None, profile, circular, orthonormal, spacing, axes)
     assert basis.shape[1:] == tuple(size)
-    directions = torch.nn.functional.normalize(basis.flatten(1), eps=0.0)  # far rings may be small, and still are rings
+    directions = functional.normalize(basis.flatten(1), eps=0.0)  # far rings may be small, and still are rings
     assert torch.linalg.matrix_rank(directions, rtol=1e-7) == len(basis)
     for axis in range(len(size)) if axes is None else axes:
         torch.testing.assert_close(basis.flip(axis + 1), basis, rtol=0, atol=1e-12)
@@ -420,7 +418,7 @@ def test_lattice_symmetries_are_exact(profile: Any, spatial_dims: int) -> None:
     basis = radial_basis((5,) * spatial_dims, profile=profile)
     for symmetry in lattice_symmetries(spatial_dims).values():
         assert torch.equal(symmetry(basis), basis)
-    radii = tap_radii((5,) * spatial_dims)
+    radii = radii_of((5,) * spatial_dims)
     for radius in radii.unique():
         values = basis[:, radii == radius]
         torch.testing.assert_close(values, values[:, :1].expand_as(values), rtol=0, atol=1e-15)
@@ -496,7 +494,7 @@ def test_axes_are_exact_in_the_plane_and_free_along_the_other(profile: str) -> N
 @pytest.mark.parametrize("size", [(4, 4), (2, 4), (2, 6, 4)])
 def test_even_kernels_take_the_profile_at_their_own_radii(size: tuple[int, ...]) -> None:
     """The rings lie between radius 0 and half the kernel size, less half a tap; no tap need lie on one."""
-    radii, reach = tap_radii(size), (max(size) - 1) / 2
+    radii, reach = radii_of(size), (max(size) - 1) / 2
     for name, ring in (
         ("linear", lambda distance, step: (1 - distance.abs() / step).clamp(min=0)),
         ("gaussian", lambda distance, step: torch.exp(-(distance**2) / (2 * 0.7**2))),
