@@ -100,7 +100,8 @@ def project(kernel: Tensor, basis: Tensor) -> tuple[Tensor, float]:
         basis: shape ``(b, *kernel_size)``.
 
     Returns:
-        Least-squares coefficients ``(A, B, b)`` in float64, and ``sum(projected**2) / sum(kernel**2)`` (1 for a zero kernel).
+        Least-squares coefficients ``(A, B, b)`` in float64 on the CPU, and ``sum(projected**2) / sum(kernel**2)``, which is
+        1 for a zero kernel.
 
     Example:
         >>> from monai_sre.ops import radial_basis
@@ -108,7 +109,7 @@ def project(kernel: Tensor, basis: Tensor) -> tuple[Tensor, float]:
         >>> [round(value, 6) for value in weight.flatten().tolist()], round(share, 6)
         ([1.0, 1.0], 1.0)
     """
-    flat, rings = kernel.detach().double().flatten(2), basis.double().flatten(1).to(kernel.device)
+    flat, rings = (tensor.detach().cpu().double() for tensor in (kernel.flatten(2), basis.flatten(1)))
     weight = flat @ torch.linalg.pinv(rings)
     total = float(flat.square().sum())
     return weight, float((weight @ rings).square().sum()) / total if total > 0 else 1.0

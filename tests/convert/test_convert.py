@@ -402,8 +402,10 @@ def test_the_check_leaves_no_trace(architecture: Architecture) -> None:
     held = dict(network.named_parameters(remove_duplicate=False)) | dict(network.named_buffers(remove_duplicate=False))
     values = {name: tensor.clone() for name, tensor in held.items()}
     unchecked = convert_to_sre(copy.deepcopy(network.network), verify=False)
+    modules = repr(network)
     with pytest.raises(ValueError, match=r"\(root\) \(Summed\): it does not commute"):
         convert_to_sre(network)
+    assert repr(network) == modules
     now = dict(network.named_parameters(remove_duplicate=False)) | dict(network.named_buffers(remove_duplicate=False))
     assert list(now) == list(held)
     for name, tensor in now.items():

@@ -164,7 +164,7 @@ def test_reset_has_the_right_variance() -> None:
     x = torch.randn(2, 32, 65, 65).relu()
     with torch.no_grad():
         gain = float(network(x).square().mean() / x.square().mean())
-    assert 0.5**9 < gain < 2**9  # less than a factor of 2 a layer
+    assert 0.5**9 < gain < 2**9  # less than a factor of 2 per layer
 
 
 def test_reset_standard_deviation() -> None:
@@ -173,7 +173,7 @@ def test_reset_standard_deviation() -> None:
     rho = (1 + 1 / np.pi) / 2
     for ring, taps in enumerate((1, 8)):
         std = np.sqrt(2 / (64 * 2 * ((1 - rho) * taps + rho * taps**2)))
-        assert float(new.weight[..., ring].std()) == pytest.approx(std, rel=0.03)
+        assert new.weight[..., ring].std().item() == pytest.approx(std, rel=0.03)
     assert conversion_report(new).replaced[0].energy is None
 
 

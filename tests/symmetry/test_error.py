@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from monai_sre.layers import CentredAvgPool2d, CentredUpsample, SREConv2d, SREConv3d
 from monai_sre.nets import SREResNet
-from monai_sre.symmetry import culprits, equivariance_error, format_table, layer_errors
+from monai_sre.symmetry import culprits, equivariance_error, layer_errors
 from monai_sre.symmetry.error import commutation_error, tensors_of
 from monai_sre.symmetry.lattice import lattice_symmetries
 
@@ -287,16 +287,6 @@ def _one() -> Tensor:
     x = torch.zeros(1, 1, 3, 3)
     x[..., 2, 0] = 2
     return x
-
-
-def test_table() -> None:
-    table = format_table({"": {"a": 1e-3, "b": 2.0}, "conv": {"a": float("inf")}})
-    assert table.splitlines() == [
-        "| layer     | a       | b       |",
-        "| --------- | ------- | ------- |",
-        "| (network) | 1.0e-03 | 2.0e+00 |",
-        "| conv      | inf     |         |",
-    ]
 
 
 @pytest.mark.parametrize(
