@@ -197,9 +197,9 @@ class _Plan:
         self.absorbed: list[tuple[str, nn.Module, nn.Module]] = []
         self.padders: list[tuple[nn.Module, nn.Module]] = []
         self.parents: Counter[int] = Counter()
-        self.assignments: list[tuple[Any, str, Any]] = []
-        self.log: list[tuple[Any, str, Any]] = []
-        self.order: dict[int, list[str]] = {}
+        self.assignments: list[tuple[nn.Module, str, Any]] = []
+        self.log: list[tuple[nn.Module, str, Any]] = []
+        self.order: dict[int, tuple[nn.Module, list[str]]] = {}
 
     def read(self, network: nn.Module) -> None:
         """Fill the report and the plan."""
@@ -238,11 +238,11 @@ class _Plan:
                 delattr(target, name)
             if old is not _ABSENT:
                 setattr(target, name, old)
-            if isinstance(old, nn.Module):
-                target._modules = {key: target._modules[key] for key in self.order[id(target)]}
+        for target, names in self.order.values():
+            target._modules = {name: target._modules[name] for name in names}
 
-    def _set(self, target: Any, name: str, value: Any) -> None:
-        self.order.setdefault(id(target), list(getattr(target, "_modules", ())))
+    def _set(self, target: nn.Module, name: str, value: Any) -> None:
+        self.order.setdefault(id(target), (target, list(target._modules)))
         self.log.append((target, name, getattr(target, name, _ABSENT)))
         setattr(target, name, value)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
+from monai.networks.layers.factories import Conv
 from torch import Tensor, nn
 
 from monai_sre.convert.carried import carry_hooks
@@ -12,9 +13,6 @@ from monai_sre.layers.centred import CentredConvNd, CentredConvTransposeNd
 from monai_sre.layers.conv import SREConvNd
 from monai_sre.layers.conv_transpose import SREConvTransposeNd
 from monai_sre.ops.conv import centred_conv, centred_conv_transpose, extra_padding
-
-_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 def fold_sre(network: nn.Module) -> nn.Module:
@@ -64,9 +62,9 @@ def _fold(source: nn.Module) -> nn.Module | None:
         options = _options(module)
         options["padding"] = module.padding
         if isinstance(source, SREConvNd):
-            new = _CONVS[module.spatial_dims - 1](**options, padding_mode=module.padding_mode)
+            new = Conv["CONV", module.spatial_dims](**options, padding_mode=module.padding_mode)
         else:
-            new = _TRANSPOSED[module.spatial_dims - 1](**options, output_padding=module.output_padding)
+            new = Conv["CONVTRANS", module.spatial_dims](**options, output_padding=module.output_padding)
     elif isinstance(source, CentredConvNd):
         new = _FOLDED[module.spatial_dims - 1](
             **_options(module), padding=module.padding, padding_mode=module.padding_mode

@@ -9,9 +9,9 @@ from itertools import combinations
 from typing import Any
 
 import torch
+from monai.networks.layers.factories import Conv
 from torch import Tensor, nn
 
-from monai_sre import layers
 from monai_sre.convert.report import RefusedError
 from monai_sre.layers import harmonic
 from monai_sre.nets.blocks import conv_kind
@@ -19,8 +19,6 @@ from monai_sre.ops.arguments import int_tuple
 from monai_sre.ops.conv import check_algorithm
 from monai_sre.ops.pool import blur_width
 from monai_sre.ops.radial import centred_basis
-
-SRE_CONVS = (layers.SREConv1d, layers.SREConv2d, layers.SREConv3d)
 
 
 @dataclass(frozen=True)
@@ -48,8 +46,11 @@ class Options:
     def geometry(self, spacing: tuple[float, ...] | None) -> dict[str, Any]:
         """Keyword arguments of the radial layers; with energies all have the rings of :class:`SREHarmonicConv2d`."""
         with_energies = self.energies is not None
-        profile = self.profile or ("gaussian" if with_energies else "band")
-        learned = not isinstance(profile, str) and profile[1].get("learn_width", False)
+        profile = ("gaussian" if with_energies else "band") if self.profile is None else self.profile
+        # a width that is learned leaves no basis to be orthonormal
+        learned = isinstance(profile, Sequence) and any(
+            isinstance(p, Mapping) and p.get("learn_width") for p in profile
+        )
         return {
             "profile": profile,
             "circular": self.circular,
@@ -67,7 +68,7 @@ class Options:
         blur_width(self.antialias)
         if self.energies is not None:
             options = {"in_channels": 1, "out_channels": 4, "kernel_size": 3}
-            radial = make_layer(SRE_CONVS[spatial_dims - 1], options, self, self.spacing)
+            radial = make_layer(Conv["SRECONV", spatial_dims], options, self, self.spacing)
             add_energies(radial, options, self, self.spacing)
 
     def check_alike(self, what: str, values: Sequence[Any]) -> None:
@@ -99,7 +100,8 @@ def project(kernel: Tensor, basis: Tensor) -> tuple[Tensor, float]:
         basis: shape ``(b, *kernel_size)``.
 
     Returns:
-        Least-squares coefficients ``(A, B, b)`` in float64, and ``sum(projected**2) / sum(kernel**2)`` (1 for a zero kernel).
+        Least-squares coefficients ``(A, B, b)`` in float64 on the CPU, and ``sum(projected**2) / sum(kernel**2)``, which is
+        1 for a zero kernel.
 
     Example:
         >>> from monai_sre.ops import radial_basis
@@ -107,7 +109,7 @@ def project(kernel: Tensor, basis: Tensor) -> tuple[Tensor, float]:
         >>> [round(value, 6) for value in weight.flatten().tolist()], round(share, 6)
         ([1.0, 1.0], 1.0)
     """
-    flat, rings = kernel.detach().double().flatten(2), basis.double().flatten(1).to(kernel.device)
+    flat, rings = (tensor.detach().cpu().double() for tensor in (kernel.flatten(2), basis.flatten(1)))
     weight = flat @ torch.linalg.pinv(rings)
     total = float(flat.square().sum())
     return weight, float((weight @ rings).square().sum()) / total if total > 0 else 1.0

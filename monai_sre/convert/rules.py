@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from monai.networks.layers.factories import Conv, Pool
 from torch import nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd, _AvgPoolNd, _MaxPoolNd
 
-from monai_sre import layers
-from monai_sre.convert.options import SRE_CONVS, Options, add_energies, embed, fill, make_layer
+from monai_sre.convert.options import Options, add_energies, embed, fill, make_layer
 from monai_sre.convert.report import RefusedError
 from monai_sre.layers import centred
 from monai_sre.layers.pool import CentredNearest
 
-_CONVS = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
-_TRANSPOSED = {nn.ConvTranspose1d: 1, nn.ConvTranspose2d: 2, nn.ConvTranspose3d: 3}
 _CENTRED = (centred.CentredConv1d, centred.CentredConv2d, centred.CentredConv3d)
 _CENTRED_TRANSPOSED = (centred.CentredConvTranspose1d, centred.CentredConvTranspose2d, centred.CentredConvTranspose3d)
-_MAX_POOLS = (layers.CentredMaxPool1d, layers.CentredMaxPool2d, layers.CentredMaxPool3d)
-_AVG_POOLS = (layers.CentredAvgPool1d, layers.CentredAvgPool2d, layers.CentredAvgPool3d)
 #: Pixels that are added at both ends of each axis.
 Pads = list[tuple[int, int]]
 
@@ -61,7 +57,7 @@ def convert_conv(
     Raises:
         RefusedError: it cannot be made equivariant; so does every rule here.
     """
-    ndim = _spatial_dims(conv, _CONVS)
+    ndim = _spatial_dims(conv, "CONV")
     taps, stride, dilation = list(conv.kernel_size), conv.stride, conv.dilation
     pads = _conv_pads(conv)
     if merged is not None:
@@ -104,7 +100,7 @@ def convert_conv(
         arguments["far_padding"] = tuple(amount % 2 for amount in total)
         arguments["antialias"] = options.antialias if any(s > 1 for s in stride) else False
     kernel = embed(conv.weight, size, [low < high for low, high in pads])
-    new = make_layer((SRE_CONVS if on_torch_grid else _CENTRED)[ndim - 1], arguments, options, spacing)
+    new = make_layer(Conv["SRECONV", ndim] if on_torch_grid else _CENTRED[ndim - 1], arguments, options, spacing)
     energy = fill(new, kernel, conv.bias, conv, options)
     if options.energies is not None and max(size) > 1:
         new = add_energies(new, arguments, options, spacing)
@@ -113,7 +109,7 @@ def convert_conv(
 
 def convert_transposed(conv: _ConvTransposeNd, options: Options, spacing: tuple[float, ...] | None) -> Replaced:
     """The counterpart of a transposed convolution."""
-    ndim = _spatial_dims(conv, _TRANSPOSED)
+    ndim = _spatial_dims(conv, "CONVTRANS")
     padding = [int(amount) for amount in conv.padding]
     for what, values in (
         ("kernel_size", conv.kernel_size),
@@ -146,7 +142,7 @@ def convert_subpixel(conv: _ConvNd, factor: int, options: Options, spacing: tupl
 
     A rotation exchanges the channels that a pixel shuffle interleaves, so the two cannot be treated one by one.
     """
-    ndim = _spatial_dims(conv, _CONVS)
+    ndim = _spatial_dims(conv, "CONV")
     pads = _conv_pads(conv)
     unusual = conv.padding_mode != "zeros" or conv.groups != 1 or any(v != 1 for v in (*conv.stride, *conv.dilation))
     if unusual or any(low != high for low, high in pads):
@@ -197,7 +193,7 @@ def convert_pool(pool: nn.Module, options: Options) -> Replaced | Kept:
             raise RefusedError("return_indices gives positions on the grid, which turn with it")
         if not strided:
             return Kept("stride 1")
-        new: nn.Module = _MAX_POOLS[ndim - 1](
+        new: nn.Module = Pool["CENTREDMAX", ndim](
             kernel, stride, padding, dilation, pool.ceil_mode, antialias=options.antialias
         )
         return Replaced(new)
@@ -206,7 +202,7 @@ def convert_pool(pool: nn.Module, options: Options) -> Replaced | Kept:
     if getattr(pool, "divisor_override", None) is not None:
         raise RefusedError(f"divisor_override={pool.divisor_override} has no centred counterpart")
     ceil_mode, count_include_pad = bool(pool.ceil_mode), bool(pool.count_include_pad)
-    new = _AVG_POOLS[ndim - 1](kernel, stride, padding, ceil_mode, count_include_pad, antialias=options.antialias)
+    new = Pool["CENTREDAVG", ndim](kernel, stride, padding, ceil_mode, count_include_pad, antialias=options.antialias)
     return Replaced(new)
 
 
@@ -263,14 +259,14 @@ def _torch_base(module: nn.Module, verb: str) -> type[nn.Module]:
     return base
 
 
-def _spatial_dims(conv: nn.Module, known: Mapping[Any, int]) -> int:
+def _spatial_dims(conv: nn.Module, kind: str) -> int:
     _torch_base(conv, "convolves")
-    for base, ndim in known.items():
-        if isinstance(conv, base):
-            if {"weight", "bias"} - conv._parameters.keys():
-                raise RefusedError("its weight or bias is computed (weight norm, spectral norm, parametrization)")
-            return ndim
-    raise RefusedError(f"{type(conv).__name__} is no convolution that is known here")
+    found = [ndim for ndim in (1, 2, 3) if isinstance(conv, Conv[kind, ndim])]
+    if not found:
+        raise RefusedError(f"{type(conv).__name__} is no convolution that is known here")
+    if {"weight", "bias"} - conv._parameters.keys():
+        raise RefusedError("its weight or bias is computed (weight norm, spectral norm, parametrization)")
+    return found[0]
 
 
 def _conv_pads(conv: _ConvNd) -> Pads:

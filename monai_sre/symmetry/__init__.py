@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from monai_sre.symmetry.error import culprits, equivariance_error, format_table, layer_errors
+from monai_sre.symmetry.error import culprits, equivariance_error, layer_errors
 from monai_sre.symmetry.lattice import LatticeSymmetry, lattice_generators, lattice_symmetries
 
 __all__ = [
     "LatticeSymmetry",
     "culprits",
     "equivariance_error",
-    "format_table",
     "lattice_generators",
     "lattice_symmetries",
     "layer_errors",

@@ -263,30 +263,6 @@ def culprits(errors: Mapping[str, Mapping[str, float]], tolerance: float = 1e-4)
     return [name for name in broken if not any(_inside(other, name) for other in broken)]
 
 
-def format_table(errors: Mapping[str, float] | Mapping[str, Mapping[str, float]]) -> str:
-    """The result of :func:`equivariance_error` or :func:`layer_errors` as a Markdown table that reads well as plain text.
-
-    Example:
-        >>> print(format_table({"rot90(0,1)": 2.5e-7, "15 deg": 0.031}))
-        | transformation | error   |
-        | -------------- | ------- |
-        | rot90(0,1)     | 2.5e-07 |
-        | 15 deg         | 3.1e-02 |
-    """
-    nested = {name: row for name, row in errors.items() if isinstance(row, Mapping)}
-    if nested:
-        columns = list(dict.fromkeys(key for row in nested.values() for key in row))
-        lines = [["layer", *columns]]
-        lines += [[name or "(network)", *[_number(row.get(key)) for key in columns]] for name, row in nested.items()]
-    else:
-        flat = {name: value for name, value in errors.items() if not isinstance(value, Mapping)}
-        lines = [["transformation", "error"], *[[name, _number(value)] for name, value in flat.items()]]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    lines.insert(1, ["-" * width for width in widths])
-    padded = [[cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines]
-    return "\n".join(f"| {' | '.join(line)} |" for line in padded)
-
-
 @dataclass(frozen=True)
 class _Action:
     """One transformation, as it acts on inputs and on maps; ``plane`` is None where it is exact."""
@@ -387,10 +363,6 @@ def _relative(expected: Tensor, actual: Tensor, region: Tensor | None = None) ->
 
 def _inside(inner: str, outer: str) -> bool:
     return inner != outer and (outer == "" or inner.startswith(outer + "."))
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.1e}"
 
 
 @contextmanager

@@ -44,7 +44,10 @@ def inputs(architecture: Architecture, ndim: int = 2) -> list[Tensor]:
     return [torch.randn(2, 1, *size) for size in architecture.sizes[ndim]]
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda item: item.name)
+@pytest.mark.parametrize(
+    "architecture",
+    [pytest.param(a, id=a.name, marks=[pytest.mark.slow] if 2 in a.slow else []) for a in ARCHITECTURES],
+)
 class TestNetworks:
     def test_outputs_and_names(self, architecture: Architecture) -> None:
         network, folded = folded_pair(architecture)
@@ -70,16 +73,22 @@ class TestNetworks:
                     assert relative_error(loaded(x), folded(x)) <= 1e-6
 
 
-@pytest.mark.parametrize(
-    "architecture",
-    [a for a in ARCHITECTURES if a.name in ("ResNet18", "SegResNet", "UNet")],
-    ids=lambda item: item.name,
+#: Both exporters where strides, pools and transposed convolutions meet, else the faster one.
+ONNX = (
+    ("ResNet18", 2, False),
+    ("ResNet18", 3, True),
+    ("SegResNet", 2, False),
+    ("UNet", 2, True),
+    ("UNet", 2, False),
+    ("UNet", 3, False),
 )
-@pytest.mark.parametrize("ndim", [2, 3])
-@pytest.mark.parametrize("dynamo", [True, False], ids=["dynamo", "torchscript"])
-def test_onnx(architecture: Architecture, ndim: int, dynamo: bool) -> None:
+
+
+@pytest.mark.parametrize(("name", "ndim", "dynamo"), ONNX)
+def test_onnx(name: str, ndim: int, dynamo: bool) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
+    architecture = next(item for item in ARCHITECTURES if item.name == name)
     _, folded = folded_pair(architecture, ndim)
     x = torch.randn(1, 1, *architecture.sizes[ndim][0])
     buffer = io.BytesIO()
@@ -198,21 +207,31 @@ SegResNet(**{SEGRESNET!r}).load_state_dict(state)
     subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True, timeout=300)
 
 
-@pytest.mark.parametrize("fold", [True, False], ids=["folded", "converted"])
-@pytest.mark.parametrize("command", ["ckpt_export script", "ckpt_export trace", "onnx_export"])
+#: Each starts a process that imports MONAI's bundles, for about ten seconds: every command and both forms once, and the rest.
+EXPORTS = [
+    ("ckpt_export script", True),
+    ("ckpt_export trace", False),
+    ("onnx_export", True),
+    pytest.param("ckpt_export script", False, marks=pytest.mark.slow),
+    pytest.param("ckpt_export trace", True, marks=pytest.mark.slow),
+    pytest.param("onnx_export", False, marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize(("command", "fold"), EXPORTS)
 def test_bundle_export(tmp_path: Path, command: str, fold: bool) -> None:
     """A converted SegResNet through the commands of ``monai.bundle``."""
     network = convert_to_sre(nets.SegResNet(**SEGRESNET)).eval()
     torch.save(network.state_dict(), tmp_path / "model.pt")
     target: dict[str, Any] = {
-        "_target_": "monai_sre.nets.convert_to_sre",
+        "_target_": "monai_sre.convert_to_sre",
         "network": {"_target_": "monai.networks.nets.SegResNet", **SEGRESNET},
         "init": "reset",
         "verify": False,
     }
     if fold:
         torch.save(fold_sre(copy.deepcopy(network)).state_dict(), tmp_path / "model.pt")
-        target = {"_target_": "monai_sre.nets.fold_sre", "network": target}
+        target = {"_target_": "monai_sre.fold_sre", "network": target}
     (tmp_path / "inference.json").write_text(json.dumps({"imports": ["$import monai_sre"], "network_def": target}))
     (tmp_path / "metadata.json").write_text(json.dumps({"version": "0.1.0"}))
     name, _, kind = command.partition(" ")

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from monai_sre import conversion_report, convert_to_sre
+from monai_sre.convert import trial
+from monai_sre.symmetry import lattice_generators
 
 
 class Custom(nn.Module):
@@ -134,3 +136,93 @@ def test_arguments_in_lists_and_dictionaries() -> None:
         convert_to_sre(Custom(added), verify={"image": images[0]})  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"in float64 \(False for one that casts"):
         convert_to_sre(Custom(lambda net, x: net.body(x.float())), verify=(1, 1, 9, 12))
+
+
+def test_a_network_that_takes_no_input_says_why() -> None:
+    class Picky(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            if x.shape[-1] != 50:
+                raise RuntimeError("fifty columns, please")
+            return super().forward(x)
+
+    def picky() -> nn.Module:
+        return Picky(nn.Conv2d(1, 2, 3, padding=1))
+
+    with pytest.raises(
+        ValueError, match=r"no input was found .* \(1, 1, 256, 320\) raises RuntimeError: fifty columns"
+    ):
+        convert_to_sre(picky())
+    declared = picky()
+    declared.in_shape = (1, 50, 50)
+    report = conversion_report(convert_to_sre(declared))
+    assert report.input_shape == (1, 1, 50, 50)
+
+
+class Shared(nn.Module):
+    """One layer under two names, a parameter in two layers, a buffer of each kind, and a parameter of ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(1, 4, 3, padding=1)
+        self.again = self.first
+        self.norm = nn.BatchNorm2d(4)
+        self.last = nn.Conv2d(4, 1, 1, bias=False)
+        self.copy = nn.Conv2d(4, 1, 1, bias=False)
+        self.copy.weight = self.last.weight
+        self.frozen = nn.Parameter(torch.ones(2), requires_grad=False)
+        self.register_buffer("calls", torch.zeros((), dtype=torch.long))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1  # as if it counted
+        return self.last(self.norm(self.again(x))) + self.copy(self.first(x)) + self.frozen.sum()
+
+
+def test_prepared_networks_are_what_they_were_afterwards() -> None:
+    """The same tensors with the same values, also when the trial fails; inside, all is float64 and nothing is constant."""
+    network = Shared().half().train()
+    network.norm.eval()
+    held = dict(network.named_parameters(remove_duplicate=False)) | dict(network.named_buffers())
+    values = {
+        name: (tensor.data_ptr(), tensor.clone(), tensor.dtype, tensor.requires_grad) for name, tensor in held.items()
+    }
+
+    def fails() -> None:
+        assert {p.dtype for p in network.parameters()} == {torch.float64}
+        assert len(set(network.norm.weight.tolist())) == 4
+        assert network.copy.weight is network.last.weight
+        assert not any(module.training for module in network.modules())
+        first, second = (trial.run(network, (torch.ones(1, 1, 5, 5, dtype=torch.float64),)) for _ in range(2))
+        assert torch.equal(first, second)
+        raise RuntimeError("on purpose")
+
+    with pytest.raises(RuntimeError, match="on purpose"), trial.prepared(network):
+        fails()
+    now = dict(network.named_parameters(remove_duplicate=False)) | dict(network.named_buffers())
+    assert list(now) == list(held)
+    for name, tensor in now.items():
+        assert tensor is held[name], name
+        pointer, value, dtype, flag = values[name]
+        assert (tensor.data_ptr(), tensor.dtype, tensor.requires_grad) == (pointer, dtype, flag), name
+        assert torch.equal(tensor, value), name
+    assert network.training
+    assert not network.norm.training
+    network(torch.randn(2, 1, 5, 5).half()).sum().backward()
+
+
+def test_the_check_blames_the_innermost_module() -> None:
+    network = nn.Sequential(nn.Conv2d(1, 2, 1), nn.Sequential(nn.ReLU(), nn.Sequential(nn.MaxPool2d(2))))
+    report = conversion_report(convert_to_sre(nn.Conv2d(1, 1, 1)))
+    report.entries, report.errors = [], {}
+    with trial.prepared(network):
+        arguments, _ = trial.find_input(network, 2)
+        assert arguments is not None
+        trial.check(network, report, lattice_generators(2), trial.examples(network, arguments, 2), 2)
+    assert [(entry.name, entry.before) for entry in report.refused] == [("1.1.0", "MaxPool2d")]
+
+
+def test_numbers_of_spatial_axes() -> None:
+    assert trial.spatial_dims_of(nn.Sequential(nn.Linear(2, 2), nn.AvgPool3d(2))) == 3
+    with pytest.raises(ValueError, match=r"of one number of spatial axes, got none in Linear"):
+        trial.spatial_dims_of(nn.Linear(2, 2))
+    with pytest.raises(ValueError, match=r"of one number of spatial axes, got \[1, 2\] in Sequential"):
+        trial.spatial_dims_of(nn.Sequential(nn.Conv1d(1, 1, 1), nn.Conv2d(1, 1, 1)))

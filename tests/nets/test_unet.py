@@ -60,7 +60,7 @@ class TestSREUNet(NetTester):
 
 
 def test_parameters() -> None:
-    """Counted from the plan: 5 coefficients a 9 x 9 kernel, twice as many norm parameters as channels."""
+    """Counted from the plan: 5 coefficients per 9 x 9 kernel, twice as many norm parameters as channels."""
     a, b, c = 32, 64, 128
     pairs = [(3, a), (a, a), (a, b), (b, b), (b, c), (c, c), (2 * b, b), (b, b), (2 * a, a), (a, a)]
     count = sum(5 * inner * outer + 2 * outer for inner, outer in pairs) + c * b + b * a + a * 2 + 2
@@ -69,7 +69,7 @@ def test_parameters() -> None:
 
 
 def test_residual_units_add_shortcuts() -> None:
-    """Two units a level: twice the convolutions, and a 1 x 1 shortcut with its norm where the channels change."""
+    """Two units per level: twice the convolutions, and a 1 x 1 shortcut with its norm where the channels change."""
     plain = [sum(p.numel() for p in narrow(2, num_res_units=units).parameters()) for units in (0, 1, 2)]
     changes = [(1, 3), (3, 4), (4, 5), (8, 4), (6, 3)]
     assert plain[1] - plain[0] == sum(inner * outer + 2 * outer for inner, outer in changes)
@@ -173,7 +173,7 @@ def test_cubes_at_the_last_level_have_kernels_of_all_symmetries() -> None:
 
 
 def test_deep_supervision_gives_a_list_in_training() -> None:
-    """One map a level on the way up, each on the input's grid; MONAI's loss takes it, and each head learns."""
+    """One map per level on the way up, each on the input's grid; MONAI's loss takes it, and each head learns."""
     network = narrow(2, channels=(3, 4, 5, 6), deep_supervision=True).train()
     target = torch.randint(0, 2, (2, 1, 13, 18))
     outputs = network(torch.randn(2, 1, 13, 18))
@@ -240,21 +240,22 @@ def test_options_reach_the_layers() -> None:
         ({"spatial_dims": 4}, ValueError, "spatial_dims must be 1, 2 or 3, got 4"),
         ({"in_channels": 0}, ValueError, "in_channels must be an integer >= 1.*got 0"),
         ({"out_channels": "2"}, TypeError, "out_channels must be an integer >= 1.*got '2'"),
-        ({"channels": (8,)}, ValueError, r"channels must be two numbers or more, one a level, got \(8,\)"),
-        ({"channels": 8}, ValueError, "channels must be two numbers or more, one a level, got 8"),
+        ({"channels": (8,)}, ValueError, r"channels must be two numbers or more, one per level, got \(8,\)"),
+        ({"channels": 8}, ValueError, "channels must be two numbers or more, one per level, got 8"),
         ({"channels": (8, 0)}, ValueError, "channels must be an integer >= 1"),
         ({"strides": (2,)}, ValueError, r"strides must be 2 entries, one less than channels, got \(2,\)"),
         ({"strides": 2}, ValueError, "strides must be 2 entries, one less than channels, got 2"),
         ({"strides": (2, 0)}, ValueError, "strides must be an integer >= 1"),
         ({"kernel_size": 4}, ValueError, r"kernel_size must be odd along every axis, got \(4, 4\)"),
-        ({"kernel_size": (9, 9)}, ValueError, r"kernel_size must be one value or 3, one a level, got \(9, 9\)"),
-        ({"num_rings": (3, 3)}, ValueError, r"num_rings must be one value or 3, one a level, got \(3, 3\)"),
+        ({"kernel_size": (9, 9)}, ValueError, r"kernel_size must be one value or 3, one per level, got \(9, 9\)"),
+        ({"num_rings": (3, 3)}, ValueError, r"num_rings must be one value or 3, one per level, got \(3, 3\)"),
         ({"num_res_units": -1}, ValueError, "num_res_units must be an integer >= 0.*got -1"),
-        ({"spacing": (1.0,)}, ValueError, r"spacing must be None or 2 numbers, one a spatial axis, got \(1.0,\)"),
+        ({"spacing": (1.0,)}, ValueError, r"spacing must be None or 2 numbers, one per spatial axis, got \(1.0,\)"),
         ({"spacing": (1.0, -1.0)}, ValueError, "spacing must be"),
         ({"axes": (0, 2)}, ValueError, "axes must"),
         ({"profile": "cubic"}, ValueError, "profile must be one of.*got 'cubic'"),
         ({"conv": "dense"}, ValueError, "conv must be one of.*got 'dense'"),
+        ({"conv": ("harmonic", {"profile": "band"})}, ValueError, "conv must not hold 'profile'"),
         ({"algorithm": "fft"}, ValueError, "algorithm must be one of.*got 'fft'"),
         ({"deep_supervision": "false"}, TypeError, "deep_supervision must be True or False, got 'false'"),
         ({"dropout_prob": 1.5}, ValueError, "dropout_prob must be a number from 0 to 1, got 1.5"),

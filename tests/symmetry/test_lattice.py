@@ -31,8 +31,7 @@ def test_closed_under_composition_and_inverse(spatial_dims: int) -> None:
         assert group[both.name] == both
         assert torch.equal(both(x), second(first(x)))
     for symmetry in group.values():
-        assert torch.equal(symmetry.inverse()(symmetry(x)), x)
-        assert group[symmetry.inverse().name] == symmetry.inverse()
+        assert sum(torch.equal(other(symmetry(x)), x) for other in group.values()) == 1
 
 
 @pytest.mark.parametrize("plane", [(0, 1), (0, 2), (1, 2)])
