@@ -217,7 +217,7 @@ def test_voxels_without_a_place_are_refused(tmp_path: Path, last: float) -> None
 
 
 def test_a_compressed_file_whose_checksum_is_wrong_is_refused(tmp_path: Path) -> None:
-    save(tmp_path / "a.nii.gz", np.zeros((5, 4, 3), np.float32))
+    save(tmp_path / "a.nii.gz", np.random.default_rng(0).random((50, 40, 30)))
     content = bytearray((tmp_path / "a.nii.gz").read_bytes())
     content[-8] ^= 1
     (tmp_path / "a.nii.gz").write_bytes(content)
