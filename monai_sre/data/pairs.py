@@ -95,10 +95,10 @@ def load_pairs(
     """
     if split not in SECTIONS:
         raise ValueError(f"split must be one of {tuple(SECTIONS)}, got {split!r}")
-    if dataset_name is None and str(dataset_dir).lower().endswith(".json"):
+    if not dataset_name and str(dataset_dir).lower().endswith(".json"):
         dataset_name = str(dataset_dir)
     source = dataset_name or str(dataset_dir)
-    if dataset_name is not None:
+    if dataset_name:
         path = find_file(dataset_name, dataset_dir, (".json",))
         if path is None:
             raise FileNotFoundError(

@@ -14,6 +14,7 @@ the first axis of space, as in MONAI.
 
 from __future__ import annotations
 
+import gzip
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -118,6 +119,10 @@ def is_nifti(path: str | Path) -> bool:
 
 def _nifti(path: Path, _: bool) -> _Content:
     stated = bundle_module("nibabel").load(path).affine
+    if path.name.lower().endswith(".gz"):
+        with gzip.open(path) as file:  # nibabel leaves out the last bytes, which tell whether the others are damaged
+            while file.read(1 << 20):
+                pass
     reader = NibabelReader()
     array, meta = reader.get_data(reader.read(path))  # in place of an affine that is not finite it takes another
     return array, np.asarray(meta["affine"] if np.isfinite(stated).all() else stated, dtype=np.float64), None

@@ -216,6 +216,15 @@ def test_voxels_without_a_place_are_refused(tmp_path: Path, last: float) -> None
         read(tmp_path / "a.nii", 3)
 
 
+def test_a_compressed_file_whose_checksum_is_wrong_is_refused(tmp_path: Path) -> None:
+    save(tmp_path / "a.nii.gz", np.random.default_rng(0).random((50, 40, 30)))
+    content = bytearray((tmp_path / "a.nii.gz").read_bytes())
+    content[-8] ^= 1
+    (tmp_path / "a.nii.gz").write_bytes(content)
+    with pytest.raises(ValueError, match=r"a\.nii\.gz cannot be read as an image: BadGzipFile: CRC check failed"):
+        read(tmp_path / "a.nii.gz", 3)
+
+
 def test_arguments_are_checked() -> None:
     with pytest.raises(ValueError, match="spatial_dims must be 2, 3 or None, got 4"):
         ReadImaged("image", 4)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from monai.data import MetaTensor
 from monai.transforms import Compose, Invertd, Orientationd
 from PIL import Image
+from torch.nn import functional
 
 from monai_sre.data import (
     BatchPreprocess,
@@ -128,6 +129,16 @@ def test_the_square_of_a_file_lies_where_its_affine_says(
     np.testing.assert_allclose(back.numpy().reshape(shape), values, atol=1e-5)
     original = ReadImaged("image", dims)({"image": tmp_path / name})["image"]
     np.testing.assert_allclose(back.affine, original.affine, atol=1e-6)
+
+
+@given(st.integers(1, 12), st.integers(1, 12))
+def test_back_from_a_square_is_torchs_interpolation(old: int, new: int) -> None:
+    fit = FitSquared("image", new)
+    seen = fit({"image": MetaTensor(torch.zeros(1, old, old))})["image"]
+    values = torch.randn(2, new, new)
+    back = Invertd("map", Compose([fit]), orig_keys="image")({"image": seen, "map": MetaTensor(values)})["map"]
+    expected = functional.interpolate(values[None], (old, old), mode="bilinear", align_corners=False)[0]
+    torch.testing.assert_close(back.as_tensor(), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_8_bit_squares_are_rounded_and_then_preprocessed_as_batches_are() -> None:
