@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from monai_sre.ops.arguments import int_tuple, on_cpu
-from monai_sre.ops.radial import _check_geometry
+from monai_sre.ops.radial import check_geometry
 
 #: A polynomial: coefficients by exponents.
 Polynomial = dict[tuple[int, ...], float]
@@ -70,7 +70,7 @@ def harmonic_stencils(
         torch.Size([5, 5, 5, 5])
     """
     (taps,) = int_tuple("taps", taps, 1, minimum=1)
-    _, steps, round_axes = _check_geometry((taps,) * spatial_dims, spacing, axes)
+    _, steps, round_axes = check_geometry((taps,) * spatial_dims, spacing, axes)
     (order,) = int_tuple("order", order, 1, minimum=1)
     if len(round_axes) == 1 and order > 1:
         raise ValueError(f"order must be 1 where kernels are round in one axis, got {order}")

@@ -139,7 +139,7 @@ def centred_basis(
         >>> centred_basis((2, 2, 2)).sum(), torch.equal(centred_basis((5, 5)), radial_basis((5, 5)))
         (tensor(8., dtype=torch.float64), True)
     """
-    size, steps, round_axes = _check_geometry(kernel_size, spacing, axes)
+    size, steps, round_axes = check_geometry(kernel_size, spacing, axes)
     name, options = _check_profile(profile)
     check_flags(circular=circular, orthonormal=orthonormal)
     if num_rings is not None and (isinstance(num_rings, bool) or not isinstance(num_rings, int) or num_rings < 1):
@@ -198,7 +198,7 @@ def learned_gaussian(
         return None
     if orthonormal:
         raise ValueError("orthonormal must be False where the profile's width is learned, got True")
-    size, steps, round_axes = _check_geometry(kernel_size, spacing, axes)
+    size, steps, round_axes = check_geometry(kernel_size, spacing, axes)
     free = math.prod(length for axis, length in enumerate(size) if axis not in round_axes)
     count = len(centred_basis(kernel_size, num_rings, profile, circular, False, spacing, axes)) // free
     offsets = tap_offsets([size[axis] for axis in round_axes], [steps[axis] for axis in round_axes])
@@ -277,9 +277,19 @@ def _check_size(kernel_size: Sequence[int], odd: bool = False) -> tuple[int, ...
     return size
 
 
-def _check_geometry(
+def check_geometry(
     kernel_size: Sequence[int], spacing: Sequence[float] | None, axes: Sequence[int] | None
 ) -> tuple[tuple[int, ...], tuple[float, ...], tuple[int, ...]]:
+    """Kernel size, spacing and round axes (ascending), with their defaults filled in.
+
+    Raises:
+        TypeError: one is of the wrong type.
+        ValueError: one cannot work; the message names it, its value and what is allowed.
+
+    Example:
+        >>> check_geometry((3, 5), spacing=None, axes=None)
+        ((3, 5), (1.0, 1.0), (0, 1))
+    """
     size = _check_size(kernel_size)
     ndim = len(size)
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.nn import functional
 
 from monai_sre.layers.centred import (
     CentredConv1d,
@@ -83,7 +84,7 @@ def test_strided_convolution_samples_its_blurred_output(size: int) -> None:
     """Reference: convolve at every pixel, blur, and take what lies on the centred grid; away from the border."""
     layer = CentredConv2d(1, 1, 3, 2, 1, bias=False, dtype=torch.float64, antialias=True)
     x = torch.randn(1, 1, size, size, dtype=torch.float64)
-    dense = centred_blur(torch.nn.functional.conv2d(x, layer.kernel(), padding=1), [2, 2], 0.6)
+    dense = centred_blur(functional.conv2d(x, layer.kernel(), padding=1), [2, 2], 0.6)
     between = (dense[..., 1:] + dense[..., :-1]) / 2
     between = (between[..., 1:, :] + between[..., :-1, :]) / 2
     wanted = (between if size % 2 == 0 else dense)[..., ::2, ::2]

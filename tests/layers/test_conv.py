@@ -16,6 +16,7 @@ import pytest
 import torch
 from monai.data.meta_tensor import MetaTensor
 from torch import nn
+from torch.nn import functional
 
 from monai_sre import convert_to_sre
 from monai_sre.layers import (
@@ -553,7 +554,7 @@ def test_gradients(build: Any, algorithm: str) -> None:
     slope = (value(start + step) - value(start - step)) / (2 * step)
     torch.testing.assert_close(layer.log_width.grad, slope.detach(), rtol=1e-5, atol=1e-8)
     with torch.no_grad():
-        torch.testing.assert_close(layer(x), torch.nn.functional.conv2d(x, layer.kernel(), layer.bias, padding=2))
+        torch.testing.assert_close(layer(x), functional.conv2d(x, layer.kernel(), layer.bias, padding=2))
 
 
 def test_captured_graphs_copies_and_checkpoints() -> None:

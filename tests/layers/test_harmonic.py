@@ -8,6 +8,7 @@ import pytest
 import torch
 from monai.networks.layers.factories import Conv
 from torch import nn
+from torch.nn import functional
 
 from monai_sre.layers import HarmonicEnergy, SREConv2d, SREHarmonicConv1d, SREHarmonicConv2d, SREHarmonicConv3d
 from tests.testers import Case, LayerTester, lattice_symmetries
@@ -73,11 +74,11 @@ def test_is_a_radial_layer_of_harmonics() -> None:
     """The whole layer, from its definition: plain convolutions, energies, mixing."""
     layer = SREHarmonicConv2d(3, 8, 5, padding=2, norm=None, orders=(1, 2), hidden_channels=3).double()
     x = torch.randn(2, 3, 9, 8, dtype=torch.float64)
-    maps = nn.functional.conv2d(x, layer.radial.kernel(), padding=2)  # type: ignore[operator]
+    maps = functional.conv2d(x, layer.radial.kernel(), padding=2)  # type: ignore[operator]
     energies = []
     hidden = maps[:, 8:].flatten(0, 1)[:, None]
     for energy in layer.energies:
-        parts = nn.functional.conv2d(hidden, energy.stencils[:, None], padding=2)  # type: ignore[index]
+        parts = functional.conv2d(hidden, energy.stencils[:, None], padding=2)  # type: ignore[index]
         energies.append((parts.square().sum(dim=1) + 1e-3).sqrt().unflatten(0, (2, 3)))
     torch.testing.assert_close(layer(x), maps[:, :8] + layer.mix(torch.cat(energies, dim=1)))
 

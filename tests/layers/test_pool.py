@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 from monai_sre.layers import (
     CentredAvgPool1d,
@@ -141,14 +142,14 @@ def test_less_error_at_other_angles() -> None:
 
 def test_nearest_is_that_of_torch_at_integer_ratios() -> None:
     x = torch.randn(1, 2, 5, 4)
-    assert torch.equal(CentredNearest(scale_factor=3)(x), torch.nn.functional.interpolate(x, scale_factor=3))
-    assert torch.equal(CentredNearest(size=(10, 4))(x), torch.nn.functional.interpolate(x, size=(10, 4)))
+    assert torch.equal(CentredNearest(scale_factor=3)(x), functional.interpolate(x, scale_factor=3))
+    assert torch.equal(CentredNearest(size=(10, 4))(x), functional.interpolate(x, size=(10, 4)))
 
 
 def test_pad_pool_of_odd_factors_is_that_of_monai() -> None:
     """A window of 3 has a centre: only its place differs, by the pixel that MONAI pads at the near end."""
     x = torch.randn(1, 2, 6, 9)
-    shifted = torch.nn.functional.avg_pool2d(torch.nn.functional.pad(x, (2, 0, 2, 0)), 3, 1)
+    shifted = functional.avg_pool2d(functional.pad(x, (2, 0, 2, 0)), 3, 1)
     assert torch.allclose(CentredPadPool(3)(x)[..., :-1, :-1], shifted[..., 1:, 1:], atol=1e-6)
 
 

@@ -7,6 +7,7 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional
 
 from monai_sre.ops.grid import centred_margin, extend_ends
 
@@ -31,7 +32,7 @@ def test_margins_centre_the_grid_of_torch() -> None:
     ):
         if size + 2 * padding < taps or 2 * padding > taps:
             continue
-        count = torch.nn.functional.avg_pool1d(torch.zeros(1, 1, size), taps, stride, padding, ceil_mode).shape[-1]
+        count = functional.avg_pool1d(torch.zeros(1, 1, size), taps, stride, padding, ceil_mode).shape[-1]
         amount, between = centred_margin(size, taps, stride, 2 * padding, ceil_mode)
         assert size + 2 * amount - between == (count - 1) * stride + taps, (size, taps, stride, padding, ceil_mode)
 

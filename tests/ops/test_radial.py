@@ -11,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn import functional
 
 from monai_sre.layers import SREConv3d
 from monai_sre.ops import change_basis, radial_basis
@@ -242,7 +243,7 @@ def test_flips(size: list[int], profile: Any, circular: bool, orthonormal: bool,
     axes = data.draw(st.none() | st.sets(st.integers(0, len(size) - 1), min_size=1).map(tuple))
     basis = radial_basis(size, None, profile, circular, orthonormal, spacing, axes)
     assert basis.shape[1:] == tuple(size)
-    directions = torch.nn.functional.normalize(basis.flatten(1), eps=0.0)  # far rings may be small, and still are rings
+    directions = functional.normalize(basis.flatten(1), eps=0.0)  # far rings may be small, and still are rings
     assert torch.linalg.matrix_rank(directions, rtol=1e-7) == len(basis)
     for axis in range(len(size)) if axes is None else axes:
         torch.testing.assert_close(basis.flip(axis + 1), basis, rtol=0, atol=1e-12)

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from monai_sre.ops.ring.native import NativeLibrary, workspace
 from monai_sre.ops.ring.plan import SMALL_MAP, Geometry, Plan, sum_matrix
@@ -173,4 +174,4 @@ def _arrays(plan: Plan, dtype: torch.dtype, mixed: int) -> _Arrays:
 def _padded_matrix(plan: Plan, geometry: Geometry, dtype: torch.dtype, lanes: int) -> Tensor:
     matrix = sum_matrix(plan, geometry, dtype)
     with torch.inference_mode(False), torch.no_grad():
-        return torch.nn.functional.pad(matrix, (0, -matrix.shape[2] % lanes)).contiguous()
+        return functional.pad(matrix, (0, -matrix.shape[2] % lanes)).contiguous()

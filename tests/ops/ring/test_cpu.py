@@ -103,7 +103,7 @@ class TestCache:
         assert ring_cpu.available(torch.float32)
         assert obstacle.read_text() == "not a folder"
 
-    def test_nobody_at_home(self, unloaded: dict[torch.dtype, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_user_without_home(self, unloaded: dict[torch.dtype, Any], monkeypatch: pytest.MonkeyPatch) -> None:
         """A container's user without an entry in passwd."""
 
         def nowhere() -> Path:
