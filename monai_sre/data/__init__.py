@@ -1,5 +1,13 @@
 """How samples come in: one reader, sources of data, whole-batch loading, augmentation and rotation."""
 
+from __future__ import annotations
+
+from monai_sre.extras import require
+
+require("monai_sre.data")
+
+# ruff: noqa: E402 - what the rest imports is there by now
+
 from monai_sre.data.augment import BatchAugment2d, BatchAugment3d, BatchPreprocess
 from monai_sre.data.datalist import datalist_info, load_datalist
 from monai_sre.data.demo import demo_arrays, demo_info

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 from monai.transforms import Orientationd, Transform
+from tqdm import tqdm
 
-from monai_sre.data.info import MULTI_LABEL, DatasetInfo, bundle_module, model_classes
+from monai_sre.data.info import MULTI_LABEL, DatasetInfo, model_classes
 from monai_sre.data.loaders import LabelledImages
 from monai_sre.data.reader import ReadImaged
 from monai_sre.data.transforms import FitSquared, ScaleToUnitd
@@ -184,7 +185,6 @@ def load_datalist(
         chain.append(Orientationd("image", "RAS", labels=None))
     chain += [ScaleToUnitd("image", intensity_range), FitSquared("image", size)]
     images, problems = [], []
-    tqdm = bundle_module("tqdm").tqdm
     for entry in tqdm(entries, desc=f"reading {split} images", disable=not progress, leave=False):
         item: Any = {"image": path.parent / entry["image"]}
         try:

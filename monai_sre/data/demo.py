@@ -8,11 +8,13 @@ import warnings
 from functools import lru_cache
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import torch
+from PIL import Image
 from torch.nn import functional
 
-from monai_sre.data.info import SPLITS, DatasetInfo, bundle_module
+from monai_sre.data.info import SPLITS, DatasetInfo
 
 __all__ = ["DEMO_NAMES", "demo_arrays", "demo_info"]
 
@@ -117,19 +119,17 @@ def _sample_file(package: str, *parts: str) -> Path:
 
 def _picture(class_name: str) -> torch.Tensor:
     """Read a source picture, ``(H, W)`` float32 in 0..255."""
-    image = bundle_module("PIL.Image")
     file, part, averaging = _PICTURES[class_name]
-    grey = torch.from_numpy(np.array(image.open(_sample_file("skimage", "data", file)).convert("L"), dtype=np.float32))
+    grey = torch.from_numpy(np.array(Image.open(_sample_file("skimage", "data", file)).convert("L"), dtype=np.float32))
     grey = grey if part is None else grey[part]
     return functional.avg_pool2d(grey[None, None], averaging)[0, 0]
 
 
 def _volume(class_name: str) -> torch.Tensor:
     """Read a source volume, float32 in 0..255 between its 1st and 99th percentile."""
-    nibabel = bundle_module("nibabel")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        values = nibabel.load(_sample_file("nibabel", "tests", "data", _VOLUMES[class_name])).get_fdata()
+        values = nibabel.load(_sample_file("nibabel", "tests", "data", _VOLUMES[class_name])).get_fdata()  # type: ignore[attr-defined]
     values = values[..., 0] if values.ndim == 4 else values
     low, high = np.percentile(values, [1, 99])
     return torch.from_numpy(np.clip((values - low) / (high - low) * 255, 0, 255).astype(np.float32))

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-__all__ = ["MULTI_LABEL", "SPLITS", "TASKS", "DatasetInfo", "bundle_module", "model_classes"]
+__all__ = ["MULTI_LABEL", "SPLITS", "TASKS", "DatasetInfo", "model_classes"]
 
 MULTI_LABEL = "multi-label, binary-class"
 #: The kinds of task, in MedMNIST's own words (``medmnist.Evaluator`` takes the same strings).
@@ -102,21 +100,3 @@ def model_classes(
         theirs = ", ".join(f"{number} {name!r}" for number, name in enumerate(own))
         raise ValueError(f"{source} has the classes {theirs}, in another order than the model, which has {listed}")
     return known
-
-
-def bundle_module(name: str) -> Any:
-    """A module of the packages that bundles need.
-
-    Raises:
-        ImportError: it is not installed; the message says how to install it.
-
-    Example:
-        >>> bundle_module("nibble")
-        Traceback (most recent call last):
-        ImportError: nibble is not installed: run `pip install "monai_sre[bundles]"`
-    """
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        package = {"PIL": "pillow", "skimage": "scikit-image"}.get(name.split(".")[0], name.split(".")[0])
-        raise ImportError(f'{package} is not installed: run `pip install "monai_sre[bundles]"`') from error

@@ -20,15 +20,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor, NibabelReader, NumpyReader, PILReader
 from monai.transforms import MapTransform
 from monai.utils import ensure_tuple_rep
+from PIL import ImageOps
 from torch import Tensor
-
-from monai_sre.data.info import bundle_module
 
 __all__ = ["IMAGE_ENDINGS", "ReadImaged", "is_nifti"]
 
@@ -118,7 +118,7 @@ def is_nifti(path: str | Path) -> bool:
 
 
 def _nifti(path: Path, _: bool) -> _Content:
-    stated = bundle_module("nibabel").load(path).affine
+    stated = nibabel.load(path).affine  # type: ignore[attr-defined]
     if path.name.lower().endswith(".gz"):
         with gzip.open(path) as file:  # nibabel leaves out the last bytes, which tell whether the others are damaged
             while file.read(1 << 20):
@@ -136,7 +136,6 @@ def _array(path: Path, _: bool) -> _Content:
 
 
 def _picture(path: Path, as_classes: bool) -> _Content:
-    bundle_module("PIL")
     reader = PILReader(converter=partial(_as_displayed, palette=as_classes), reverse_indexing=False)
     array, _ = reader.get_data(reader.read(path))
     return array, np.eye(4)[:, [1, 0, 2, 3]], array.ndim == 3
@@ -166,7 +165,7 @@ def _as_displayed(picture: Any, palette: bool) -> Any:
     pages = getattr(picture, "n_frames", 1)
     if pages > 1 and picture.format in _PAGED:
         raise ValueError(f"it holds {pages} pages; expected one image (save volumes as NIfTI)")
-    picture = bundle_module("PIL.ImageOps").exif_transpose(picture)
+    picture = ImageOps.exif_transpose(picture)
     if not palette:
         return picture.convert(_MODES[picture.mode]) if picture.mode in _MODES else picture
     if picture.mode == "P":

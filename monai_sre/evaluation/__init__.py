@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from monai_sre.extras import require
+
+require("monai_sre.evaluation")
+
+# ruff: noqa: E402 - what the rest imports is there by now
+
 from monai_sre.evaluation.activation import ClassActivation
 from monai_sre.evaluation.figures import draw_activations, draw_maps, draw_sweep
 from monai_sre.evaluation.metrics import (

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from monai.handlers import IgniteMetricHandler
 from monai.metrics import CumulativeIterationMetric
-from monai.utils import optional_import
+from skimage.morphology import skeletonize
 from torch import Tensor
 
 from monai_sre.data.info import TASKS
@@ -18,8 +18,6 @@ from monai_sre.data.info import TASKS
 MULTI_LABEL = "multi-label, binary-class"
 MAP_METRICS = ("Dice", "AUC", "sensitivity", "specificity", "clDice")
 NAN = float("nan")
-#: What a function says whose package is missing; for ``monai.utils.optional_import``.
-NEEDS_EXTRA = 'this needs a package that is not installed: pip install "monai_sre[bundles]" ({})'
 
 
 def probabilities(logits: Tensor, task: str) -> Tensor:
@@ -203,7 +201,6 @@ def map_scores(score: np.ndarray, label: np.ndarray, metrics: Sequence[str] = MA
 def _centreline_dice(found: np.ndarray, truth: np.ndarray) -> float:
     if not truth.any():
         return NAN
-    skeletonize, _ = optional_import("skimage.morphology", name="skeletonize", descriptor=NEEDS_EXTRA)
     found_line, true_line = (skeletonize(mask) for mask in (found, truth))
     if not found_line.any():
         return 0.0

@@ -11,11 +11,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from itertools import chain, zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import ignite.distributed as idist
 import numpy as np
 import torch
-from monai.utils import convert_to_tensor, optional_import
+from ignite.engine import Engine, Events
+from monai.utils import convert_to_tensor
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
@@ -23,7 +25,6 @@ from monai_sre.evaluation.figures import draw_confusion, draw_curves, draw_maps
 from monai_sre.evaluation.metrics import (
     MAP_METRICS,
     MULTI_LABEL,
-    NEEDS_EXTRA,
     accuracy,
     area_under_curve,
     as_arrays,
@@ -31,11 +32,6 @@ from monai_sre.evaluation.metrics import (
     class_scores,
     nan_mean,
 )
-
-if TYPE_CHECKING:
-    from ignite.engine import Engine
-Events, _ = optional_import("ignite.engine", name="Events", descriptor=NEEDS_EXTRA)
-idist, _ = optional_import("ignite.distributed", descriptor=NEEDS_EXTRA)
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -139,9 +135,10 @@ class _Report(ABC):
 
     def _finish(self, _: Engine) -> None:
         missing = object()
-        shares = zip_longest(*idist.all_gather(self._items), fillvalue=missing)
+        shares: Any = idist.all_gather(self._items)
         if idist.get_rank() == 0:
-            self._write([item for item in chain.from_iterable(shares) if item is not missing])
+            items = chain.from_iterable(zip_longest(*shares, fillvalue=missing))
+            self._write([item for item in items if item is not missing])
 
     @abstractmethod
     def _collect(self, output: Mapping[str, Tensor]) -> None:

@@ -6,11 +6,13 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import ignite.distributed as idist
 import numpy as np
 import torch
-from monai.utils import convert_to_tensor, optional_import
+from ignite.engine import Engine, Events
+from monai.utils import convert_to_tensor
 from torch import Tensor
 
 from monai_sre.data.geometry import background_value, flip_batch, rotate_batch
@@ -20,7 +22,6 @@ from monai_sre.evaluation.metrics import (
     MAP_METRICS,
     MULTI_LABEL,
     NAN,
-    NEEDS_EXTRA,
     accuracy,
     area_under_curve,
     as_arrays,
@@ -32,11 +33,6 @@ from monai_sre.evaluation.reports import writable_folder, write_csv, write_json
 from monai_sre.evaluation.windows import pad_around
 from monai_sre.ops.arguments import as_flag
 from monai_sre.symmetry.error import undisturbed
-
-if TYPE_CHECKING:
-    from ignite.engine import Engine
-Events, _ = optional_import("ignite.engine", name="Events", descriptor=NEEDS_EXTRA)
-idist, _ = optional_import("ignite.distributed", descriptor=NEEDS_EXTRA)
 
 #: The task of networks that give class maps, beside MedMNIST's names.
 SEGMENTATION = "segmentation"
@@ -287,7 +283,7 @@ def rotation_sweep(
             batch = {key: convert_to_tensor(batch[key], device=device) for key in ("image", "label")}
             for name, found in gather(batch, transformations, call, task).items():
                 own[name] += found
-    shares = idist.all_gather(own)
+    shares: Any = idist.all_gather(own)
     whole = {name: [item for share in shares for item in share[name]] for name in own}
     if not whole["0"]:
         raise ValueError("batches must hold at least one image, got none")

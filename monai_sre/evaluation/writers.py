@@ -7,24 +7,23 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import nibabel
 import numpy as np
 import torch
+from ignite.engine import Engine, Events
 from monai.data import MetaTensor, PILWriter, decollate_batch
 from monai.transforms import Invertd, InvertibleTransform
 from monai.utils import convert_to_tensor
 from torch import Tensor, nn
 
 from monai_sre.data.inference import earlier_outputs, note_output
-from monai_sre.data.info import MULTI_LABEL, bundle_module
+from monai_sre.data.info import MULTI_LABEL
 from monai_sre.data.reader import is_nifti
 from monai_sre.evaluation.activation import ClassActivation
 from monai_sre.evaluation.windows import FileInferer
 from monai_sre.ops.arguments import as_flag
-
-if TYPE_CHECKING:
-    from ignite.engine import Engine
 
 __all__ = ["FileTable", "PredictionWriter", "SegmentationWriter", "save_map"]
 
@@ -57,10 +56,9 @@ class FileTable(ABC):
 
     def attach(self, engine: Engine) -> None:
         """Register with an evaluator whose batches hold ``"path"`` and ``"error"``, and whose output holds ``"score"``."""
-        events = bundle_module("ignite.engine").Events
-        engine.add_event_handler(events.STARTED, self._start)
-        engine.add_event_handler(events.ITERATION_COMPLETED, self._collect)
-        engine.add_event_handler(events.ITERATION_COMPLETED, self._append)
+        engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._append)
 
     def finish(self) -> None:
         """Log a summary; ends the process with exit code 1 if a file could not be used.
@@ -309,11 +307,8 @@ def save_map(values: np.ndarray, source: Path, target: Path, affine: Tensor | No
         writer.set_data_array(values, channel_dim=None)
         writer.write(target, reverse_indexing=False)
     else:
-        nibabel = bundle_module("nibabel")
-        if is_nifti(source):
-            image = nibabel.load(source)
-        else:
-            image = nibabel.Nifti1Image(values, np.eye(4) if affine is None else affine.numpy())
+        place = np.eye(4) if affine is None else affine.numpy()
+        image: Any = nibabel.load(source) if is_nifti(source) else nibabel.Nifti1Image(values, place)
         if values.size == int(np.prod(image.shape[:3])):  # axes of one voxel were dropped
             values = values.reshape(image.shape[:3])
         header = image.header.copy()

@@ -85,10 +85,7 @@ class NativeLibrary:
             if not target.is_file():
                 target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
                 _compile(compiler, options, runtime, self._source, target)
-        except (
-            OSError,
-            RuntimeError,
-        ):  # that folder cannot be written, or the user has no home: for this process alone
+        except (OSError, RuntimeError):  # no folder, or no home: for this process alone
             target = Path(tempfile.mkdtemp(prefix="monai_sre_")) / name
             atexit.register(shutil.rmtree, target.parent, ignore_errors=True)
             _compile(compiler, options, runtime, self._source, target)
