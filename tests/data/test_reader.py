@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -228,16 +227,3 @@ def test_a_compressed_file_whose_checksum_is_wrong_is_refused(tmp_path: Path) ->
 def test_arguments_are_checked() -> None:
     with pytest.raises(ValueError, match="spatial_dims must be 2, 3 or None, got 4"):
         ReadImaged("image", 4)
-
-
-def test_arrays_need_no_package_of_the_bundles_and_others_say_which(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("a.npy", "b.png", "c.nii"):
-        save(tmp_path / name, np.eye(3, dtype=np.uint8))
-    for package in ("PIL", "PIL.ImageOps", "nibabel"):
-        monkeypatch.setitem(sys.modules, package, None)
-    assert read(tmp_path / "a.npy").shape == (1, 3, 3)
-    for name, package in (("b.png", "pillow"), ("c.nii", "nibabel")):
-        with pytest.raises(ValueError, match=rf'{name} .*: {package} is not installed: run `pip install "monai_sre\[b'):
-            read(tmp_path / name)
