@@ -8,10 +8,15 @@ import torch
 from monai.networks.layers.factories import Conv
 from torch import Tensor, nn
 
+from monai_sre import layers
 from monai_sre.convert.carried import carry_hooks
-from monai_sre.layers.centred import _CentredConv, _CentredConvTranspose
-from monai_sre.layers.conv import _SREConv, _SREConvNd
+from monai_sre.layers import centred
 from monai_sre.ops.centred import centred_conv_dense, centred_conv_transpose, extra_padding
+
+_CONVS = (layers.SREConv1d, layers.SREConv2d, layers.SREConv3d)
+_TRANSPOSED = (layers.SREConvTranspose1d, layers.SREConvTranspose2d, layers.SREConvTranspose3d)
+_CENTRED = (centred.CentredConv1d, centred.CentredConv2d, centred.CentredConv3d)
+_CENTRED_TRANSPOSED = (centred.CentredConvTranspose1d, centred.CentredConvTranspose2d, centred.CentredConvTranspose3d)
 
 
 def fold_sre(network: nn.Module) -> nn.Module:
@@ -57,19 +62,20 @@ def fold_sre(network: nn.Module) -> nn.Module:
 def _fold(source: nn.Module) -> nn.Module | None:
     module: Any = source
     new: Any = None
-    if isinstance(source, _SREConvNd):
-        options = _options(module)
-        options["padding"] = module.padding
-        if isinstance(source, _SREConv):
-            new = Conv["CONV", module.spatial_dims](**options, padding_mode=module.padding_mode)
-        else:
-            new = Conv["CONVTRANS", module.spatial_dims](**options, output_padding=module.output_padding)
-    elif isinstance(source, _CentredConv):
+    if isinstance(source, _CONVS):
+        new = Conv["CONV", module.spatial_dims](
+            **_options(module), padding=module.padding, padding_mode=module.padding_mode
+        )
+    elif isinstance(source, _TRANSPOSED):
+        new = Conv["CONVTRANS", module.spatial_dims](
+            **_options(module), padding=module.padding, output_padding=module.output_padding
+        )
+    elif isinstance(source, _CENTRED):
         new = _FOLDED[module.spatial_dims - 1](
             **_options(module), padding=module.padding, padding_mode=module.padding_mode
         )
         new.far_padding, new.antialias = module.far_padding, module.antialias
-    elif isinstance(source, _CentredConvTranspose):
+    elif isinstance(source, _CENTRED_TRANSPOSED):
         new = _FOLDED_TRANSPOSED[module.spatial_dims - 1](**_options(module))
         new.margin, new.output_padding = module.margin, module.output_padding
     if new is None:
