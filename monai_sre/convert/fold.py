@@ -58,13 +58,14 @@ def fold_sre(network: nn.Module) -> nn.Module:
 def _fold(source: nn.Module) -> nn.Module | None:
     module: Any = source
     new: Any = None
-    if isinstance(source, (SREConvNd, SREConvTransposeNd)):
-        options = _options(module)
-        options["padding"] = module.padding
-        if isinstance(source, SREConvNd):
-            new = Conv["CONV", module.spatial_dims](**options, padding_mode=module.padding_mode)
-        else:
-            new = Conv["CONVTRANS", module.spatial_dims](**options, output_padding=module.output_padding)
+    if isinstance(source, SREConvNd):
+        new = Conv["CONV", module.spatial_dims](
+            **_options(module), padding=module.padding, padding_mode=module.padding_mode
+        )
+    elif isinstance(source, SREConvTransposeNd):
+        new = Conv["CONVTRANS", module.spatial_dims](
+            **_options(module), padding=module.padding, output_padding=module.output_padding
+        )
     elif isinstance(source, CentredConvNd):
         new = _FOLDED[module.spatial_dims - 1](
             **_options(module), padding=module.padding, padding_mode=module.padding_mode

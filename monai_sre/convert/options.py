@@ -147,9 +147,11 @@ def add_energies(
     out, groups, weight = radial.out_channels, radial.groups, radial.weight
     energies = dict(options.energies or {})
     hidden = harmonic.hidden_maps(out, groups, energies.pop("hidden_channels", None))
-    wide: Any = make_layer(type(radial), {**arguments, "out_channels": out + hidden, "bias": False}, options, spacing)
+    extended: Any = make_layer(
+        type(radial), {**arguments, "out_channels": out + hidden, "bias": False}, options, spacing
+    )
     new = harmonic.HarmonicConv(
-        wide,
+        extended,
         radial.spatial_dims,
         out,
         hidden,
@@ -161,7 +163,7 @@ def add_energies(
         **energies,
     ).to(weight)
     with torch.no_grad():
-        wide.weight.unflatten(0, (groups, -1))[:, : out // groups].copy_(weight.unflatten(0, (groups, -1)))
+        extended.weight.unflatten(0, (groups, -1))[:, : out // groups].copy_(weight.unflatten(0, (groups, -1)))
         if options.init == "project":
             nn.init.zeros_(new.mix.weight)
         if radial.bias is not None:

@@ -64,6 +64,7 @@ def prepared(network: nn.Module) -> Iterator[None]:
         try:
             for tensor, values in originals:
                 tensor.data = _trial_values(tensor, values, generator)
+            network.double()  # all is by now, but layers write bases and stencils anew, unrounded
             yield
         finally:
             for held, entry in zip(registers, entries, strict=True):

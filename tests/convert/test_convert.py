@@ -36,7 +36,7 @@ CASES = [
 #: Promise 2, and the one network that rounds more. As MONAI initialises BasicUNet, each transposed convolution hands on a
 #: sixth of its input's power. ``init="reset"`` keeps it, so that the coarse levels count, where norms in a row have scaled
 #: up channels far below the others, together with their rounding.
-FLOAT32, BASIC_UNET_FLOAT32 = 1e-5, 3e-4
+FLOAT32, BASIC_UNET_FLOAT32 = 1e-5, 3e-5
 
 
 def worst(network: nn.Module, x: Tensor, transforms: Any = "generators", training: bool = False) -> float:
@@ -59,7 +59,7 @@ def test_every_size(architecture: Architecture, ndim: int) -> None:
         assert relative_error(network(x), network(torch.randn_like(x))) > 1e-6  # it does look at its input
         assert worst(network, x, "lattice" if ndim == 2 else "generators") <= 1e-12
     batch = torch.randn(4, 1, *architecture.sizes[ndim][0], dtype=torch.float64)
-    assert worst(network, batch, training=True) <= 1e-12
+    assert worst(network, batch, training=True) <= 1e-11  # norms of maps of a few voxels scale rounding up
     tolerance = BASIC_UNET_FLOAT32 if architecture.name == "BasicUNet" else FLOAT32
     assert worst(network.float(), batch[:1].float()) <= tolerance
 

@@ -226,3 +226,13 @@ def test_numbers_of_spatial_axes() -> None:
         trial.spatial_dims_of(nn.Linear(2, 2))
     with pytest.raises(ValueError, match=r"of one number of spatial axes, got \[1, 2\] in Sequential"):
         trial.spatial_dims_of(nn.Sequential(nn.Conv1d(1, 1, 1), nn.Conv2d(1, 1, 1)))
+
+
+def test_stencils_are_exact_inside() -> None:
+    """In float32 they are rounded, and energies of order 2 in 3-D then symmetric to 1e-8 only."""
+    network = nn.Sequential(nn.Conv3d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv3d(4, 2, 3, padding=1))
+    report = conversion_report(convert_to_sre(network, conv="harmonic", init="reset"))
+    assert max(report.errors.values()) < 1e-12
+    stencils = [buffer for name, buffer in network.named_buffers() if name.endswith("stencils")]
+    assert stencils
+    assert {buffer.dtype for buffer in stencils} == {torch.float32}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -137,7 +138,8 @@ def geometries(network: nn.Module) -> list[Any]:
     found = []
     for level in network.down:
         layers = [module for module in level.modules() if hasattr(module, "basis")]
-        found.append(layers[0]._geometry["spacing"])
+        said = re.search(r"spacing=\(([^)]*)\)", layers[0].extra_repr())
+        found.append(None if said is None else tuple(float(step) for step in said[1].split(",")))
     return found
 
 
