@@ -103,12 +103,12 @@ def rotate_batch(
     :math:`(\cos t\,p_0 - \sin t\,p_1,\ \sin t\,p_0 + \cos t\,p_1)`, :math:`t` the angle.
     The two protocols of a rotation sweep:
 
-    * ``paper``: ``mode="nearest", fill=0.0`` on normalised images. Equals torchvision's tensor
+    * ``nearest_zero``: ``mode="nearest", fill=0.0`` on normalised images. Equals torchvision's tensor
       ``rotate(..., NEAREST)`` pixel for pixel: the same float32 grid, and ``grid_sample``'s rounding of half to even.
       Multiples of 90 degrees fall on pixel centres, so on square images nothing is lost and nothing is filled; on
       unequal sides, what leaves the frame is lost, what enters is filled, and where the sides differ by an odd number
       the grids are half a pixel apart, which the rounding decides.
-    * ``clean``: ``mode="bilinear", fill="background"``. Outside pixels are the image's own background, so that no
+    * ``bilinear_background``: ``mode="bilinear", fill="background"``. Outside pixels are the image's own background, so that no
       corner appears that training never showed. The background (a median) and the rotation both commute with
       ``(x - mean) / std``, so rotating before or after normalisation is the same up to rounding.
 
