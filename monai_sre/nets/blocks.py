@@ -72,8 +72,9 @@ class LayerMaker:
     ) -> None:
         self.spatial_dims, self.antialias = spatial_dims, blur_width(antialias)
         self._norm, self._act = norm, act
-        # None is the default of the kind of layer
-        self._radial = {name: value for name, value in radial.items() if value is not None}
+        # where these are None, the layer has a default of its own
+        unsaid = [name for name in ("profile", "orthonormal") if radial.get(name) is None]
+        self._radial = {name: value for name, value in radial.items() if name not in unsaid}
         kind, options = conv_kind(conv)
         self._conv = _CONVS[kind][0]
         self._radial |= options
