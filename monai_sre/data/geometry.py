@@ -108,9 +108,9 @@ def rotate_batch(
       Multiples of 90 degrees fall on pixel centres, so on square images nothing is lost and nothing is filled; on
       unequal sides, what leaves the frame is lost, what enters is filled, and where the sides differ by an odd number
       the grids are half a pixel apart, which the rounding decides.
-    * ``bilinear_background``: ``mode="bilinear", fill="background"``. Outside pixels are the image's own background, so that no
-      corner appears that training never showed. The background (a median) and the rotation both commute with
-      ``(x - mean) / std``, so rotating before or after normalisation is the same up to rounding.
+    * ``bilinear_background``: ``mode="bilinear", fill="background"``. Outside pixels are the image's own background,
+      so that no corner appears that training never showed. The background (a median) and the rotation both commute
+      with ``(x - mean) / std``, so rotating before or after normalisation is the same up to rounding.
 
     In either mode, multiples of 90 degrees of a square plane are done by ``torch.rot90`` and are exact.
 
