@@ -185,8 +185,11 @@ class HarmonicConv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         unbatched = x.dim() == self.mix.weight.dim() - 1
         y = self.radial(x.unsqueeze(0) if unbatched else x)
-        y, hidden = y.unflatten(1, [self.groups, -1]), self.hidden_channels // self.groups
-        radial, maps = [part.flatten(1, 2) for part in y.split([y.size(2) - hidden, hidden], dim=2)]
+        if self.groups == 1:  # apart from the others: flattening would make the batch of an ONNX graph a constant
+            radial, maps = y.split([y.size(1) - self.hidden_channels, self.hidden_channels], dim=1)
+        else:
+            y, hidden = y.unflatten(1, [self.groups, -1]), self.hidden_channels // self.groups
+            radial, maps = [part.flatten(1, 2) for part in y.split([y.size(2) - hidden, hidden], dim=2)]
         if self._mixes_at_once:
             stencils: list[Tensor] = [energy.stencils for energy in self.energies]  # type: ignore[misc]
             mixed = mixed_energies(maps, stencils, self.mix.weight, self.mix.bias, self.groups, self.eps)

@@ -51,8 +51,9 @@ BUNDLES = Path(__file__).parents[2] / "bundles"
 )
 def test_shipped_weights_need_no_rings_in_their_configs(bundle: str, kind: Any, channels: dict[str, int]) -> None:
     """Trained with ``profile="gaussian"`` and ``orthonormal=True`` in the config: the default means the same."""
-    config = json.loads((BUNDLES / bundle / "configs" / "inference.json").read_text())["network_def"]
-    written = {name: value for name, value in config.items() if not str(value).startswith(("@", "$", "monai_sre."))}
+    described = json.loads((BUNDLES / bundle / "models/model.json").read_text())["network"]
+    written = {name: value for name, value in described.items() if name != "_target_"}
+    assert (written["profile"], written["orthonormal"]) == ("gaussian", True)
     without = {name: value for name, value in written.items() if name not in ("profile", "orthonormal")} | channels
     state = torch.load(BUNDLES / bundle / "models" / "model.pt", weights_only=True)
     x = torch.randn(1, channels["in_channels"], *(24, 28, 20)[: channels["spatial_dims"]])

@@ -28,6 +28,7 @@ def parameters(network: nn.Module) -> int:
 
 
 class TestSREResNet(NetTester):
+    slow_cases = ("2d harmonic", "3d smooth")
     cases = (
         Case("2d", lambda: narrow(2), (2, 1, 13, 10), "vector", ((12, 12), (9, 9), (1, 6)), bfloat16=0.2),
         Case(

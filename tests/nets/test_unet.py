@@ -31,6 +31,7 @@ def noise(*size: int) -> torch.Tensor:
 
 
 class TestSREUNet(NetTester):
+    slow_cases = ("2d residual", "3d")
     cases = (
         Case("1d", lambda: narrow(1, kernel_size=5), (2, 1, 11), sizes=((8,), (5,)), bfloat16=0.2),
         Case(
