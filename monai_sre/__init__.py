@@ -6,7 +6,7 @@ Importing this package registers its layers in MONAI's factories: ``Conv["SRECON
 
 from __future__ import annotations
 
-from monai_sre import description
+from monai_sre import description, options
 from monai_sre.convert import conversion_report, convert_to_sre, fold_sre, spacing_from
 from monai_sre.layers import (
     SREConv1d,
@@ -43,6 +43,7 @@ __all__ = [
     "fold_sre",
     "layer_errors",
     "load_sre_checkpoint",
+    "options",
     "spacing_from",
     "sre_resnet18",
     "sre_resnet34",

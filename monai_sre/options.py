@@ -1,0 +1,131 @@
+"""The options of a bundle: of which kind each is, checked in one place before anything is read, trained or overwritten."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import inspect
+import math
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from monai.bundle import ConfigParser, run
+
+from monai_sre.ops.arguments import as_flag
+
+
+def check_options(options: Mapping[str, Any], command: Sequence[str] | None = None) -> None:
+    """Refuse values that an option cannot have, and on a command line, names that no config has.
+
+    Args:
+        options: names and values. :data:`KINDS` says what each may be.
+        command: the command line; ``None`` is that of this process, if it is ``python -m monai.bundle run``. A text on it
+            must mean what was typed: ``--output_dir 2024`` is a number to MONAI's command line, and ``run#2`` is ``run``.
+
+    Raises:
+        ValueError: a value is not of its kind, or a name is unknown; the message names the option and what it takes.
+
+    Example:
+        >>> check_options({"amp": "yes", "max_epochs": 1.5})
+        Traceback (most recent call last):
+        ValueError: max_epochs must be a whole number from 1, got 1.5
+    """
+    if command is None and _is_bundle_run(sys.orig_argv):
+        command = sys.orig_argv
+    for name, value in options.items():
+        KINDS[name](name, value)
+    if command is not None:
+        _check_command(command, {name: value for name, value in options.items() if KINDS[name] is _text})
+
+
+def explain_errors() -> None:
+    """Let ``python -m monai.bundle run`` end with the sentence that says what went wrong, which MONAI's own errors wrap."""
+    if _is_bundle_run(sys.orig_argv):
+        sys.excepthook = _end_with_the_cause
+
+
+def _number(name: str, value: Any, least: float, whole: bool) -> None:
+    good = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if not good or value < least:
+        raise ValueError(f"{name} must be a {'whole ' if whole else ''}number from {least:g}, got {value!r}")
+
+
+def _range(name: str, value: Any) -> None:
+    if value is None:
+        return
+    numbers = isinstance(value, (list, tuple)) and all(
+        isinstance(item, (int, float)) and not isinstance(item, bool) and math.isfinite(item) for item in value
+    )
+    if not numbers or len(value) != 2 or not value[0] < value[1]:
+        raise ValueError(f"{name} must be None or two increasing numbers such as [-100,300], got {value!r}")
+
+
+def _text(name: str, value: Any) -> None:
+    items = value if isinstance(value, (list, tuple)) else [value]
+    if not all(item is None or isinstance(item, (str, Path)) for item in items):
+        raise ValueError(f"{name} must be a text, got {value!r}; write './{value}' for a file or folder of that name")
+    if any("\0" in str(item) for item in items):
+        raise ValueError(f"{name} must hold no NUL character, got {value!r}")
+
+
+_from_0 = partial(_number, least=0, whole=True)
+_from_1 = partial(_number, least=1, whole=True)
+#: What each option of a bundle may be: a function of its name and value that raises.
+KINDS: dict[str, Callable[[str, Any], object]] = {
+    **dict.fromkeys(("activation_maps", "amp", "resume", "rotation", "sweep"), as_flag),
+    **dict.fromkeys(("batch_size", "image_size", "max_epochs", "num_channels", "patches_per_image"), _from_1),
+    **dict.fromkeys(("size", "val_interval"), _from_1),
+    **dict.fromkeys(("early_stopping", "num_test", "num_val", "seed"), _from_0),
+    **dict.fromkeys(("field_threshold", "learning_rate", "weight_decay"), partial(_number, least=0, whole=False)),
+    "intensity_range": _range,
+    **dict.fromkeys(("ckpt_dir", "dataset_dir", "dataset_name", "input", "output_dir"), _text),
+}
+
+
+def _is_bundle_run(words: Sequence[str]) -> bool:
+    return "monai.bundle" in words and "run" in words[words.index("monai.bundle") :]
+
+
+def _given(words: Sequence[str]) -> dict[str, str]:
+    """The options on a command line, as they were typed."""
+    found: dict[str, str] = {}
+    for word, follower in zip(words, [*words[1:], ""], strict=True):
+        match = re.fullmatch(r"--?([A-Za-z_][\w#:\-]*)(?:=(.*))?", word, flags=re.DOTALL)
+        if match:
+            found[match[1].replace("-", "_")] = follower if match[2] is None else match[2]
+    return found
+
+
+def _check_command(words: Sequence[str], texts: Mapping[str, Any]) -> None:
+    given = _given(words[words.index("run") :])
+    if "args_file" in given or "config_file" not in given:  # what stands in the file is not known here
+        return
+    files = given["config_file"]
+    names = ast.literal_eval(files) if files.startswith(("[", "(")) else files.split(",")
+    known = {*ConfigParser.load_config_files(names), *inspect.signature(run).parameters, "_meta_"} - {"override"}
+    for name, typed in given.items():
+        root = re.split("#|::", name)[0]
+        if root not in known:
+            close = difflib.get_close_matches(root, known, 1)
+            hint = f"; did you mean --{close[0]}?" if close else ""
+            raise ValueError(f"--{name} is no option of {files}{hint}")
+        value = texts.get(name, typed)
+        if typed.startswith(("$", "@", "%", "[", "(")) or str(value) == typed:
+            continue
+        if "#" in typed:
+            raise ValueError(f"--{name} {typed}: a name with '#' cannot be given to a bundle; rename it, or link to it")
+        raise ValueError(
+            f"--{name} {typed}: the command line reads {value!r}; write './{typed}' for a name in this folder"
+        )
+
+
+def _end_with_the_cause(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    sys.__excepthook__(kind, error, trace)
+    while error.__cause__ is not None:
+        error = error.__cause__
+    print(f"\n{type(error).__name__}: {error}", file=sys.stderr)

@@ -1,0 +1,130 @@
+"""Options of the bundles: values of every kind, names, and texts that a command line reads as something else."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from monai_sre.options import check_options
+
+ROOT = Path(__file__).parents[1]
+BUNDLE = ROOT / "bundles/medmnist_2d_classification"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("amp", "maybe", "amp must be true or false, got 'maybe'"),
+        ("resume", None, "resume must be true or false, got None"),
+        ("max_epochs", 1.5, "max_epochs must be a whole number from 1, got 1.5"),
+        ("max_epochs", 0, "max_epochs must be a whole number from 1, got 0"),
+        ("max_epochs", True, "max_epochs must be a whole number from 1, got True"),
+        ("batch_size", 2.5, "batch_size must be a whole number from 1, got 2.5"),
+        ("size", "abc", "size must be a whole number from 1, got 'abc'"),
+        ("early_stopping", -1, "early_stopping must be a whole number from 0, got -1"),
+        ("seed", float("nan"), "seed must be a whole number from 0, got nan"),
+        ("learning_rate", -0.1, "learning_rate must be a number from 0, got -0.1"),
+        ("weight_decay", "1e-3x", "weight_decay must be a number from 0, got '1e-3x'"),
+        ("learning_rate", float("inf"), "learning_rate must be a number from 0, got inf"),
+        ("intensity_range", [5, 1], "intensity_range must be None or two increasing numbers such as .*, got .5, 1."),
+        ("intensity_range", [0], "intensity_range must be None or two increasing numbers"),
+        ("intensity_range", "0,1", "intensity_range must be None or two increasing numbers"),
+        ("output_dir", 2024, "output_dir must be a text, got 2024; write './2024'"),
+        ("input", ("Smith", 3), "input must be a text"),
+        ("dataset_name", "a\0b", "dataset_name must hold no NUL character"),
+    ],
+)
+def test_a_wrong_value_is_named(name: str, value: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}"):
+        check_options({name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("sweep", [True, "true", "True", "yes", "on", 1, "0", "off", False]),
+        ("max_epochs", [1, 10**6]),
+        ("early_stopping", [0, 5]),
+        ("learning_rate", [0, 0.0, 1e-3, 2]),
+        ("intensity_range", [None, [0, 1], (-100.0, 300)]),
+        ("input", ["a folder", Path("x"), ["a.png", "b.png"]]),
+        ("dataset_name", [None, "breastmnist"]),
+    ],
+)
+def test_right_values_pass(name: str, values: list[Any]) -> None:
+    for value in values:
+        check_options({name: value})
+
+
+def command(*words: str) -> list[str]:
+    files = str([str(BUNDLE / "configs" / f"{name}.json") for name in ("train", "evaluate")])
+    return ["python", "-m", "monai.bundle", "run", "--config_file", files, *words]
+
+
+@pytest.mark.parametrize(
+    ("words", "options", "message"),
+    [
+        (["--max_epoch", "3"], {}, "--max_epoch is no option of .*; did you mean --max_epochs"),
+        (["--max-epoch=3"], {}, "--max_epoch is no option"),
+        (["--output_dir", "run#2"], {"output_dir": "run"}, "--output_dir run#2: a name with '#' cannot be given"),
+        (
+            ["--dataset_dir=Smith,John"],
+            {"dataset_dir": ("Smith", "John")},
+            "--dataset_dir Smith,John: the command line reads .'Smith', 'Jo",
+        ),
+        (["--output_dir", "None"], {"output_dir": "./output"}, "--output_dir None: .* write './None' for a name"),
+        (["--dataset_dir", "1e3"], {"dataset_dir": "1000.0"}, "--dataset_dir 1e3: the command line reads '1000.0'"),
+    ],
+)
+def test_a_command_line_means_what_was_typed(words: list[str], options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}"):
+        check_options(options, command(*words))
+
+
+@pytest.mark.parametrize(
+    ("words", "options"),
+    [
+        (["--max_epochs", "3", "--network_def#width", "8", "--validate#dataset#split=val"], {}),
+        (["--output_dir", "./2024"], {"output_dir": "./2024"}),
+        (["--dataset_dir", "['a','b']"], {"dataset_dir": ["a", "b"]}),
+        (["--output_dir", "$@bundle_root + '/x'"], {"output_dir": "./x"}),
+        (["--_meta_#version", "2", "--bundle_root", "."], {}),
+    ],
+)
+def test_a_right_command_line_passes(words: list[str], options: dict[str, Any]) -> None:
+    check_options(options, command(*words))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--resume", "maybe"], "ValueError: resume must be true or false, got 'maybe'"),
+        (["--max_epoch", "1"], "did you mean --max_epochs?"),
+        (["--dataset_name", "brestmnist"], "did you mean 'breastmnist'?"),
+    ],
+)
+def test_the_last_line_of_a_command_is_the_cause_and_nothing_is_written(
+    tmp_path: Path, words: list[str], message: str
+) -> None:
+    files = ["--config_file", str(BUNDLE / "configs/train.json"), "--meta_file", str(BUNDLE / "configs/metadata.json")]
+    run = [sys.executable, "-m", "monai.bundle", "run", *files, "--output_dir", str(tmp_path / "out"), *words]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(run, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=200)
+    assert done.returncode != 0
+    assert message in done.stderr.strip().splitlines()[-1]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_all_options_of_the_configs_have_a_kind() -> None:
+    """And those that stand beside them in the configs, but for structures, are checked."""
+    for path in sorted((ROOT / "bundles").glob("*/configs/*.json")):
+        config = json.loads(path.read_text())
+        for name, value in config.get("options", {}).items():
+            assert value == f"@{name}"
+            assert name in config
