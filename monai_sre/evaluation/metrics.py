@@ -13,9 +13,8 @@ from monai.metrics import CumulativeIterationMetric
 from skimage.morphology import skeletonize
 from torch import Tensor
 
-from monai_sre.data.info import TASKS
+from monai_sre.data.info import MULTI_LABEL, TASKS
 
-MULTI_LABEL = "multi-label, binary-class"
 MAP_METRICS = ("Dice", "AUC", "sensitivity", "specificity", "clDice")
 NAN = float("nan")
 

@@ -21,10 +21,10 @@ from monai.utils import convert_to_tensor
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from monai_sre.data.info import MULTI_LABEL
 from monai_sre.evaluation.figures import draw_confusion, draw_curves, draw_maps
 from monai_sre.evaluation.metrics import (
     MAP_METRICS,
-    MULTI_LABEL,
     accuracy,
     area_under_curve,
     as_arrays,
