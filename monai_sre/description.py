@@ -64,6 +64,10 @@ class ModelDescription(Mapping[str, Any]):
             ValueError: the description cannot say how; the message names its source.
         """
         entry = self["network"]
+        if entry is None:
+            raise ValueError(
+                f"{self.source} does not say how the network is made; give the network_def that it was trained with"
+            )
         if not isinstance(entry, dict) or not isinstance(entry.get("_target_"), str):
             raise ValueError(
                 f"{self.source}: 'network' must be {{'_target_': class, argument: value, ...}}, got {entry!r}"
@@ -104,7 +108,10 @@ def network_entry(network: nn.Module) -> dict[str, Any] | None:
     """A network's class and arguments as a MONAI config writes them.
 
     Args:
-        network: from :func:`make_network`; of any other, and where JSON cannot hold an argument, nothing is known: ``None``.
+        network: from :func:`make_network`.
+
+    Returns:
+        What was noted; ``None`` of any other network, and where JSON cannot hold an argument.
 
     Example:
         >>> network_entry(make_network("torch.nn.Linear", in_features=2, out_features=1))
@@ -147,13 +154,13 @@ def load_description(path: str | Path) -> ModelDescription:
     """Read the JSON file of a trained model.
 
     Args:
-        path: of the file.
+        path: of the file, or of the weights that it lies beside under the same name.
 
     Raises:
         FileNotFoundError: it is not there.
         ValueError: it is no description of a model.
     """
-    path = Path(path)
+    path = Path(path).with_suffix(".json")
     if not path.is_file():
         raise FileNotFoundError(
             f"{path} is missing: training writes it beside {path.with_suffix('.pt').name}, and a model needs both"
@@ -171,7 +178,7 @@ def load_network(path: str | Path, **changes: Any) -> nn.Module:
     """The network of a trained model, with new weights: what a config names as its ``network_def``.
 
     Args:
-        path: of the JSON file of the model.
+        path: of its JSON file or of its weights, see :func:`load_description`.
         changes: arguments of the network that are to be others than those of the description.
 
     Raises:
@@ -216,8 +223,8 @@ def check_weights(network: nn.Module, path: str | Path) -> None:
     own = network.state_dict()
     faults = [f"{name} is not in it" for name in own if name not in state]
     faults += [f"the network has no {name}" for name in state if name not in own]
-    for name in own.keys() & state.keys():
-        ours, theirs = own[name], state[name]
+    for name, ours in own.items():
+        theirs = state.get(name, ours)
         if ours.shape != theirs.shape:
             faults.append(f"{name} has shape {tuple(theirs.shape)}, the network's is {tuple(ours.shape)}")
         elif ours.is_floating_point() != theirs.is_floating_point():

@@ -9,6 +9,7 @@ require("monai_sre.training")
 # ruff: noqa: E402 - what the rest imports is there by now
 
 import json
+import logging
 import math
 import warnings
 from collections.abc import Mapping
@@ -26,7 +27,15 @@ from torch.utils._pytree import tree_map
 
 from monai_sre.data import BatchLoader, EpochLoader, mix_seed
 from monai_sre.description import FILE_NAME, describe
+from monai_sre.evaluation.metrics import scalar_metrics
 from monai_sre.ops.arguments import as_flag, int_tuple
+
+_LOGGER = logging.getLogger(__name__)
+_UNKNOWN_NETWORK = (
+    f"{FILE_NAME} cannot hold how this network is made, so evaluation and inference will need the same network_def again. "
+    'Write network_def as {"_target_": "monai_sre.description.make_network", "target": class, argument: value, ...}, with '
+    "arguments that JSON can hold, and they will not"
+)
 
 
 class EpochSeed:
@@ -102,6 +111,7 @@ class Checkpoints:
         evaluator: the validation engine; its handler must be attached before this one.
         metric: the evaluator's metric that ``model.pt`` is chosen by; higher is better.
         description: what ``model.json`` holds beside the epoch and the metrics: the values that the model needs to be used.
+            A ``"network"`` of ``None`` is logged as a warning, as evaluation and inference then have to be told.
         resume: go on from ``last.pt``: a boolean, or a word such as ``"true"`` from a command line.
         patience: end the training after so many validations without improvement; 0 is never.
 
@@ -111,6 +121,7 @@ class Checkpoints:
 
     Raises:
         FileNotFoundError: ``resume`` is on and there is no ``last.pt``.
+        TypeError: JSON cannot hold the description.
         ValueError: an argument cannot work; ``last.pt`` cannot be read or is of another network, or the training it holds is
             complete; or, in the training, the metric is NaN.
     """
@@ -135,6 +146,9 @@ class Checkpoints:
 
     def attach(self, engine: Engine) -> None:
         """Register with a trainer, as the last of its handlers."""
+        describe(self.description, 0, {})  # raises now rather than after the first epochs
+        if self.description.get("network", "") is None and idist.get_rank() == 0:
+            _LOGGER.warning(_UNKNOWN_NETWORK)
         if self.resume:
             self._load(engine)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -183,8 +197,7 @@ class Checkpoints:
             self.waited = 0 if score > self.best else self.waited + 1
             if score > self.best:
                 self.best = score
-                metrics = {name: float(value) for name, value in self.evaluator.state.metrics.items()}
-                values = describe(self.description, engine.state.epoch, metrics)
+                values = describe(self.description, engine.state.epoch, scalar_metrics(self.evaluator.state.metrics))
                 self._write({"model.pt": self.parts["network"].state_dict(), FILE_NAME: values})
             if self.patience and self.waited >= self.patience:
                 engine.terminate()

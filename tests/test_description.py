@@ -49,6 +49,13 @@ def test_a_network_is_built_again_from_its_description(tmp_path: Path, target: s
     assert network_entry(copy.deepcopy(network)) == network_entry(network)
 
 
+@pytest.mark.parametrize("name", ["model.pt", "model.json", "other.pt"])
+def test_weights_have_the_description_beside_them(tmp_path: Path, name: str) -> None:
+    for stem in ("model", "other"):
+        (tmp_path / f"{stem}.json").write_text(json.dumps({"data": stem}))
+    assert load_description(tmp_path / name)["data"] == name.split(".")[0]
+
+
 def test_a_config_may_change_an_argument(tmp_path: Path) -> None:
     path = tmp_path / "model.json"
     path.write_text(json.dumps({"network": {"_target_": "torch.nn.Linear", "in_features": 2, "out_features": 1}}))
@@ -60,7 +67,7 @@ def test_a_network_of_which_nothing_is_known_is_left_out_and_said(tmp_path: Path
     assert network_entry(converted) is None
     assert network_entry(nn.Linear(2, 1)) is None
     (tmp_path / "model.json").write_text(json.dumps(describe({"network": None}, 1, {})))
-    with pytest.raises(ValueError, match=r"model.json: 'network' must be .* got None"):
+    with pytest.raises(ValueError, match=r"model.json does not say how the network is made; give the network_def"):
         load_network(tmp_path / "model.json")
 
 

@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import ignite.distributed as idist
 import pytest
 import torch
 from ignite.engine import Engine, Events
 from monai.optimizers import WarmupCosineSchedule
+from torch import nn
 from torch.optim import lr_scheduler as schedules
 
 import monai_sre
+from monai_sre.description import make_network, network_entry
 from monai_sre.nets import SREUNet
 from monai_sre.training import AutocastInferer, Checkpoints, EpochSeed
 
 
 def run_epochs(
-    folder: Path, scores: list[float], resume: bool = False, patience: int = 0
+    folder: Path,
+    scores: list[float],
+    resume: bool = False,
+    patience: int = 0,
+    others: dict[str, Any] | None = None,
+    description: dict[str, Any] | None = None,
 ) -> tuple[Engine, Checkpoints]:
     """Train a one-weight network whose weight counts its steps, and validate with the given scores."""
     network = torch.nn.Linear(1, 1, bias=False)
@@ -33,10 +42,12 @@ def run_epochs(
     trainer, validator = Engine(step), Engine(lambda _, batch: batch)
     trainer.state.max_epochs, trainer.state.epoch_length = len(scores), 1
     validator.add_event_handler(
-        Events.COMPLETED, lambda engine: engine.state.metrics.update(score=scores[trainer.state.epoch - 1])
+        Events.COMPLETED,
+        lambda engine: engine.state.metrics.update(score=scores[trainer.state.epoch - 1], **(others or {})),
     )
     trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda _: validator.run([0]))
-    saver = Checkpoints(folder, network, optimizer, scheduler, validator, "score", {"size": 28}, resume, patience)
+    description = description or {"size": 28}
+    saver = Checkpoints(folder, network, optimizer, scheduler, validator, "score", description, resume, patience)
     saver.attach(trainer)
     trainer.run([0], max_epochs=len(scores))
     return trainer, saver
@@ -79,6 +90,31 @@ def test_the_description_is_that_of_the_best_epoch(tmp_path: Path) -> None:
         "epoch": 2,
         "metrics": {"score": 0.9},
     }
+
+
+def test_metrics_that_are_no_number_are_no_part_of_the_description(tmp_path: Path) -> None:
+    run_epochs(tmp_path, [0.1], others={"matrix": torch.eye(2), "loss": torch.tensor(0.25), "names": ["a"]})
+    assert json.loads((tmp_path / "model.json").read_text())["metrics"] == {"score": 0.1, "loss": 0.25}
+
+
+def test_a_description_that_json_cannot_hold_ends_training_before_it_starts(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="got device=device"):
+        run_epochs(tmp_path / "out", [0.1], description={"device": torch.device("cpu")})
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("network", "warned"),
+    [(nn.Linear(1, 1), True), (make_network("torch.nn.Linear", in_features=1, out_features=1), False)],
+)
+def test_a_network_that_cannot_be_described_is_said_at_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, network: nn.Module, warned: bool
+) -> None:
+    run_epochs(tmp_path, [0.1], description={"network": network_entry(network)})
+    messages = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert [message.startswith("model.json cannot hold how this network is made") for message in messages] == [
+        True
+    ] * warned
 
 
 @pytest.mark.parametrize("word", ["maybe", "", "2", "None"])

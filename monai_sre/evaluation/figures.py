@@ -127,8 +127,8 @@ def draw_sweep(
 def draw_maps(shown: Sequence[tuple[np.ndarray, ...]], path: Path, titles: Sequence[str] = ()) -> None:
     """Picture with a row per image: the image, the truth, and each decided map with its errors in colour.
 
-    White is foreground that is found, red what is found in excess, blue what is missed. Of a volume, the middle slice
-    across the last axis is shown.
+    White is foreground that is found, red what is found in excess, blue what is missed. Images are rows by columns; of a
+    volume, the middle slice across the last axis is shown, its first axis from left to right.
 
     Args:
         shown: of each image ``(image (C, *spatial), truth (*spatial), decided map (*spatial), ...)``.
@@ -144,15 +144,14 @@ def draw_maps(shown: Sequence[tuple[np.ndarray, ...]], path: Path, titles: Seque
         pictures = [_picture(image), _slice(truth) > 0]
         pictures += [_errors(_slice(found) > 0, _slice(truth)) for found in maps]
         for axes, picture, title in zip(grid[index], pictures, titles, strict=True):
-            turned = np.swapaxes(picture, 0, 1)  # MONAI reads columns first
-            axes.imshow(turned, cmap="gray", interpolation="nearest")
+            axes.imshow(picture, cmap="gray", interpolation="nearest")
             axes.set_axis_off()
             axes.set_title("" if index else title, fontsize=10)
     figure.savefig(path, dpi=110)
 
 
 def _slice(values: np.ndarray) -> np.ndarray:
-    return values if values.ndim == 2 else values[..., values.shape[-1] // 2]
+    return values if values.ndim == 2 else values[..., values.shape[-1] // 2].T
 
 
 def _picture(image: np.ndarray) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,9 +13,8 @@ from monai.metrics import CumulativeIterationMetric
 from skimage.morphology import skeletonize
 from torch import Tensor
 
-from monai_sre.data.info import TASKS
+from monai_sre.data.info import MULTI_LABEL, TASKS
 
-MULTI_LABEL = "multi-label, binary-class"
 MAP_METRICS = ("Dice", "AUC", "sensitivity", "specificity", "clDice")
 NAN = float("nan")
 
@@ -217,6 +216,19 @@ def nan_mean(values: Sequence[float]) -> float:
     """
     present = [value for value in values if value == value]
     return float(np.mean(present)) if present else NAN
+
+
+def scalar_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """The metrics of an engine that are one number each, without such as a confusion matrix.
+
+    Example:
+        >>> scalar_metrics({"acc": torch.tensor(0.5), "loss": 2.0, "matrix": torch.eye(2)})
+        {'acc': 0.5, 'loss': 2.0}
+    """
+    arrays = {name: np.asarray(value.cpu() if isinstance(value, Tensor) else value) for name, value in metrics.items()}
+    return {
+        name: float(value.item()) for name, value in arrays.items() if value.size == 1 and value.dtype.kind in "buif"
+    }
 
 
 def as_arrays(score: Tensor, label: Tensor) -> tuple[np.ndarray, np.ndarray]:

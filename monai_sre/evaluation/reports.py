@@ -21,16 +21,17 @@ from monai.utils import convert_to_tensor
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from monai_sre.data.info import MULTI_LABEL
 from monai_sre.evaluation.figures import draw_confusion, draw_curves, draw_maps
 from monai_sre.evaluation.metrics import (
     MAP_METRICS,
-    MULTI_LABEL,
     accuracy,
     area_under_curve,
     as_arrays,
     check_scores,
     class_scores,
     nan_mean,
+    scalar_metrics,
 )
 
 _LOGGER = logging.getLogger(__name__)
@@ -43,7 +44,7 @@ class LearningCurves:
 
     Args:
         output_dir: folder of both files, created if need be.
-        evaluator: the validation engine; its metrics become columns in the epochs that it ran in.
+        evaluator: the validation engine; its metrics that are numbers become columns in the epochs that it ran in.
         optimizer: its learning rate becomes a column.
 
     Example:
@@ -101,7 +102,7 @@ class LearningCurves:
         if self.optimizer is not None:
             row["learning_rate"] = self.optimizer.param_groups[0]["lr"]
         if self.evaluator is not None and self._validated:
-            row.update(self.evaluator.state.metrics)
+            row.update(scalar_metrics(self.evaluator.state.metrics))
         self._validated = False
         self._rows.append(row)
         if idist.get_rank() == 0:

@@ -1,4 +1,4 @@
-"""The same test set under a list of rotations and flips: does a network keep its accuracy, and its mind?"""
+"""The same test set under a list of rotations and flips: scores under each, and how often a decision changes."""
 
 from __future__ import annotations
 
@@ -16,11 +16,10 @@ from monai.utils import convert_to_tensor
 from torch import Tensor
 
 from monai_sre.data.geometry import background_value, flip_batch, rotate_batch
-from monai_sre.data.info import TASKS
+from monai_sre.data.info import MULTI_LABEL, TASKS
 from monai_sre.evaluation.figures import draw_sweep
 from monai_sre.evaluation.metrics import (
     MAP_METRICS,
-    MULTI_LABEL,
     NAN,
     accuracy,
     area_under_curve,

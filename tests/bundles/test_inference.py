@@ -11,10 +11,9 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from monai.bundle import create_workflow
 from PIL import Image
 
-from monai_sre.data import BatchPreprocess, load_dataset
+from tests.bundles import running
 from tests.bundles.inferring import (
     BUNDLES,
     CLASSIFICATION,
@@ -88,16 +87,16 @@ def test_inference_sees_what_evaluation_sees(tmp_path: Path) -> None:
     names = sorted(path.name for path in images.iterdir())
     entries = [{"image": f"images/{name}", "label": index % 2} for index, name in enumerate(names)]
     (tmp_path / "list.json").write_text(json.dumps({"test": entries}))
+    options = {"ckpt_dir": str(tmp_path / "model"), "device": "cpu"}
+    lists = {"dataset_name": "list.json", "dataset_dir": str(tmp_path), "output_dir": str(tmp_path / "evaluation")}
     tables = []
     for window in (None, [0, 255]):
-        network = classifier(tmp_path / "model", 2, size=12, image_size=14, intensity_range=window)
-        infer(CLASSIFICATION[2], images, tmp_path / "out", ckpt_dir=str(tmp_path / "model"))
-        listed = load_dataset("list.json", tmp_path, "test", 12, intensity_range=window, progress=False)
-        with torch.no_grad():
-            expected = network(BatchPreprocess(14)(listed.images)).softmax(dim=1)
-        found = [float(row["p(0)"]) for row in rows(tmp_path / "out/predictions.csv")]
-        assert found == pytest.approx(expected[:, 0].tolist(), abs=2e-6)
-        tables.append(found)
+        classifier(tmp_path / "model", 2, size=12, image_size=14, intensity_range=window)
+        running.run(CLASSIFICATION[2], "train", "evaluate", **options, **lists)
+        infer(CLASSIFICATION[2], images, tmp_path / "out", **options)
+        tables.append([float(row["p(0)"]) for row in rows(tmp_path / "out/predictions.csv")])
+        evaluated = [float(row["p(0)"]) for row in rows(tmp_path / "evaluation/predictions.csv")]
+        assert tables[-1] == pytest.approx(evaluated, abs=2e-6)
     same = [first == second for first, second in zip(*tables, strict=True)]
     assert same == [True, False, False, False]  # 8-bit files have their range
 
@@ -112,6 +111,17 @@ def test_options_override_the_description(tmp_path: Path) -> None:
     (one,), (other,) = rows(tmp_path / "out/predictions.csv"), rows(tmp_path / "other/predictions.csv")
     assert other["name"] in ("ill", "well")
     assert one["p(0)"] != other["p(ill)"]
+
+
+def test_weights_elsewhere_bring_their_own_description(tmp_path: Path) -> None:
+    """Two models of one architecture differ in their classes alone."""
+    for name in ("one", "other"):
+        classifier(tmp_path / name, 2, class_names=[f"{name} {number}" for number in range(2)])
+    np.save(tmp_path / "a.npy", np.zeros((12, 12), dtype=np.uint8))
+    options = {"ckpt_dir": str(tmp_path / "one"), "ckpt_path": str(tmp_path / "other/model.pt")}
+    infer(CLASSIFICATION[2], tmp_path / "a.npy", tmp_path / "out", **options)
+    (row,) = rows(tmp_path / "out/predictions.csv")
+    assert row["name"] == f"other {row['class']}"
 
 
 @pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
@@ -287,28 +297,3 @@ def test_each_bad_volume_has_one_clear_reason(tmp_path: Path) -> None:
         assert reason in table[name]
         assert bool(table[name]) == bool(reason)
         assert (name in str(caught.value)) == bool(reason)
-
-
-# The bundle's form ----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
-def test_all_properties_resolve(tmp_path: Path, bundle: Path) -> None:
-    dims = 3 if "3d" in bundle.name else 2
-    np.save(tmp_path / "image.npy", np.zeros((12,) * dims, dtype=np.uint8))
-    workflow = create_workflow(
-        "ConfigWorkflow",
-        config_file=str(bundle / "configs/inference.json"),
-        meta_file=str(bundle / "configs/metadata.json"),
-        logging_file=str(bundle / "configs/logging.conf"),
-        workflow_type="infer",
-        bundle_root=str(bundle),
-        input=str(tmp_path),
-        output_dir=str(tmp_path / "out"),
-        device="cpu",
-    )
-    assert workflow is not None
-    assert workflow.check_properties() == []
-    for name in set(workflow.properties) - {"key_metric"}:  # there is no truth to measure against
-        assert getattr(workflow, name) is not None, name
-    workflow.finalize()

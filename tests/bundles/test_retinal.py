@@ -1,4 +1,4 @@
-"""The bundle for retinal vessels through ``monai.bundle``: train, resume, evaluate, infer, verify, export, two processes."""
+"""The bundle for retinal vessels through ``monai.bundle``: train, resume, evaluate, two processes."""
 
 from __future__ import annotations
 
@@ -6,14 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-import monai.bundle
 import numpy as np
 import pytest
 import torch
-from monai.bundle import create_workflow
 from PIL import Image
 
-from monai_sre.description import load_network
 from tests.bundles import running
 from tests.bundles.running import causes, rows, run_in_two_processes
 
@@ -185,64 +182,7 @@ def test_plain_network_for_comparison(eyes: Path, tmp_path: Path) -> None:
     assert max(scores) - min(scores) > 1e-3
 
 
-# The bundle's forms ---------------------------------------------------------------------------------------------------
-
-
-def test_all_properties_resolve(eyes: Path, tmp_path: Path) -> None:
-    workflow = create_workflow(
-        "ConfigWorkflow",
-        config_file=str(BUNDLE / "configs/train.json"),
-        meta_file=str(BUNDLE / "configs/metadata.json"),
-        logging_file=str(BUNDLE / "configs/logging.conf"),
-        workflow_type="train",
-        bundle_root=str(BUNDLE),
-        **toy(eyes, max_epochs=1),
-        output_dir=str(tmp_path / "out"),
-    )
-    assert workflow is not None
-    assert workflow.check_properties() == []
-    left_out = {"train_dataset_data", "val_dataset_data"}  # named by dataset_dir instead
-    left_out |= {"train_key_metric", "train_postprocessing"}  # which nobody reads
-    for name in set(workflow.properties) - left_out:
-        assert getattr(workflow, name) is not None, name
-    workflow.finalize()
-
-
-def test_metadata_is_valid(tmp_path: Path) -> None:
-    copy = tmp_path / "schema.json"
-    copy.write_bytes((Path(__file__).parent / "meta_schema_20240725.json").read_bytes())
-    monai.bundle.verify_metadata(meta_file=str(BUNDLE / "configs/metadata.json"), filepath=str(copy))
-    metadata = json.loads((BUNDLE / "configs/metadata.json").read_text())
-    assert metadata["version"] in metadata["changelog"]
-
-
-def test_network_fits_the_metadata() -> None:
-    for any_size in (16, 33):
-        monai.bundle.verify_net_in_out(
-            net_id="network_def",
-            meta_file=str(BUNDLE / "configs/metadata.json"),
-            config_file=str(BUNDLE / "configs/inference.json"),
-            bundle_root=str(BUNDLE),
-            device="cpu",
-            any=any_size,
-        )
-
-
-def test_torchscript_export(trained: Path, tmp_path: Path) -> None:
-    target = tmp_path / "model.ts"
-    monai.bundle.ckpt_export(
-        net_id="network_def",
-        filepath=str(target),
-        ckpt_file=str(trained / "models/model.pt"),
-        meta_file=str(BUNDLE / "configs/metadata.json"),
-        config_file=str(BUNDLE / "configs/inference.json"),
-        key_in_ckpt="",
-        ckpt_dir=str(trained / "models"),
-    )
-    ours = load_network(trained / "models/model.json")
-    ours.load_state_dict(torch.load(trained / "models/model.pt", weights_only=True))
-    x = torch.randn(2, 3, 21, 30)
-    torch.testing.assert_close(torch.jit.load(str(target))(x), ours.eval()(x), rtol=1e-4, atol=1e-5)
+# Several processes, real data -----------------------------------------------------------------------------------------
 
 
 def test_two_processes(eyes: Path, trained: Path, evaluated: Path, tmp_path: Path) -> None:

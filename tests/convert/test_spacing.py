@@ -69,6 +69,4 @@ def test_spacing_from() -> None:
     with pytest.raises(TypeError, match="affine"):
         spacing_from(torch.zeros(1, 4, 8, 8))
     layer: Any = convert_to_sre(nn.Conv3d(1, 1, (3, 7, 7), padding=(1, 3, 3)), spacing=spacing_from(image))
-    radii = [0.0, 5 / 0.7]
-    assert layer.kernel()[0, 0, 0, 3, 3] == layer.kernel()[0, 0, 2, 3, 3]
-    assert layer.num_rings >= len(radii)
+    assert "spacing=(5.0, 0.7, 0.7)" in repr(layer)

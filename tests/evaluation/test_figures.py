@@ -69,23 +69,36 @@ def test_what_cannot_be_drawn_is_refused(tmp_path: Path, changed: dict[str, Any]
         draw_activations(**{**arguments, **changed})
 
 
+def coloured(path: Path, colour: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Number of pixels of a colour, and height and width of the box that holds them."""
+    with Image.open(path) as picture:
+        rows, columns = np.nonzero((np.asarray(picture.convert("RGB")) == colour).all(axis=-1))
+    return len(rows), int(np.ptp(rows)) + 1, int(np.ptp(columns)) + 1
+
+
+RED, BLUE = (255, 0, 0), (0, 0, 255)
+
+
 def test_errors_in_colour(tmp_path: Path) -> None:
-    """One column of found, one of excess, one of missed pixels, and one that does not count."""
+    """One row of found, one of excess, one of missed pixels, and one that does not count."""
     truth = np.array([[1], [0], [1], [-1]]).repeat(8, axis=1)
     found = np.array([[1], [1], [0], [1]]).repeat(8, axis=1)
     draw_maps([(np.zeros((1, 4, 8)), truth, found)], tmp_path / "a.png")
-    with Image.open(tmp_path / "a.png") as picture:
-        pixels = np.asarray(picture.convert("RGB")).reshape(-1, 3)
-    colours, counts = np.unique(pixels, axis=0, return_counts=True)
-    shown = {tuple(map(int, colour)): int(count) for colour, count in zip(colours, counts, strict=True)}
-    assert shown[255, 0, 0] > 500
-    assert shown[0, 0, 255] == pytest.approx(shown[255, 0, 0], rel=0.05)
+    (red, *box), (blue, *_) = coloured(tmp_path / "a.png", RED), coloured(tmp_path / "a.png", BLUE)
+    assert red > 500
+    assert blue == pytest.approx(red, rel=0.05)
+    assert box[1] == pytest.approx(8 * box[0], rel=0.1)  # a row lies across, as the image is displayed
 
 
 def test_middle_slice_of_a_volume(tmp_path: Path) -> None:
-    volume = np.zeros((1, 6, 5, 7))
-    draw_maps([(volume, volume[0], volume[0], volume[0])], tmp_path / "a.png", titles=("a", "b", "c", "d"))
-    assert (tmp_path / "a.png").is_file()
+    """Pixels in a row along the first axis of the middle slice alone lie across."""
+    found = np.zeros((6, 5, 7))
+    found[:, 1, 3] = 1
+    found[:, 2, 4] = 1
+    draw_maps([(np.zeros((1, 6, 5, 7)), np.zeros((6, 5, 7)), found)], tmp_path / "a.png")
+    count, height, width = coloured(tmp_path / "a.png", RED)
+    assert count > 500
+    assert width == pytest.approx(6 * height, rel=0.1)
 
 
 def test_titles_stand_above_the_columns(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ def contract(
     out: Tensor | None = None,
     other: Tensor | None = None,
 ) -> Tensor | None:
-    """One pass over the sums of an image, piece by piece; arguments and result are those of ``ring_cpu.contract``."""
+    """One pass over the sums of an image, piece by piece; arguments and result are those of ``contract`` in ``cpu.py``."""
     total = None
     if other is not None:
         total = x.new_zeros(groups, x.shape[1] // groups * plan.maps, other.shape[1] // groups)

@@ -1,6 +1,6 @@
 /* The compiled half of ring.py: sums of images over the taps of a fixed basis, multiplied while still in cache.
  *
- * A plan (ring_plan.py) has sorted the taps into sets that are always summed together, axis by axis:
+ * A plan (plan.py) has sorted the taps into sets that are always summed together, axis by axis:
  *   columns  u_a[y, x]    = sum of the padded row y at x + tap, tap in column set a
  *   rows     q_s[z, y, x] = sum of u_a[y + tap, x],             (tap, a) in row set s
  *   groups   h_g[z, y, x] = sum of q_s[z + tap, y, x],          (tap, s) in group g      (flat kernels stop at rows)

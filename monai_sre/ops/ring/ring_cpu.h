@@ -40,7 +40,7 @@ INLINE i64 least(i64 a, i64 b) { return a < b ? a : b; }
 INLINE i64 ceil_div(i64 a, i64 b) { return (a + b - 1) / b; }
 INLINE i64 aligned(i64 a) { return ceil_div(a, LANES) * LANES; } /* a load across two cache lines costs two */
 
-/* What one call does; the field order is that of ring_cpu.py. Triples are z, y, x. */
+/* What one call does; the field order is that of cpu.py. Triples are z, y, x. */
 typedef struct {
     i64 images, channels, out_channels, other_channels, blocks; /* blocks: groups of channels that do not mix */
     i64 in_size[3], out_size[3], stride[3], padding[3], dilation[3];

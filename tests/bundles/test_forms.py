@@ -1,0 +1,160 @@
+"""The forms that MONAI asks of every bundle: metadata, properties, loading and export by its own commands."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import monai.bundle
+import numpy as np
+import pytest
+import torch
+from monai.bundle import create_workflow
+from PIL import Image
+from torch import nn
+
+from monai_sre.description import load_description, load_network
+from tests.bundles.inferring import BUNDLES, CLASSIFICATION, SEGMENTATION
+from tests.bundles.running import config_files
+
+every_bundle = pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
+
+
+def shipped(bundle: Path) -> nn.Module:
+    network = load_network(bundle / "models/model.json")
+    network.load_state_dict(torch.load(bundle / "models/model.pt", weights_only=True))
+    return network.eval()
+
+
+def metadata_of(bundle: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((bundle / "configs/metadata.json").read_text())
+    return content
+
+
+def forms(bundle: Path, config: str) -> dict[str, Any]:
+    """What the commands of ``monai.bundle`` are told of a bundle."""
+    return {
+        "meta_file": str(bundle / "configs/metadata.json"),
+        "config_file": config_files(bundle, config)[0],
+        "bundle_root": str(bundle),
+    }
+
+
+@every_bundle
+def test_metadata_is_valid(tmp_path: Path, bundle: Path) -> None:
+    copy = tmp_path / "schema.json"
+    copy.write_bytes((Path(__file__).parent / "meta_schema_20240725.json").read_bytes())
+    monai.bundle.verify_metadata(meta_file=str(bundle / "configs/metadata.json"), filepath=str(copy))
+    metadata = metadata_of(bundle)
+    assert metadata["version"] in metadata["changelog"]
+
+
+@every_bundle
+def test_metadata_and_description_say_the_same(bundle: Path) -> None:
+    metadata, model = metadata_of(bundle), load_description(bundle / "models/model.json")
+    image, pred = (metadata["network_data_format"][kind] for kind in ("inputs", "outputs"))
+    assert image["image"]["num_channels"] == model["num_channels"]
+    assert list(pred["pred"]["channel_def"].values()) == model["class_names"]
+    assert pred["pred"]["num_channels"] == len(model["class_names"])
+    for name, value in model["metrics"].items():
+        assert metadata["eval_metrics"][name] == value
+    if bundle != SEGMENTATION:
+        assert image["image"]["spatial_shape"] == [model["image_size"]] * model["spatial_dims"]
+
+
+@every_bundle
+def test_network_fits_the_metadata(bundle: Path) -> None:
+    for size in (16, 33) if bundle == SEGMENTATION else (0,):  # for the axes of which the metadata say that any will do
+        monai.bundle.verify_net_in_out(net_id="network_def", device="cpu", any=size, **forms(bundle, "inference"))
+
+
+def data(bundle: Path, folder: Path) -> dict[str, Any]:
+    """Data to train on that are made in no time."""
+    if bundle != SEGMENTATION:
+        return {"dataset_name": f"demo_{load_description(bundle / 'models/model.json')['spatial_dims']}d"}
+    random = np.random.default_rng(0)
+    for number in range(3):
+        for kind, shape in (("images", (16, 16, 3)), ("labels1", (16, 16))):
+            (folder / kind).mkdir(exist_ok=True)
+            values = random.integers(0, 2, shape, dtype=np.uint8) * 255
+            Image.fromarray(values).save(folder / kind / f"{number}{'.jpg' if kind == 'images' else '_1stHO.png'}")
+    return {"dataset_dir": str(folder), "num_val": 1, "num_test": 1, "batch_size": 1, "field_threshold": 0}
+
+
+@every_bundle
+@pytest.mark.parametrize("phase", ["train", "inference"])
+def test_all_properties_resolve(tmp_path: Path, bundle: Path, phase: str) -> None:
+    if phase == "train":
+        options = {**data(bundle, tmp_path), "max_epochs": 1}
+        left_out = {"train_dataset_data", "val_dataset_data"}  # named by dataset_name or dataset_dir instead
+        left_out |= {"train_key_metric", "train_postprocessing"}  # which nobody reads
+    else:
+        np.save(tmp_path / "image.npy", np.zeros((12,) * (3 if "3d" in bundle.name else 2), dtype=np.uint8))
+        options, left_out = {"input": str(tmp_path)}, {"key_metric"}  # there is no truth to measure against
+    workflow = create_workflow(
+        "ConfigWorkflow",
+        workflow_type="train" if phase == "train" else "infer",
+        logging_file=str(bundle / "configs/logging.conf"),
+        output_dir=str(tmp_path / "out"),
+        device="cpu",
+        **forms(bundle, phase),
+        **options,
+    )
+    assert workflow is not None
+    assert workflow.check_properties() == []
+    for name in set(workflow.properties) - left_out:
+        assert getattr(workflow, name) is not None, name
+    workflow.finalize()
+
+
+@every_bundle
+def test_bundle_load(bundle: Path) -> None:
+    network = monai.bundle.load(bundle.name, bundle_dir=str(bundle.parent), source="monaihosting", device="cpu")
+    state = torch.load(bundle / "models/model.pt", weights_only=True)
+    loaded = network.state_dict() if isinstance(network, nn.Module) else network
+    torch.testing.assert_close(dict(loaded), dict(state), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("bundle", "shape", "use_trace"),
+    [
+        (CLASSIFICATION[2], (1, 32, 32), False),
+        (CLASSIFICATION[2], (1, 32, 32), True),
+        (CLASSIFICATION[3], (1, 28, 28, 28), False),
+        (SEGMENTATION, (3, 21, 30), False),
+    ],
+    ids=["2-D scripted", "2-D traced", "3-D", "vessels"],
+)
+def test_torchscript_export(bundle: Path, shape: tuple[int, ...], use_trace: bool, tmp_path: Path) -> None:
+    target = tmp_path / "model.ts"
+    monai.bundle.ckpt_export(
+        net_id="network_def",
+        filepath=str(target),
+        ckpt_file=str(bundle / "models/model.pt"),
+        key_in_ckpt="",
+        use_trace=use_trace,
+        input_shape=[1, *shape],
+        **forms(bundle, "inference"),
+    )
+    x = torch.randn(2, *shape)
+    torch.testing.assert_close(torch.jit.load(str(target))(x), shipped(bundle)(x), rtol=1e-4, atol=1e-5)
+
+
+def test_onnx_export(tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    bundle, target = CLASSIFICATION[2], tmp_path / "model.onnx"
+    monai.bundle.onnx_export(
+        net_id="network_def",
+        filepath=str(target),
+        ckpt_file=str(bundle / "models/model.pt"),
+        key_in_ckpt="",
+        use_trace=True,
+        input_shape=[1, 1, 32, 32],
+        **forms(bundle, "inference"),
+    )
+    session = onnxruntime.InferenceSession(str(target))
+    x = torch.randn(1, 1, 32, 32)
+    (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    np.testing.assert_allclose(found, shipped(bundle)(x).detach().numpy(), rtol=1e-3, atol=1e-4)
