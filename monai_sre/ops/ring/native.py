@@ -1,32 +1,46 @@
 """C sources, compiled at first use for the processor at hand, and loaded.
 
-The compiler is ``CC``, ``cc``, ``gcc`` or ``clang``; libraries are kept in the user's cache folder (``MONAI_SRE_CACHE``, or
-``monai_sre`` under ``XDG_CACHE_HOME`` or ``~/.cache``). They share the OpenMP runtime that torch has loaded. Without a
-compiler one line is logged, and the caller takes another path.
+The compiler is ``CC`` (a path, or a command with options, such as ``ccache gcc``), ``cc``, ``gcc`` or ``clang``; a command
+that takes longer than :data:`COMPILE_SECONDS` is ended, with all that it started. Libraries are kept in the user's cache
+folder (``MONAI_SRE_CACHE``, or ``monai_sre`` under ``XDG_CACHE_HOME`` or ``~/.cache``; paths must be absolute), whole and
+with a hash. The folder and the file are used only where they belong to this user and nobody else can write to them. What
+is loaded is a copy in a private folder, which nobody can exchange or truncate: in the temporary folder, or in the cache
+where nothing can be run from there. Libraries share the OpenMP runtime that torch has loaded. Where none can be had, one
+line is logged, and the caller takes another path.
 """
 
 from __future__ import annotations
 
-import atexit
+import contextlib
 import ctypes
+import functools
 import hashlib
+import itertools
 import logging
 import os
 import platform
 import re
+import shlex
 import shutil
+import signal
+import stat
 import subprocess
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+#: Seconds that one command of the compiler may take.
+COMPILE_SECONDS = 60
+
 _logger = logging.getLogger(__name__)
 _REAL = {torch.float32: "float", torch.float64: "double"}
-_COMPILE_SECONDS = 60
+_FAILURES = (OSError, UnicodeError, subprocess.CalledProcessError)  # ctypes decodes messages that name any path
+_Result = TypeVar("_Result")
 
 
 class NativeLibrary:
@@ -58,38 +72,48 @@ class NativeLibrary:
         if dtype not in _REAL:
             return None
         reason = "no C compiler (CC, cc, gcc or clang) was found"
-        for compiler in filter(None, map(shutil.which, _compilers())):
-            for runtime in dict.fromkeys((_openmp_runtime(), None)):  # without OpenMP rather than not at all
-                try:
-                    library = ctypes.CDLL(str(self._build(compiler, runtime, _REAL[dtype])))
-                except (OSError, subprocess.SubprocessError) as error:
-                    lines = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
-                    reason = f"{compiler}: {lines[-1] if lines else type(error).__name__}"
-                    continue
-                self._declare(library)
-                return library
+        runtimes = dict.fromkeys((_openmp_runtime(), None))  # without OpenMP rather than not at all
+        for command, runtime in itertools.product(_compilers(), runtimes):
+            try:
+                return self._open(command, runtime, _REAL[dtype])
+            except subprocess.TimeoutExpired:  # so would be the next attempts
+                reason = f"{command[0]}: ended after {COMPILE_SECONDS} s"
+                break
+            except (AttributeError, *_FAILURES) as error:
+                stderr = getattr(error, "stderr", None) or b""
+                lines = (stderr.decode(errors="replace").strip() or str(error) or type(error).__name__).splitlines()
+                reason = f"{command[0]}: {next((line for line in lines if 'error' in line), lines[-1])}"
         _logger.warning("%s run uncompiled, several times slower: %s", self._purpose, reason)
         return None
 
-    def _build(self, compiler: str, runtime: str | None, real: str) -> Path:
-        """Path of the shared library for this source, compiler and processor, compiled unless an earlier process did it."""
+    def _open(self, command: list[str], runtime: str | None, real: str) -> ctypes.CDLL:
+        """The library for this source, compiler and processor, compiled unless an earlier process did it."""
         native = "-mcpu=native" if platform.machine() in ("arm64", "aarch64") else "-march=native"
         options = ["-O3", native, "-std=gnu11", "-fPIC", "-fno-math-errno", f"-DREAL={real}"]
         options += ["-fopenmp"] if runtime else []
-        version = _run([compiler, "--version"])
-        sources = [path.read_text() for path in (self._source, *self._headers)]
-        identity = "\0".join([*sources, compiler, version, str(options), str(runtime), _processor()])
+        sources = [path.read_bytes() for path in (self._source, *self._headers)]
+        identity = repr((sources, command, _run([*command, "--version"]), options, runtime, _processor()))
+        # the OpenMP runtime is part of the name: a library without it is never found in place of one with it
         name = f"{self._source.stem}_{real}_{hashlib.sha256(identity.encode()).hexdigest()[:24]}.so"
-        try:
-            target = _cache_folder() / name
-            if not target.is_file():
-                target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-                _compile(compiler, options, runtime, self._source, target)
-        except (OSError, RuntimeError):  # no folder, or no home: for this process alone
-            target = Path(tempfile.mkdtemp(prefix="monai_sre_")) / name
-            atexit.register(shutil.rmtree, target.parent, ignore_errors=True)
-            _compile(compiler, options, runtime, self._source, target)
-        return target
+        cache = _cache_folder()
+        places: list[Path | None] = [None, cache] if cache else [None]
+        kept = _read(cache / name) if cache else None
+        if kept is not None:
+            with contextlib.suppress(AttributeError, *_FAILURES):  # another system made it: it is built anew
+                return _privately(functools.partial(self._link, kept), places)
+        built = _privately(functools.partial(_compile, command, options, runtime, self._source), places)
+        library = _privately(functools.partial(self._link, built), places)
+        if cache:
+            _keep(cache / name, built)
+        return library
+
+    def _link(self, content: bytes, folder: Path) -> ctypes.CDLL:
+        """The library with this content; ``AttributeError`` where it lacks a function."""
+        path = folder / "library.so"  # a name in a new folder: an open library would be taken for another of its name
+        path.write_bytes(content)
+        library = ctypes.CDLL(str(path))
+        self._declare(library)
+        return library
 
 
 _local = threading.local()
@@ -108,49 +132,146 @@ def workspace(name: str, count: int, dtype: torch.dtype) -> Tensor:
     return buffer
 
 
-def _compilers() -> list[str]:
+def _compilers() -> list[list[str]]:
+    """The commands to try, as lists of words."""
     chosen = os.environ.get("CC")
-    return [chosen] if chosen else ["cc", "gcc", "clang"]
+    commands = [["cc"], ["gcc"], ["clang"]]
+    if chosen:
+        try:
+            commands = [[chosen] if shutil.which(chosen) else shlex.split(chosen)]
+        except ValueError:  # a quotation mark without its partner
+            return []
+    found = [(shutil.which(first), rest) for first, *rest in filter(None, commands)]
+    return [[path, *rest] for path, rest in found if path]
 
 
 def _openmp_runtime() -> str | None:
     """Path of the OpenMP library that this process has loaded already: a second one would compete for the cores."""
     try:
-        maps = Path("/proc/self/maps").read_text()
+        maps = Path("/proc/self/maps").read_bytes()  # paths, in any encoding
     except OSError:
         return None
-    found = sorted(set(re.findall(r"(/\S*/lib(?:gomp|iomp5|omp)[-.\w]*\.so[.\d]*)\s*$", maps, flags=re.MULTILINE)))
-    ours = [path for path in found if "/torch/" in path]
-    return (ours or found or [None])[0]
+    found = re.findall(rb"(/.*/lib(?:gomp|iomp5|omp)[-.\w]*\.so[.\d]*)$", maps, flags=re.MULTILINE)
+    paths = sorted(set(map(os.fsdecode, found)))
+    return min(paths, key=lambda path: "/torch/" not in path, default=None)
 
 
-def _compile(compiler: str, options: list[str], runtime: str | None, source: Path, target: Path) -> None:
-    with tempfile.TemporaryDirectory(dir=target.parent) as work:
-        parts = Path(work) / "part.o", Path(work) / "part.so"
-        _run([compiler, *options, "-c", str(source), "-o", str(parts[0])])
-        _run([compiler, "-shared", str(parts[0]), "-o", str(parts[1]), *([runtime] if runtime else [])])
-        os.replace(parts[1], target)  # atomic: another process sees all of it or nothing
+def _privately(action: Callable[[Path], _Result], places: Sequence[Path | None]) -> _Result:
+    """The result of ``action`` in a new folder of this user alone, in the first of ``places`` where it does not fail.
+
+    ``None`` is the temporary folder. The new folder is removed: a library stays open without its file.
+    """
+    place, *others = places
+    try:
+        with tempfile.TemporaryDirectory(prefix="monai_sre_", dir=place, ignore_cleanup_errors=True) as folder:
+            return action(Path(folder))
+    except _FAILURES:  # full, read-only, or nothing can be run from there
+        if not others:
+            raise
+    return _privately(action, others)
 
 
-def _run(command: list[str]) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, timeout=_COMPILE_SECONDS, check=True)
-    return done.stdout
+def _compile(command: list[str], options: list[str], runtime: str | None, source: Path, folder: Path) -> bytes:
+    parts = folder / "part.o", folder / "part.so"
+    _run([*command, *options, "-c", str(source), "-o", str(parts[0])], folder)
+    _run([*command, "-shared", str(parts[0]), "-o", str(parts[1]), *([runtime] if runtime else [])], folder)
+    return parts[1].read_bytes()
 
 
-def _cache_folder() -> Path:
-    """Where libraries are kept; ``RuntimeError`` where the user has no home."""
-    chosen = os.environ.get("MONAI_SRE_CACHE")
-    if chosen:
-        return Path(chosen)
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "monai_sre"
+def _run(command: list[str], folder: Path | None = None) -> bytes:
+    """What the command prints; its temporary files go to ``folder``."""
+    environment = {**os.environ, "TMPDIR": str(folder)} if folder else None
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, env=environment, start_new_session=True) as process:
+        try:
+            output, messages = process.communicate(timeout=COMPILE_SECONDS)
+        except BaseException:  # too slow, or interrupted: the compiler ends with all that it started
+            with contextlib.suppress(OSError, AttributeError):  # Windows has no groups
+                os.killpg(process.pid, signal.SIGKILL)
+            raise
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command, output, messages)
+    return output
+
+
+def _cache_folder() -> Path | None:
+    """Where libraries are kept, made if need be; ``None``, and a line in the log, where that is not safe or not possible."""
+    try:
+        folder = _chosen_folder()
+        _make(folder)
+        if _private(folder.stat()):
+            return folder
+        reason = f"{str(folder)!r} belongs to another user, or others can write to it"
+    except (OSError, RuntimeError) as error:
+        reason = str(error)
+    _warn_once(f"compiled code is not kept: {reason}")
+    return None
+
+
+def _chosen_folder() -> Path:
+    """What the environment says; ``RuntimeError`` where the user has no home."""
+    for variable, inside in (("MONAI_SRE_CACHE", ""), ("XDG_CACHE_HOME", "monai_sre")):
+        value = os.environ.get(variable)
+        if value and os.path.isabs(value):
+            return Path(value, inside)
+        if value:
+            _warn_once(f"{variable} must be an absolute path, got {value!r}: it is ignored")
+    return Path.home() / ".cache" / "monai_sre"
+
+
+def _make(folder: Path) -> None:
+    """Makes the folder and what lies above it, for this user alone."""
+    if not folder.exists():
+        _make(folder.parent)
+        folder.mkdir(0o700, exist_ok=True)
+
+
+def _private(status: os.stat_result) -> bool:
+    """Whether a file or folder belongs to this user, and nobody else can write to it."""
+    ours = hasattr(os, "geteuid") and status.st_uid == os.geteuid()
+    return ours and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+
+
+def _read(path: Path) -> bytes | None:
+    """The library that is kept here, if it is whole and this user's alone."""
+    try:
+        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+            stored = file.read() if _private(os.fstat(file.fileno())) else b""
+    except OSError:
+        return None
+    content = stored[: -len(_seal(path, b""))]
+    return content if stored == content + _seal(path, content) else None
+
+
+def _keep(path: Path, content: bytes) -> None:
+    """Stores a library: another process sees all of it or nothing, after a power failure too."""
+    try:
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            draft = Path(folder, path.name)
+            with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+                file.write(content + _seal(path, content))
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(draft, path)
+    except OSError as error:
+        _warn_once(f"compiled code is not kept: {error}")
+
+
+def _seal(path: Path, content: bytes) -> bytes:
+    """A hash of a library and its name, which stands for its source, compiler, options, OpenMP runtime and processor."""
+    return hashlib.sha256(os.fsencode(path.name) + b"\0" + content).digest()
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    _logger.warning(message)
 
 
 def _processor() -> str:
     """What ``-march=native`` depends on."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        kept = {line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))}
-        return platform.machine() + "".join(sorted(kept))
+        lines = Path("/proc/cpuinfo").read_bytes().splitlines()
+        kept = {line for line in lines if line.startswith((b"model name", b"flags", b"Features", b"CPU part"))}
+        return platform.machine() + repr(sorted(kept))
     except OSError:
         return platform.machine() + platform.processor()
