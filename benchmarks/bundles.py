@@ -136,7 +136,7 @@ def windows_of(source: Source, model: Model, *more: str) -> Callable[..., Tensor
 def first_test_image(source: Source, model: Model) -> dict[str, Tensor]:
     """Image, label and field of view of a segmenting model's first test image, each ``(C, *spatial)``."""
     parser = parsed(source, model)
-    parser["validate#split"] = "test"
+    parser[split_id(source)] = "test"
     case = parser.get_parsed_content("validate#dataset")[0]
     return {key: torch.as_tensor(case[key]).float() for key in ("image", "label", "field")}
 
@@ -162,7 +162,7 @@ def evaluate(source: Source, model: Model, output_dir: Path, averaged: bool = Fa
         options: entries of the config: ``split``, ``step`` (of the sweep) and others by their names.
     """
     sweep = handler_id(source.bundle / "configs" / "evaluate.json", "RotationSweep")
-    names = {"split": "validate#split", "step": f"{sweep}#step"}
+    names = {"split": split_id(source), "step": f"{sweep}#step"}
     entries = {**config_entries(source, model), **{names.get(key, key): value for key, value in options.items()}}
     if averaged:
         target = "benchmarks.peer_networks.RotationAverage"
@@ -175,6 +175,12 @@ def evaluate(source: Source, model: Model, output_dir: Path, averaged: bool = Fa
     files = [*config_files(source, model), str(source.bundle / "configs" / "evaluate.json")]
     run(config_file=files, **entries, output_dir=str(output_dir), sweep=True)
     return scores(output_dir)
+
+
+def split_id(source: Source) -> str:
+    """The id of the config's entry that says which split is evaluated."""
+    part = next(name for name in ("pairs", "dataset") if "split" in source.recipe["validate"].get(name, {}))
+    return f"validate#{part}#split"
 
 
 def handler_id(config: Path, name: str) -> str:

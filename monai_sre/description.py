@@ -73,6 +73,9 @@ class ModelDescription(Mapping[str, Any]):
                 f"{self.source}: 'network' must be {{'_target_': class, argument: value, ...}}, got {entry!r}"
             )
         arguments = {name: value for name, value in entry.items() if name != "_target_"} | changes
+        for name, value in arguments.items():
+            if isinstance(value, dict) and "_target_" in value:  # a network within, such as one to be converted
+                arguments[name] = ModelDescription({"network": value}, self.source).network()
         try:
             network: nn.Module = instantiate(entry["_target_"], "default", **arguments)
         except Exception as error:  # each network has its own
@@ -86,7 +89,8 @@ def make_network(target: str, **arguments: Any) -> nn.Module:
 
     Args:
         target: the network's class or function by its full name, as ``_target_`` has it in MONAI's configs.
-        arguments: its arguments.
+        arguments: its arguments; a network among them, such as that of :func:`monai_sre.convert_to_sre`, should come from
+            this function too.
 
     Returns:
         The network. :func:`network_entry` gives what was noted.
@@ -98,9 +102,12 @@ def make_network(target: str, **arguments: Any) -> nn.Module:
         >>> make_network("torch.nn.Linear", in_features=2, out_features=1)
         Linear(in_features=2, out_features=1, bias=True)
     """
-    entry = {"_target_": target, **arguments}
-    network = ModelDescription({"network": entry}, "network_def").network()
-    object.__setattr__(network, _NOTE, entry)
+    noted = {
+        name: network_entry(value) or value if isinstance(value, nn.Module) else value
+        for name, value in arguments.items()
+    }
+    network = ModelDescription({"network": {"_target_": target, **arguments}}, "network_def").network()
+    object.__setattr__(network, _NOTE, {"_target_": target, **noted})
     return network
 
 

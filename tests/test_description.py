@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from monai.bundle import ConfigParser
 from monai.networks.nets import DenseNet121
 from torch import nn
 
@@ -47,6 +48,25 @@ def test_a_network_is_built_again_from_its_description(tmp_path: Path, target: s
     x = torch.randn(2, 1, *[12] * arguments["spatial_dims"])
     torch.testing.assert_close(twin.eval()(x), network.eval()(x), rtol=0, atol=0)
     assert network_entry(copy.deepcopy(network)) == network_entry(network)
+
+
+def test_a_converted_network_is_converted_again(tmp_path: Path) -> None:
+    """As a config writes it: a network to be made within the one to be made."""
+    make, unet = "monai_sre.description.make_network", {"spatial_dims": 2, "in_channels": 1, "out_channels": 2}
+    inner = {"_target_": make, "target": "monai.networks.nets.UNet", **unet, "channels": [4, 8], "strides": [2]}
+    outer = {"_target_": make, "target": "monai_sre.convert_to_sre", "network": inner, "antialias": True}
+    network = ConfigParser({"net": outer}).get_parsed_content("net")
+    entry = network_entry(network)
+    assert entry is not None
+    assert entry["network"] == {
+        key.replace("target", "_target_"): value for key, value in inner.items() if key != "_target_"
+    }
+    (tmp_path / "model.json").write_text(json.dumps({"network": entry}))
+    twin = load_network(tmp_path / "model.json")
+    assert repr(twin) == repr(network)
+    twin.load_state_dict(network.state_dict())
+    x = torch.randn(1, 1, 12, 16)
+    torch.testing.assert_close(twin.eval()(x), network.eval()(x), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("name", ["model.pt", "model.json", "other.pt"])

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from benchmarks.accuracy import COMMONEST, MODELS
-from benchmarks.bundles import Model, handler_id, network_of, source_of, summary
+from benchmarks.bundles import Model, handler_id, network_of, parsed, source_of, split_id, summary
 from benchmarks.cells import RESULTS, Cells, Study, Task, choose, fill, into_card, shown_tasks
 from benchmarks.peers import peer
 from benchmarks.studies.improvements import MODELS as VARIANTS
@@ -62,19 +62,28 @@ def test_the_sweep_of_an_evaluation_is_found_by_its_name(dataset: str) -> None:
         handler_id(config, "NoSuchHandler")
 
 
+@pytest.mark.parametrize("dataset", ["breastmnist", "adrenalmnist3d", "CHASE_DB1"])
+def test_the_split_that_is_evaluated_is_an_entry_of_the_config(dataset: str) -> None:
+    source = source_of(dataset)
+    assert parsed(source, UNCHANGED)[split_id(source)] == "val"
+    assert parsed(source, UNCHANGED, "evaluate.json")[split_id(source)] == "test"
+
+
 def test_a_cell_is_trained_evaluated_and_kept(tmp_path: Path) -> None:
     """A plain network and its average over rotations, on squares of two sizes; the second takes the first one's weights."""
     rng, arrays = np.random.default_rng(0), {}
     for split in ("train", "val", "test"):
-        labels = np.arange(8) % 2
-        images = rng.integers(0, 60, (8, 12, 12), dtype=np.uint8)
+        labels = np.arange(6 if split == "val" else 8) % 2
+        images = rng.integers(0, 60, (len(labels), 12, 12), dtype=np.uint8)
         images[:, 5:7, 5:7] = 220
         images[labels == 1, 3:9, 3:9] = 220
         arrays |= {f"{split}_images": images, f"{split}_labels": labels[:, None].astype(np.uint8)}
     np.savez(tmp_path / "toy.npz", **arrays)
     narrow = {"network_def#block_inplanes": [4, 4, 4, 4], "batch_size": 8}
     models = {"plain": Model("plain", ("plain.json",), narrow), "averaged": Model("averaged", averaged="plain")}
-    study = Study("toys", models, metric="auc", scores=("ACC", "AUC"), step=90, epochs={"toy": 1}, results=tmp_path)
+    study = Study(
+        "toys", models, metric="auc", scores=("ACC", "AUC"), split="val", step=90, epochs={"toy": 1}, results=tmp_path
+    )
     cells = {}
     for name in models:
         chosen = argparse.Namespace(dataset="toy", model=name, seed=3, size=28, epochs=None, learning_rate=None)
@@ -92,6 +101,7 @@ def test_a_cell_is_trained_evaluated_and_kept(tmp_path: Path) -> None:
     assert [row["transformation"] for row in plain["sweep"]["nearest_zero"]["rows"]][:4] == ["0", "90", "180", "270"]
     rotated = [row["AUC"] for row in averaged["sweep"]["bilinear_background"]["rows"][:4]]
     assert rotated == pytest.approx([rotated[0]] * 4)
+    assert plain["upright"]["num_images"] == 6
     assert plain["upright"]["ACC"] == plain["sweep"]["bilinear_background"]["ACC upright"]
 
 

@@ -18,7 +18,7 @@ from monai_sre.nets.blocks import conv_kind
 from monai_sre.ops.arguments import int_tuple
 from monai_sre.ops.conv import check_algorithm
 from monai_sre.ops.pool import blur_width
-from monai_sre.ops.radial import centred_basis
+from monai_sre.ops.radial import centred_basis, learns_width
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,7 @@ class Options:
         with_energies = self.energies is not None
         profile = ("gaussian" if with_energies else "band") if self.profile is None else self.profile
         # a width that is learned leaves no basis to be orthonormal
-        learned = isinstance(profile, Sequence) and any(
-            isinstance(p, Mapping) and p.get("learn_width") for p in profile
-        )
+        learned = with_energies and learns_width(profile)
         return {
             "profile": profile,
             "circular": self.circular,

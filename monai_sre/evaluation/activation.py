@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from monai_sre.ops.pool import centred_upsample
+from monai_sre.symmetry.error import undisturbed
 
 __all__ = ["ClassActivation"]
 
@@ -58,14 +59,12 @@ class ClassActivation:
         def keep(module: nn.Module, inputs: Any, output: Tensor) -> None:
             seen.append(output)
 
-        training = self.network.training
         hook = self.network.get_submodule(self.target_layer).register_forward_hook(keep)
         try:
-            with torch.no_grad():
-                self.network.eval()(x)
+            with undisturbed(self.network, training=False), torch.no_grad():
+                self.network(x)
         finally:
             hook.remove()
-            self.network.train(training)
         linear: Any = self.network.fc
         weight = linear.weight.detach()[classes]
         maps = torch.einsum("nc...,nc->n...", seen[-1].to(weight.dtype), weight)

@@ -367,7 +367,7 @@ def _inside(inner: str, outer: str) -> bool:
 
 @contextmanager
 def undisturbed(network: Any, training: bool) -> Iterator[None]:
-    """Run in the mode asked for, then put back every module's mode, every buffer and the random state."""
+    """Run in the mode asked for, then put back every module's mode, in training mode every buffer, and the random state."""
     if not isinstance(network, nn.Module):
         yield
         return

@@ -83,14 +83,16 @@ def test_maps_of_networks_without_a_reduction_fill_the_image() -> None:
 
 @pytest.mark.parametrize("training", [False, True])
 def test_the_network_stays_as_it_was(training: bool) -> None:
-    """No hook, which could not be pickled, and the mode that it was in; also where the forward pass fails."""
+    """No hook, which could not be pickled, and each module in its own mode; also where the forward pass fails."""
     net = network(2).train(training)
+    net.stages[0].train(not training)
+    modes = [module.training for module in net.modules()]
     activation = ClassActivation(net)
     activation(torch.randn(1, 1, 16, 16), torch.tensor([1]))
     with pytest.raises(ValueError, match="x must have shape"):
         activation(torch.randn(1, 2, 16, 16), torch.tensor([1]))
     assert not any(module._forward_hooks for module in net.modules())
-    assert net.training == training
+    assert [module.training for module in net.modules()] == modes
     pickle.dumps(net)
     torch.jit.script(net.eval())
 
