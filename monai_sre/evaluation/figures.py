@@ -19,12 +19,14 @@ from monai_sre.evaluation.activation import ClassActivation
 from monai_sre.symmetry.rotation import disc, rotate
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from monai_sre.evaluation.sweep import SweepResult
 
 _LOGGER = logging.getLogger(__name__)
 
 
-def new_figure(width: float, height: float) -> Any:
+def new_figure(width: float, height: float) -> Figure | None:
     """A matplotlib figure without any window, or ``None`` (said in the log) where matplotlib is not installed."""
     figure, found = optional_import("matplotlib.figure", name="Figure")
     if not found:
@@ -100,7 +102,7 @@ def draw_sweep(
     if figure is None:
         return
     metric = metric or next(iter(results.values())).metrics[0]
-    axes = figure.add_subplot(projection="polar")
+    axes: Any = figure.add_subplot(projection="polar")  # whose methods no other axes have
     lowest = 1.0
     for name, result in results.items():
         angles: dict[float, list[float]] = {}

@@ -165,7 +165,7 @@ class ClassificationReport(_Report):
 
     def __init__(self, output_dir: str | Path, task: str, class_names: Sequence[str], name: str = "") -> None:
         super().__init__(output_dir)
-        self.task, self.class_names, self.name = task, list(class_names), name
+        self.task, self.class_names, self.name = task, [str(title) for title in class_names], name
 
     def _collect(self, output: Mapping[str, Tensor]) -> None:
         scores, labels = (convert_to_tensor(output[key]).cpu().numpy() for key in ("score", "label"))
@@ -224,7 +224,7 @@ class SegmentationReport(_Report):
 
     def __init__(self, output_dir: str | Path, class_names: Sequence[str] = (), num_pictures: int = 3) -> None:
         super().__init__(output_dir)
-        self.class_names, self.num_pictures = list(class_names), num_pictures
+        self.class_names, self.num_pictures = [str(title) for title in class_names], num_pictures
         self._shown: list[tuple[np.ndarray, ...]] = []
 
     def _start(self, engine: Engine) -> None:

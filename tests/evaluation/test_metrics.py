@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 import warnings
 
 import numpy as np
@@ -14,7 +13,6 @@ from ignite.metrics import Accuracy
 from monai.handlers import ROCAUC, IgniteMetricHandler, MeanDice, from_engine
 from monai.metrics import DiceMetric, get_confusion_matrix
 from monai.transforms import Activationsd, AsDiscreted, Compose, CopyItemsd
-from monai.utils import OptionalImportError
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 from torch.nn import functional
@@ -304,11 +302,3 @@ def test_what_map_scores_refuse() -> None:
         map_scores(score, label[1:])
     with pytest.raises(ValueError, match=r"metric must be one of .*got 'IoU'"):
         SegmentationScore("IoU")
-
-
-def test_what_needs_scikit_image_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "skimage.morphology", None)
-    score, label = maps()
-    assert map_scores(score, label, ("Dice",))["Dice"] > 0
-    with pytest.raises(OptionalImportError, match=r'pip install "monai_sre\[bundles\]"'):
-        map_scores(score, label)

@@ -99,6 +99,14 @@ def test_classification_leaves_predictions_metrics_and_confusion(tmp_path: Path)
     assert (tmp_path / "confusion_matrix.png").is_file()
 
 
+def test_names_of_classes_may_be_numbers(tmp_path: Path) -> None:
+    """A command line makes numbers of ``--class_names "[0,1]"``."""
+    engine = Engine(lambda _, item: item)
+    ClassificationReport(tmp_path, "binary-class", [0, 1]).attach(engine)  # type: ignore[list-item]
+    engine.run([{"score": torch.eye(2), "label": torch.tensor([0, 1])}])
+    assert (tmp_path / "confusion_matrix.png").is_file()
+
+
 def test_labels_are_counted_one_by_one(tmp_path: Path) -> None:
     score = torch.tensor([[0.9, 0.2], [0.6, 0.6], [0.1, 0.3], [0.4, 0.8]])
     label = torch.tensor([[1, 1], [0, 1], [0, 0], [1, 0]])
