@@ -54,6 +54,7 @@ def draw_curves(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     left.set_yscale("log")
     for axes, label in ((left, "loss"), (right, "metric")):
         axes.set_xlabel("epoch")
+        axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         axes.set_ylabel(label)
         axes.grid(alpha=0.3)
         if axes.lines:

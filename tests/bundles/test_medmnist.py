@@ -235,6 +235,7 @@ def test_two_processes(toy_dir: Path, tmp_path: Path, dims: int) -> None:
     evaluate = {
         **options,
         "sweep": "true",
+        "sweep_step": 45,
         "ckpt_dir": folders["train"] / "models",
         "output_dir": folders["evaluation"],
     }
@@ -245,12 +246,13 @@ def test_two_processes(toy_dir: Path, tmp_path: Path, dims: int) -> None:
     assert [int(row["label"]) for row in table] == truth.tolist()
     alone = tmp_path / "alone"
     options = {**toy(dims, toy_dir), "ckpt_dir": str(tmp_path / "train/models"), "output_dir": str(alone)}
-    run(dims, "train", "evaluate", **options, sweep=True)
+    run(dims, "train", "evaluate", **options, sweep=True, sweep_step=45)
     for one, other in zip(table, rows(alone / "predictions.csv"), strict=True):
         assert float(one["p(1)"]) == pytest.approx(float(other["p(1)"]), abs=1e-5)
-    swept = (
+    swept = [
         json.loads((folder / "sweep_bilinear_background.json").read_text())
         for folder in (tmp_path / "evaluation", alone)
-    )
+    ]
+    assert len(swept[0]["rows"]) == (8 + 2 if dims == 2 else 22 + 3)
     for one, other in zip(*(sweep["rows"] for sweep in swept), strict=True):
         assert one == pytest.approx(other)
