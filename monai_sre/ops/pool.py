@@ -215,7 +215,10 @@ class _LocalProducts(torch.autograd.Function):
 
 def _products(x: Tensor, axes: Sequence[int], matrices: Sequence[Tensor]) -> Tensor:
     for axis, matrix in zip(axes, matrices, strict=True):
-        x = (x.transpose(axis, -1) @ matrix.T).transpose(axis, -1)
+        x = x.transpose(axis, -1)
+        parts = x.reshape(-1, *x.shape[-2:])  # as a batch: matmul would take a slower product of one large matrix
+        parts = torch.bmm(parts, matrix.T.expand(len(parts), -1, -1))
+        x = parts.view(*x.shape[:-1], len(matrix)).transpose(axis, -1)
     return x
 
 
