@@ -180,12 +180,15 @@ def centred_upsample(x: Tensor, scale_factor: int, size: list[int]) -> Tensor:
 
 def _multiply_axes(x: Tensor, axes: list[int], matrices: list[Tensor]) -> Tensor:
     """A matrix times each of some axes; in ordinary torch on the CPU, what is not finite stays within their non-zeros."""
-    if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript leaves a branch out only where this stands alone
-        if len(axes) > 0 and not torch.is_autocast_enabled("cpu") and is_eager_cpu_call(x, matrices[0]):
-            return _local_products(x, axes, matrices)
+    out = x
     for i in range(len(axes)):
-        x = torch.matmul(x.transpose(axes[i], x.dim() - 1), matrices[i].t()).transpose(axes[i], x.dim() - 1)
-    return x
+        out = torch.matmul(out.transpose(axes[i], x.dim() - 1), matrices[i].t()).transpose(axes[i], x.dim() - 1)
+    if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript leaves a branch out only where this stands alone
+        if len(axes) > 0 and is_eager_cpu_call(x, matrices[0]) and out.dtype == matrices[0].dtype:
+            one = out.detach()[(..., *[slice(1)] * (x.dim() - axes[0]))]  # zeros spread it over the axes
+            if not math.isfinite(one.sum()):
+                return _local_products(x, axes, matrices)
+    return out
 
 
 @keep_subclass
@@ -198,10 +201,6 @@ class _LocalProducts(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, axes: tuple[int, ...], *matrices: Tensor) -> Tensor:  # type: ignore[override]
         ctx.save_for_backward(*matrices)
         ctx.axes = axes
-        out = _products(x, axes, matrices)
-        one = out[tuple(slice(1) if axis in axes else slice(None) for axis in range(x.dim()))]
-        if math.isfinite(one.sum()):  # where it is not, zeros of the matrices may have spread that over whole axes
-            return out
         bad = ~x.isfinite()
         reached = _products(bad.to(x.dtype), axes, [(matrix != 0).to(x.dtype) for matrix in matrices])
         return _products(x.masked_fill(bad, 0), axes, matrices).masked_fill(reached > 0, math.nan)
@@ -215,10 +214,7 @@ class _LocalProducts(torch.autograd.Function):
 
 def _products(x: Tensor, axes: Sequence[int], matrices: Sequence[Tensor]) -> Tensor:
     for axis, matrix in zip(axes, matrices, strict=True):
-        x = x.transpose(axis, -1)
-        parts = x.reshape(-1, *x.shape[-2:])  # as a batch: matmul would take a slower product of one large matrix
-        parts = torch.bmm(parts, matrix.T.expand(len(parts), -1, -1))
-        x = parts.view(*x.shape[:-1], len(matrix)).transpose(axis, -1)
+        x = (x.transpose(axis, -1) @ matrix.T).transpose(axis, -1)
     return x
 
 

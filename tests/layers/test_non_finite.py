@@ -93,7 +93,7 @@ def spoilt(tensor: Tensor, value: float, corner: bool) -> Tensor:
 def check(module: nn.Module, reference: nn.Module | None, size: tuple[int, ...], value: float, corner: bool) -> None:
     """What is not finite: at least where a large finite value shows, and at most where it is for the reference.
 
-    Without a reference these are the same, but where a gradient of zero hides it.
+    Without a reference these are the same; but a gradient that is not finite may then spread in its map.
     """
     x = torch.randn(3, 2, *size, generator=torch.Generator().manual_seed(1))
     out, slope, grad = outcome(module, x)
@@ -105,7 +105,8 @@ def check(module: nn.Module, reference: nn.Module | None, size: tuple[int, ...],
         moved = [now != before for now, before in zip(outcome(module, *large)[:2], (out, slope), strict=True)]
         bounds = moved if reference is None else [~t.isfinite() for t in outcome(reference, *inputs)[:2]]
         assert not (found[0] & ~bounds[0]).any()
-        assert not (found[1] & ~bounds[1]).any()
+        if reference is not None or inputs[0] is not x:
+            assert not (found[1] & ~bounds[1]).any()
         assert not found[0][::2].any()
         assert not found[1][::2].any()
         assert not (moved[0] & ~found[0]).any()
@@ -154,11 +155,12 @@ def test_resampling(name: str) -> None:
                 check(module, None, size, value, corner)
 
 
-@pytest.mark.parametrize("order", [1, 2])
-def test_second_derivatives_of_resampling(order: int) -> None:
-    """Products with a matrix that keeps what is not finite together have derivatives of every order."""
-    x = torch.randn(1, 1, 4, 5, dtype=torch.float64, requires_grad=True)
-    for module in (CentredBlurPool(2), CentredUpsample(2)):
-        (torch.autograd.gradcheck if order == 1 else torch.autograd.gradgradcheck)(lambda x: module(x).square(), x)  # noqa: B023
-        batched = torch.autograd.functional.jacobian(module, x.detach(), vectorize=True)
-        assert torch.equal(batched, torch.autograd.functional.jacobian(module, x.detach()))
+def test_derivatives_of_resampling() -> None:
+    """Where an input is not finite, the gradients by the others are those of the linear map, of every order."""
+    x = torch.randn(1, 1, 6, 7, dtype=torch.float64, requires_grad=True)
+    bad = spoilt(x.detach().expand(2, 1, 6, 7), float("nan"), corner=True).requires_grad_()
+    for module in (CentredBlurPool(2, 0.3), CentredUpsample(2)):
+        grad = torch.randn_like(module(x))
+        slope = torch.autograd.grad(module(x), x, grad)[0]
+        found = torch.autograd.grad(module(bad), bad, grad.expand(2, *grad.shape[1:]), create_graph=True)[0]
+        torch.testing.assert_close(found, slope.expand_as(found))
