@@ -7,12 +7,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from monai.networks.layers.factories import Conv
 from torch import Tensor, nn
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from monai_sre.convert.carried import carry_hooks
 from monai_sre.layers.centred import CentredConvNd, CentredConvTransposeNd
 from monai_sre.layers.conv import SREConvNd
 from monai_sre.layers.conv_transpose import SREConvTransposeNd
 from monai_sre.ops.conv import centred_conv, centred_conv_transpose, extra_padding
+
+#: Hooks of ``torch.nn.utils`` that compute a parameter from others before each call.
+_REPARAMETRISING = (BasePruningMethod, SpectralNorm, WeightNorm)
 
 
 def fold_sre(network: nn.Module) -> nn.Module:
@@ -25,7 +31,9 @@ def fold_sre(network: nn.Module) -> nn.Module:
     energies of harmonics stay, as no plain network has them, with plain convolutions inside: such a network is exported
     without this package, but read by it. Train before folding, not after: nothing holds folded kernels radial. Centring
     depends on the sizes of the maps: a TorchScript file serves all sizes, an ONNX file only that which it was exported at, so
-    name no dynamic axes but the batch.
+    name no dynamic axes but the batch. For the same reason ``torch.fx.symbolic_trace`` takes no network with centred grids:
+    ``torch.export`` captures its graph. Weights that are pruned or normalised by hooks or parametrisations of
+    ``torch.nn.utils`` are folded as they are now, into plain parameters.
 
     Args:
         network: any network with layers of this package; deepcopy it first to keep it.
@@ -77,6 +85,10 @@ def _fold(source: nn.Module) -> nn.Module | None:
     if new is None:
         return None
     with torch.no_grad():
+        for key, hook in list(module._forward_pre_hooks.items()):
+            if isinstance(hook, _REPARAMETRISING):  # makes the weight anew at each call, which nothing does behind it
+                hook(module, ())
+                del module._forward_pre_hooks[key]
         new.weight.copy_(module.kernel())
         new.weight.requires_grad_(module.weight.requires_grad)
         if module.bias is not None:

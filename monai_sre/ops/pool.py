@@ -9,12 +9,15 @@ place of binomial weights: it is round, and its width follows the stride. The sy
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from monai_sre.ops.grid import centred_margins, join_neighbours, pad_ends, script_if_tracing, window_count
+from monai_sre.ops.ring.convolution import is_eager_cpu_call, keep_subclass, under_transform
 
 #: Standard deviation of the filter, in steps of the coarse grid, where the caller names none: that of binomial weights of 7
 #: taps at stride 2, the widest of Zhang's. Wider ones alias less and blur more.
@@ -24,6 +27,9 @@ BLUR_WIDTH = 0.6
 def avg_pool_nd(x: Tensor, kernel_size: list[int], stride: list[int]) -> Tensor:
     """``torch.nn.functional.avg_pool*d`` for 1 to 3 spatial axes, without padding; serves half precision in 3-D too.
 
+    Off the CPU, means over three axes are those over one of means over two: ``avg_pool3d`` has no deterministic gradient on
+    CUDA, and no kernel on some devices.
+
     Example:
         >>> avg_pool_nd(torch.tensor([[[1.0, 3.0, 5.0, 7.0]]]), [2], [2])
         tensor([[[2., 6.]]])
@@ -32,7 +38,12 @@ def avg_pool_nd(x: Tensor, kernel_size: list[int], stride: list[int]) -> Tensor:
         return functional.avg_pool1d(x, kernel_size, stride)
     if len(kernel_size) == 2:
         return functional.avg_pool2d(x, kernel_size, stride)
-    if not x.is_cuda and (x.dtype == torch.bfloat16 or x.dtype == torch.float16):  # torch has no such kernel on CPU
+    if x.device.type != "cpu":
+        planes = functional.avg_pool2d(x.flatten(-4, -3), kernel_size[1:], stride[1:])
+        rows = planes.unflatten(-3, [x.size(-4), x.size(-3)]).flatten(-2)
+        means = functional.avg_pool2d(rows, [kernel_size[0], 1], [stride[0], 1])
+        return means.unflatten(-1, [planes.size(-2), planes.size(-1)])
+    if x.dtype == torch.bfloat16 or x.dtype == torch.float16:  # torch has no such kernel on CPU
         return functional.avg_pool3d(x.float(), kernel_size, stride).to(x.dtype)
     return functional.avg_pool3d(x, kernel_size, stride)
 
@@ -155,28 +166,70 @@ def centred_upsample(x: Tensor, scale_factor: int, size: list[int]) -> Tensor:
         tensor([[[0., 1., 3., 5., 7., 8.]]])
     """
     ndim = len(size)
+    axes: list[int] = []
+    matrices: list[Tensor] = []
     for axis in range(ndim):
         here = x.dim() - ndim + axis
         if x.size(here) <= 96:  # on a CPU a matrix is faster than slices up to here, forward and backward
-            x = _refine_short_axis(x, here, scale_factor, size[axis])
+            axes.append(here)
+            matrices.append(_refining(x, here, scale_factor, size[axis]))
         else:
             x = _refine_axis(x, here, scale_factor, size[axis])
+    return _multiply_axes(x, axes, matrices)
+
+
+def _multiply_axes(x: Tensor, axes: list[int], matrices: list[Tensor]) -> Tensor:
+    """A matrix times each of some axes; in ordinary torch on the CPU, what is not finite stays within their non-zeros."""
+    out = x
+    for i in range(len(axes)):
+        out = torch.matmul(out.transpose(axes[i], x.dim() - 1), matrices[i].t()).transpose(axes[i], x.dim() - 1)
+    if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript leaves a branch out only where this stands alone
+        if len(axes) > 0 and is_eager_cpu_call(x, matrices[0]) and out.dtype == matrices[0].dtype:
+            one = out.detach()[(..., *[slice(1)] * (x.dim() - axes[0]))]  # zeros spread it over the axes
+            if not math.isfinite(one.sum()):
+                return _local_products(x, axes, matrices)
+    return out
+
+
+@keep_subclass
+def _local_products(x: Tensor, axes: list[int], matrices: list[Tensor]) -> Tensor:
+    return _LocalProducts.apply(x, tuple(axes), *matrices)
+
+
+class _LocalProducts(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, axes: tuple[int, ...], *matrices: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(*matrices)
+        ctx.axes = axes
+        bad = ~x.isfinite()
+        reached = _products(bad.to(x.dtype), axes, [(matrix != 0).to(x.dtype) for matrix in matrices])
+        return _products(x.masked_fill(bad, 0), axes, matrices).masked_fill(reached > 0, math.nan)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        axes, matrices = ctx.axes[::-1], [matrix.T for matrix in ctx.saved_tensors[::-1]]
+        slope = _products(grad, axes, matrices) if under_transform(grad) else _LocalProducts.apply(grad, axes, *matrices)
+        return slope, None, *[None] * len(matrices)
+
+
+def _products(x: Tensor, axes: Sequence[int], matrices: Sequence[Tensor]) -> Tensor:
+    for axis, matrix in zip(axes, matrices, strict=True):
+        x = (x.transpose(axis, -1) @ matrix.T).transpose(axis, -1)
     return x
 
 
-def _refine_short_axis(x: Tensor, axis: int, scale: int, fine: int) -> Tensor:
-    """One axis of :func:`centred_upsample`, by the matrix of the interpolation."""
+def _refining(x: Tensor, axis: int, scale: int, fine: int) -> Tensor:
+    """The matrix of the interpolation of one axis in :func:`centred_upsample`."""
     coarse = x.size(axis)
     exact = torch.float32 if x.device.type == "mps" else torch.float64  # which that device lacks
     steps = torch.arange(fine, device=x.device, dtype=exact)
     place = ((steps - (fine - 1) / 2) / scale + (coarse - 1) / 2).clamp(0, coarse - 1)
     nodes = torch.arange(coarse, device=x.device, dtype=exact)
-    matrix = (1 - (place.unsqueeze(1) - nodes).abs()).clamp(min=0).to(x.dtype)
-    return torch.matmul(x.transpose(axis, -1), matrix.t()).transpose(axis, -1)
+    return (1 - (place.unsqueeze(1) - nodes).abs()).clamp(min=0).to(x.dtype)
 
 
 def _refine_axis(x: Tensor, axis: int, scale: int, fine: int) -> Tensor:
-    """The same at a cost per pixel that does not grow with the length: each phase of the outputs mixes two slices."""
+    """One axis at a cost per pixel that does not grow with the length: each phase of the outputs mixes two slices."""
     coarse, count = x.size(axis), (fine + scale - 1) // scale
     unit = 2 * scale  # to a pixel
     first = scale * (coarse - 1) - (fine - 1)  # place of output 0
@@ -238,11 +291,21 @@ def blur_width(antialias: bool | float) -> float:
     return float(antialias)
 
 
-def _sampled(x: Tensor, axis: int, step: int, count: int, sigma: float) -> Tensor:
-    """``count`` values of the blurred axis, ``step`` pixels apart and centred, as a product with a matrix of weights.
+def _sampled(x: Tensor, steps: list[int], counts: list[int], sigmas: list[float]) -> Tensor:
+    """``counts`` values of the last axes, blurred, ``steps`` pixels apart and centred, as products with matrices of weights.
 
-    ``axis`` counts from the end. The weights of each output, within three ``sigma``, add up to 1.
+    The weights of each output, within three of ``sigmas``, add up to 1; where that is 0, the axis stays as it is.
     """
+    axes: list[int] = []
+    matrices: list[Tensor] = []
+    for i in range(len(steps)):
+        if sigmas[i] > 0:
+            axes.append(x.dim() - len(steps) + i)
+            matrices.append(_sampling(x, axes[-1], steps[i], counts[i], sigmas[i]))
+    return _multiply_axes(x, axes, matrices)
+
+
+def _sampling(x: Tensor, axis: int, step: int, count: int, sigma: float) -> Tensor:
     size = x.size(axis)
     exact = torch.float32 if x.device.type == "mps" else torch.float64  # which that device lacks
     pixels = torch.arange(size, device=x.device, dtype=exact)
@@ -250,9 +313,7 @@ def _sampled(x: Tensor, axis: int, step: int, count: int, sigma: float) -> Tenso
     places = (size - 1) / 2 + step * (outputs - (count - 1) / 2)
     distance = (pixels - places.unsqueeze(1)).abs()
     weights = torch.exp(-0.5 * (distance / sigma).square()) * (distance <= int(3 * sigma) + 0.5)
-    matrix = (weights / weights.sum(dim=1, keepdim=True)).to(x.dtype)
-    here, last = x.dim() + axis, x.dim() - 1  # ONNX knows no negative axes here
-    return torch.matmul(x.transpose(here, last), matrix.t()).transpose(here, last)
+    return (weights / weights.sum(dim=1, keepdim=True)).to(x.dtype)
 
 
 @script_if_tracing
@@ -273,10 +334,8 @@ def centred_blur(x: Tensor, stride: list[int], width: float) -> Tensor:
         tensor([[True]])
     """
     ndim = len(stride)
-    for axis in range(ndim):
-        if stride[axis] > 1:
-            x = _sampled(x, axis - ndim, 1, int(x.size(axis - ndim)), width * stride[axis])
-    return x
+    counts = [int(x.size(axis - ndim)) for axis in range(ndim)]
+    return _sampled(x, [1] * ndim, counts, [width * step if step > 1 else 0.0 for step in stride])
 
 
 @script_if_tracing
@@ -299,12 +358,8 @@ def centred_blur_pool(x: Tensor, stride: list[int], width: float = BLUR_WIDTH) -
         torch.Size([1, 1, 4, 4])
     """
     ndim = len(stride)
-    for axis in range(ndim):
-        step = stride[axis]
-        if step > 1:
-            count = (int(x.size(axis - ndim)) + step - 1) // step
-            x = _sampled(x, axis - ndim, step, count, width * step)
-    return x
+    counts = [(int(x.size(axis - ndim)) + stride[axis] - 1) // stride[axis] for axis in range(ndim)]
+    return _sampled(x, stride, counts, [width * step if step > 1 else 0.0 for step in stride])
 
 
 @script_if_tracing
@@ -330,13 +385,13 @@ def blurred_avg_pool(
         torch.Size([1, 1, 3, 4])
     """
     ndim = len(stride)
+    counts: list[int] = []
+    sigmas: list[float] = []
     for axis in range(ndim):
         step, taps = stride[axis], kernel_size[axis]
-        count = window_count(int(x.size(axis - ndim)), taps, step, 2 * padding[axis], ceil_mode)
-        sigma = max(width * step if step > 1 else 0.0, math.sqrt((taps * taps - 1) / 12))
-        if sigma > 0:
-            x = _sampled(x, axis - ndim, step, count, sigma)
-    return x
+        counts.append(window_count(int(x.size(axis - ndim)), taps, step, 2 * padding[axis], ceil_mode))
+        sigmas.append(max(width * step if step > 1 else 0.0, math.sqrt((taps * taps - 1) / 12)))
+    return _sampled(x, stride, counts, sigmas)
 
 
 @script_if_tracing
@@ -378,7 +433,4 @@ def blurred_max_pool(
         lacking = reach - size - 2 * padding[axis]
         ends.append(padding[axis] + max(lacking + 1, 0) // 2)  # with ceil_mode, a window may be larger than the map
     x = max_pool_nd(pad_ends(x, ends, value=float("-inf")), kernel_size, [1] * ndim, dilation)
-    for axis in range(ndim):
-        if stride[axis] > 1:
-            x = _sampled(x, axis - ndim, stride[axis], counts[axis], width * stride[axis])
-    return x
+    return _sampled(x, stride, counts, [width * step if step > 1 else 0.0 for step in stride])

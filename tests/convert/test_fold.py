@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,11 @@ import torch
 from monai.networks import nets
 from monai.networks.utils import copy_model_state
 from torch import Tensor, nn
+from torch.nn import utils
+from torch.nn.utils import prune
 from torch.utils._pytree import tree_leaves
 
-from monai_sre import SREConv2d, convert_to_sre, fold_sre
+from monai_sre import SREConv2d, SREConvTranspose2d, convert_to_sre, fold_sre
 from monai_sre.layers.centred import CentredConv2d, CentredConvTranspose2d
 from monai_sre.nets import SREResNet, SREUNet
 from tests.nets.networks import ARCHITECTURES, Architecture
@@ -187,6 +190,50 @@ def test_plain_types_and_flags() -> None:
     assert torch.equal(fold_sre(single).weight, single.kernel())
     with pytest.raises(TypeError, match="network"):
         fold_sre("UNet")  # type: ignore[arg-type]
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated:FutureWarning")
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda layer: prune.l1_unstructured(prune.random_unstructured(layer, "bias", 1), "weight", 0.5),
+        lambda layer: prune.l1_unstructured(prune.random_unstructured(layer, "weight", 0.2), "weight", 0.5),
+        utils.spectral_norm,
+        utils.weight_norm,
+        utils.parametrizations.spectral_norm,
+        utils.parametrizations.weight_norm,
+    ],
+    ids=["pruned", "pruned twice", "spectral norm", "weight norm", "parametrised", "parametrised weight norm"],
+)
+@pytest.mark.parametrize("layer", [SREConv2d, SREConvTranspose2d, CentredConv2d, CentredConvTranspose2d])
+def test_reparametrised(change: Callable[[nn.Module], Any], layer: type[nn.Module]) -> None:
+    """The weights that the layer would compute at its next call, after a step, become those of a plain convolution."""
+    calls: list[Any] = []
+    x = torch.randn(2, 2, 7, 8, dtype=torch.float64)
+    networks = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        network = nn.Sequential(layer(2, 4, 3, padding=1), nn.ReLU()).double()
+        network[0].register_forward_pre_hook(lambda *arguments: calls.append(arguments))
+        change(network[0])
+        network.eval()(x)
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter.add_(0.1 * torch.rand_like(parameter))
+        networks.append(network)
+    network, folded = networks[0], fold_sre(networks[1])
+    assert relative_error(folded(x), network(x)) <= 1e-12
+    assert set(folded.state_dict()) == {"0.weight", "0.bias"}
+    assert len(calls) == 4  # the user's own hook is carried over
+
+
+def test_captured_by_export() -> None:
+    """What the documentation names in place of ``torch.fx.symbolic_trace``."""
+    network = fold_sre(SREUNet(2, 1, 2, channels=(4, 8))).eval()
+    x = torch.randn(1, 1, 16, 20)
+    with pytest.raises(torch.fx.proxy.TraceError):
+        torch.fx.symbolic_trace(network)
+    assert relative_error(torch.export.export(network, (x,)).module()(x), network(x)) < 1e-5
 
 
 def test_runs_without_this_package(tmp_path: Path) -> None:

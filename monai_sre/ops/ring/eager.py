@@ -49,8 +49,11 @@ def _pieces(x: Tensor, plan: Plan, geometry: Geometry) -> Iterator[tuple[range, 
     if geometry.positions <= SMALL_MAP and math.prod(geometry.in_size) <= SMALL_MAP:
         matrix = sum_matrix(plan, geometry, x.dtype).flatten(1)
         for images in _ranges(count, budget // geometry.positions):
-            sums = x[images.start : images.stop].flatten(2) @ matrix
-            yield images, 0, sums.reshape(len(images), channels * plan.maps, -1)
+            part = x[images.start : images.stop]
+            sums = (part.flatten(2) @ matrix).reshape(len(images), channels * plan.maps, -1)
+            if not math.isfinite(sums.sum()):  # zeros of the matrix spread it over all sums
+                sums = _sums(part, plan, geometry, (range(depth), range(height), range(width))).flatten(3).flatten(1, 2)
+            yield images, 0, sums
         return
     for images in _ranges(count, budget // geometry.positions):
         for planes in _ranges(depth, max(budget // (height * width), plan.kernel[0]) if len(images) == 1 else depth):

@@ -76,7 +76,8 @@ INLINE void respond(const REAL *p, const int32_t *offset, const REAL *value, i64
     memcpy(out, sum, count * sizeof *out);
 }
 
-/* Energies at BLOCK positions; with `parts` their derivatives by the components, times what `energy` held, the gradient. */
+/* Energies at BLOCK positions; with `parts` their derivatives by the components, times what `energy` held, the gradient:
+ * 0 where that is 0, as it is between the maps, whatever the components are, so that no NaN crosses to the next map. */
 static void block(const Call *c, const Layout *l, const REAL *p, const int32_t *offset, const REAL *value, REAL eps,
                   REAL *energy, REAL *parts)
 {
@@ -104,7 +105,7 @@ static void block(const Call *c, const Layout *l, const REAL *p, const int32_t *
             slope[i] = energy[i] / power[i];
         for (i64 k = 0; k < c->components; k++)
             for (int i = 0; i < BLOCK; i++)
-                parts[k * l->all + i] *= slope[i];
+                parts[k * l->all + i] = energy[i] == 0 ? 0 : parts[k * l->all + i] * slope[i];
     }
     memcpy(energy, power, sizeof power);
 }

@@ -230,10 +230,12 @@ static void sum_box(const Call *c, const Layout *l, const Plan *plan, const REAL
                    dst + (i * strips + p / LANES) * strip_step, strip_step);
 }
 
-/* Sums of one channel of a small map: a product with a constant matrix. */
+/* Sums of one channel of a small map: a product with a constant matrix. Its zeros spread what is not finite over all sums,
+ * so one of them tells whether to take the product anew, without the zeros. */
 static void sum_small(const Call *c, const Plan *plan, const REAL *in, i64 in_count, i64 strips, REAL *dst,
                       i64 strip_step)
 {
+    const i64 step = c->maps * strips * LANES;
     for (i64 s = 0; s < strips; s++)
         for (i64 r = 0; r < c->maps; r++) {
             const REAL *row = plan->matrix + (r * strips + s) * LANES;
@@ -241,9 +243,19 @@ static void sum_small(const Call *c, const Plan *plan, const REAL *in, i64 in_co
             i64 p = 0;
             for (; p + 4 <= in_count; p += 4)
                 for (int k = 0; k < 4; k++)
-                    sum[k] += in[p + k] * load(row + (p + k) * c->maps * strips * LANES);
+                    sum[k] += in[p + k] * load(row + (p + k) * step);
             for (; p < in_count; p++)
-                sum[0] += in[p] * load(row + p * c->maps * strips * LANES);
+                sum[0] += in[p] * load(row + p * step);
             store(dst + s * strip_step + r * LANES, (sum[0] + sum[1]) + (sum[2] + sum[3]));
+        }
+    if (dst[0] - dst[0] == 0) return;
+    for (i64 s = 0; s < strips; s++)
+        for (i64 i = 0; i < c->maps * LANES; i++) {
+            REAL sum = 0;
+            for (i64 p = 0; p < in_count; p++) {
+                const REAL m = plan->matrix[p * step + (i / LANES * strips + s) * LANES + i % LANES];
+                if (m != 0) sum += in[p] * m;
+            }
+            dst[s * strip_step + i] = sum;
         }
 }
