@@ -58,7 +58,7 @@ def kernel_error(
     offsets = [(torch.arange(n, dtype=torch.float64) - (n - 1) / 2) * step for n, step in zip(size, steps, strict=True)]
     places = torch.cartesian_prod(*offsets).reshape(-1, len(steps))
     widths = [width * max(steps) for width in ([sigma] if isinstance(sigma, (int, float)) else sigma)]
-    flat = kernel.double().flatten(kernel.dim() - len(steps))
+    flat = kernel.to("cpu", torch.float64).flatten(kernel.dim() - len(steps))
     signal = (flat @ _correlation(places, places, widths) * flat).sum(-1)
     radii = places.norm(dim=1)
     common = (flat @ _turned_correlation(radii, len(steps), widths) * flat).sum(-1)

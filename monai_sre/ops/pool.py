@@ -185,8 +185,10 @@ def _multiply_axes(x: Tensor, axes: list[int], matrices: list[Tensor]) -> Tensor
         out = torch.matmul(out.transpose(axes[i], x.dim() - 1), matrices[i].t()).transpose(axes[i], x.dim() - 1)
     if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript leaves a branch out only where this stands alone
         if len(axes) > 0 and is_eager_cpu_call(x, matrices[0]) and out.dtype == matrices[0].dtype:
-            one = out.detach()[(..., *[slice(1)] * (x.dim() - axes[0]))]  # zeros spread it over the axes
-            if not math.isfinite(one.sum()):
+            one = out.detach()
+            for axis in axes[::-1]:
+                one = one.select(axis, 0)
+            if not math.isfinite(one.sum().item()):  # zeros of the matrices may have spread it over whole axes
                 return _local_products(x, axes, matrices)
     return out
 
@@ -208,7 +210,9 @@ class _LocalProducts(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         axes, matrices = ctx.axes[::-1], [matrix.T for matrix in ctx.saved_tensors[::-1]]
-        slope = _products(grad, axes, matrices) if under_transform(grad) else _LocalProducts.apply(grad, axes, *matrices)
+        slope = (
+            _products(grad, axes, matrices) if under_transform(grad) else _LocalProducts.apply(grad, axes, *matrices)
+        )
         return slope, None, *[None] * len(matrices)
 
 
@@ -221,11 +225,15 @@ def _products(x: Tensor, axes: Sequence[int], matrices: Sequence[Tensor]) -> Ten
 def _refining(x: Tensor, axis: int, scale: int, fine: int) -> Tensor:
     """The matrix of the interpolation of one axis in :func:`centred_upsample`."""
     coarse = x.size(axis)
-    exact = torch.float32 if x.device.type == "mps" else torch.float64  # which that device lacks
-    steps = torch.arange(fine, device=x.device, dtype=exact)
-    place = ((steps - (fine - 1) / 2) / scale + (coarse - 1) / 2).clamp(0, coarse - 1)
-    nodes = torch.arange(coarse, device=x.device, dtype=exact)
-    return (1 - (place.unsqueeze(1) - nodes).abs()).clamp(min=0).to(x.dtype)
+    outputs, inputs = _places(x, fine), scale * _places(x, coarse)  # in units of 1 / (2 * scale) of a pixel: integers
+    outputs = outputs.clamp(-scale * (coarse - 1), scale * (coarse - 1))
+    return (1 - (outputs.unsqueeze(1) - inputs).abs() / (2 * scale)).clamp(min=0).to(x.dtype)
+
+
+def _places(x: Tensor, count: int) -> Tensor:
+    """Places on a centred grid, in halves of its step; in float64 on the CPU only, as some devices have none."""
+    exact = torch.float64 if x.device.type == "cpu" or x.dtype == torch.float64 else torch.float32
+    return 2 * torch.arange(count, device=x.device, dtype=exact) - (count - 1)
 
 
 def _refine_axis(x: Tensor, axis: int, scale: int, fine: int) -> Tensor:
@@ -306,12 +314,7 @@ def _sampled(x: Tensor, steps: list[int], counts: list[int], sigmas: list[float]
 
 
 def _sampling(x: Tensor, axis: int, step: int, count: int, sigma: float) -> Tensor:
-    size = x.size(axis)
-    exact = torch.float32 if x.device.type == "mps" else torch.float64  # which that device lacks
-    pixels = torch.arange(size, device=x.device, dtype=exact)
-    outputs = torch.arange(count, device=x.device, dtype=exact)
-    places = (size - 1) / 2 + step * (outputs - (count - 1) / 2)
-    distance = (pixels - places.unsqueeze(1)).abs()
+    distance = (_places(x, x.size(axis)) - step * _places(x, count).unsqueeze(1)).abs() / 2
     weights = torch.exp(-0.5 * (distance / sigma).square()) * (distance <= int(3 * sigma) + 0.5)
     return (weights / weights.sum(dim=1, keepdim=True)).to(x.dtype)
 

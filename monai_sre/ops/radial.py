@@ -218,7 +218,8 @@ def change_basis(weight: Tensor, old: Tensor, new: Tensor) -> Tensor:
         new: basis to convert to, shape ``(b_new, *kernel_size)``.
 
     Returns:
-        Coefficients of shape ``(..., b_new)``: the least-squares projection, in float64, cast to the dtype of ``weight``.
+        Coefficients of shape ``(..., b_new)``: the least-squares projection, in the dtype of ``weight``. On the CPU it is
+        computed in float64, which not every device has.
 
     Example:
         >>> plain, unit = radial_basis((5, 5)), radial_basis((5, 5), orthonormal=True)
@@ -227,8 +228,10 @@ def change_basis(weight: Tensor, old: Tensor, new: Tensor) -> Tensor:
     """
     if old.shape[1:] != new.shape[1:]:
         raise ValueError(f"the bases must have one kernel size, got {tuple(old.shape[1:])} and {tuple(new.shape[1:])}")
-    matrix = old.double().flatten(1) @ torch.linalg.pinv(new.double().flatten(1))
-    return (weight.double() @ matrix.to(weight.device)).to(weight.dtype)
+    old, new = (basis.to("cpu", torch.float64).flatten(1) for basis in (old, new))
+    matrix = old @ torch.linalg.pinv(new)
+    exact = torch.promote_types(weight.dtype, torch.float64 if weight.device.type == "cpu" else torch.float32)
+    return (weight.to(exact) @ matrix.to(weight.device, exact)).to(weight.dtype)
 
 
 @on_cpu
@@ -251,14 +254,14 @@ def initial_std(basis: Tensor, fan_in: int, gain: float = math.sqrt(2.0)) -> Ten
         gain: that of the activation before the layer, :math:`\sqrt 2` for ReLU.
 
     Returns:
-        float64 tensor of shape ``(b,)``.
+        float64 tensor of shape ``(b,)`` on the CPU.
 
     Example:
         >>> initial_std(radial_basis((3, 3)), fan_in=8)
         tensor([0.3536, 0.0528], dtype=torch.float64)
     """
     coherent = (1 + 1 / math.pi) / 2
-    flat = basis.double().flatten(1)
+    flat = basis.to("cpu", torch.float64).flatten(1)
     power = (1 - coherent) * flat.square().sum(dim=1) + coherent * flat.sum(dim=1).square()
     return gain / (fan_in * len(flat) * power).sqrt()
 

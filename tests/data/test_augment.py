@@ -17,7 +17,7 @@ from monai_sre.data import (
     flip_batch,
     rotate_batch,
 )
-from tests.testers import CPUTensors
+from tests.testers import Unwanted
 
 
 def test_preprocess_scales_and_normalises() -> None:
@@ -236,6 +236,6 @@ def test_augment_arguments_are_checked(bad: dict) -> None:
 def test_batches_stay_on_their_device(function, shape):
     """On another device (``meta``: shapes alone) nothing touches the CPU or depends on values: a GPU would wait for it."""
     x = torch.empty(shape, dtype=torch.uint8, device="meta")
-    with CPUTensors() as used:
+    with Unwanted() as used:
         assert function(x).device.type == "meta"
     assert not used.operators
