@@ -13,6 +13,7 @@ from monai.data import DataLoader, Dataset, set_rnd
 from torch.utils.data import Sampler
 
 from monai_sre.data.info import DatasetInfo
+from monai_sre.ops.arguments import int_tuple
 
 __all__ = ["BatchLoader", "EpochLoader", "LabelledImages", "mix_seed", "process_place"]
 
@@ -104,6 +105,7 @@ class BatchLoader:
         world_size: number of processes; None asks ``torch.distributed`` (1 where it is not initialised).
 
     Raises:
+        TypeError: ``batch_size`` is no integer.
         ValueError: ``batch_size`` below 1, ``drop_last`` without ``shuffle``, a rank outside of the world, or fewer
             samples than processes or (with ``drop_last``) than a batch.
 
@@ -127,13 +129,12 @@ class BatchLoader:
         world_size: int | None = None,
     ) -> None:
         self.rank, self.world_size = process_place(rank, world_size)
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        (self.batch_size,) = int_tuple("batch_size", batch_size, 1, minimum=1)
         if drop_last and not shuffle:
             raise ValueError("drop_last=True would lose samples of an unshuffled loader; it needs shuffle=True")
         if len(dataset) < self.world_size:
             raise ValueError(f"{len(dataset)} samples cannot be shared among world_size={self.world_size} processes")
-        self.dataset, self.batch_size, self.shuffle, self.drop_last = dataset, int(batch_size), shuffle, drop_last
+        self.dataset, self.shuffle, self.drop_last = dataset, shuffle, drop_last
         self.seed, self.transform, self.epoch = int(seed), transform, 0
         self.images = dataset.images if device is None else dataset.images.to(device)
         self.labels = dataset.labels if device is None else dataset.labels.to(device)
@@ -219,7 +220,10 @@ class EpochLoader(DataLoader):
         rank: int | None = None,
         **options: Any,
     ) -> None:
-        if batch_size < 1 or repeats < 1 or len(dataset) * repeats < batch_size:
+        (batch_size,), (repeats,) = (
+            int_tuple(name, value, 1, minimum=1) for name, value in (("batch_size", batch_size), ("repeats", repeats))
+        )
+        if len(dataset) * repeats < batch_size:
             raise ValueError(
                 f"{len(dataset)} items with repeats={repeats} do not fill one batch of batch_size={batch_size}"
             )

@@ -16,7 +16,7 @@ from monai_sre.data.info import SPLITS, DatasetInfo, model_classes
 from monai_sre.data.loaders import LabelledImages
 from monai_sre.data.medmnist import medmnist_flags, obtain, official_info, official_path
 from monai_sre.data.npz import inspect_npz, read_member, to_images, to_labels
-from monai_sre.data.transforms import fit_images, scale_to_unit
+from monai_sre.data.transforms import check_intensity_range, fit_images, scale_to_unit
 
 __all__ = ["dataset_info", "load_dataset"]
 
@@ -105,8 +105,8 @@ def load_dataset(
         of shape ``(N,)`` or float32 of shape ``(N, L)``. Uncompressed uint8 members of an npz are mapped, not read.
 
     Raises:
-        ValueError: unknown name, split, size or task; a damaged (truncated, bad zip, bad MD5) or wrongly shaped file; a
-            class that the model never saw.
+        ValueError: unknown name, split, size, task or range; a damaged (truncated, bad zip, bad MD5) or wrongly shaped
+            file; a class that the model never saw.
         FileNotFoundError: the file is missing and is not to be, or cannot be, downloaded.
         RuntimeError: the download failed.
         ImportError: a MedMNIST flag is asked for and medmnist is not installed.
@@ -118,6 +118,8 @@ def load_dataset(
     """
     if split not in SPLITS:
         raise ValueError(f"split must be one of {SPLITS}, got {split!r}")
+    if intensity_range is not None:
+        check_intensity_range(intensity_range)
     kind, path = _resolve(dataset_name, dataset_dir, size)
     if kind == "json":
         assert path is not None

@@ -27,6 +27,7 @@ __all__ = [
     "IgnoreOutsided",
     "NormalizeFieldd",
     "ScaleToUnitd",
+    "check_intensity_range",
     "fit_images",
     "scale_to_unit",
 ]
@@ -42,6 +43,25 @@ _NUMBERS = (".nii", ".gz", ".npy", ".npz")
 
 
 # Intensities ----------------------------------------------------------------------------------------------------------
+
+
+def check_intensity_range(intensity_range: Sequence[float]) -> tuple[float, float]:
+    """The values that become 0 and 1.
+
+    Raises:
+        ValueError: they are not two increasing numbers.
+
+    Example:
+        >>> check_intensity_range([-100, 300])
+        (-100.0, 300.0)
+    """
+    try:
+        low, high = map(float, intensity_range)
+    except (TypeError, ValueError):
+        low, high = 0.0, 0.0
+    if not low < high:
+        raise ValueError(f"intensity_range must be two increasing values, got {intensity_range!r}")
+    return low, high
 
 
 def scale_to_unit(images: Tensor, intensity_range: Sequence[float] | None = None) -> Tensor:
@@ -61,9 +81,7 @@ def scale_to_unit(images: Tensor, intensity_range: Sequence[float] | None = None
     """
     values = images.float()
     if intensity_range is not None:
-        low, high = intensity_range
-        if not low < high:
-            raise ValueError(f"intensity_range must be two increasing values, got {intensity_range}")
+        low, high = check_intensity_range(intensity_range)
         return ((values - low) / (high - low)).clamp(0, 1)
     if images.is_floating_point() and float(values.min()) >= 0 and float(values.max()) <= 1:
         return values
@@ -90,7 +108,8 @@ class ScaleToUnitd(MapTransform):
     def __init__(self, keys: KeysCollection, intensity_range: Sequence[float] | None = None) -> None:
         super().__init__(keys)
         self.intensity_range = intensity_range
-        scale_to_unit(torch.zeros(1, 1), intensity_range)
+        if intensity_range is not None:
+            check_intensity_range(intensity_range)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)

@@ -99,7 +99,7 @@ def int_tuple(name: str, value: int | Sequence[int], length: int, minimum: int) 
         >>> int_tuple("stride", 2, length=3, minimum=1)
         (2, 2, 2)
     """
-    accepted = f"an integer >= {minimum} or {length} of them"
+    accepted = f"an integer >= {minimum}" + (f" or {length} of them" if length > 1 else "")
     items = (value,) * length if isinstance(value, (int, np.integer)) else value
     if isinstance(items, (str, bytes)) or not isinstance(items, Sequence):
         raise TypeError(f"{name} must be {accepted}, got {value!r}")

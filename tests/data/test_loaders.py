@@ -88,7 +88,7 @@ def test_items_slices_and_arguments() -> None:
     with pytest.raises(ValueError, match="6 images and 5 labels"):
         LabelledImages(data.images, data.labels[:5], data.info)
     for bad, message in (
-        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"batch_size": 0}, "batch_size must be an integer >= 1, got 0"),
         ({"drop_last": True}, "drop_last"),
         ({"rank": 2, "world_size": 2}, "rank must be in .* got 2"),
         ({"rank": 0, "world_size": 7}, "6 samples"),
@@ -96,6 +96,8 @@ def test_items_slices_and_arguments() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             BatchLoader(data, **bad)
+    with pytest.raises(TypeError, match="batch_size must be an integer >= 1, got 'two'"):
+        BatchLoader(data, batch_size="two")
 
 
 # MONAI's loader -------------------------------------------------------------------------------------------------------
@@ -139,7 +141,14 @@ def test_each_item_is_drawn_anew_in_each_repeat() -> None:
     assert len(drawn.unique()) == 12
 
 
-@pytest.mark.parametrize("options", [{"batch_size": 7}, {"batch_size": 0}, {"batch_size": 2, "repeats": 0}])
-def test_epochs_that_do_not_fill_a_batch_are_refused(options: dict) -> None:
-    with pytest.raises(ValueError, match="do not fill one batch"):
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 7}, "6 items with repeats=1 do not fill one batch of batch_size=7"),
+        ({"batch_size": 0}, "batch_size must be an integer >= 1, got 0"),
+        ({"batch_size": 2, "repeats": 0}, "repeats must be an integer >= 1, got 0"),
+    ],
+)
+def test_epochs_that_do_not_fill_a_batch_are_refused(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         EpochLoader(dataset(), **options)

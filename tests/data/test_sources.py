@@ -63,6 +63,8 @@ def test_other_dtypes_become_0_to_1(tmp_path: Path) -> None:
     assert torch.equal(scale_to_unit(fractions), fractions)
     with pytest.raises(ValueError, match="intensity_range"):
         scale_to_unit(fractions, (1, 1))
+    with pytest.raises(ValueError, match="intensity_range must be two increasing values"):
+        load_dataset("demo_2d", intensity_range=(5, 1))  # refused though 8-bit images do without it
 
 
 @pytest.mark.parametrize("kind", ["npz", "json"])

@@ -45,6 +45,8 @@ def test_8_bit_intensities_stay_and_others_become_0_to_1() -> None:
     assert ScaleToUnitd("image")({"image": values})["image"].tolist() == [[[0.0, 0.25, 1.0]]]
     with pytest.raises(ValueError, match="intensity_range must be two increasing values, got"):
         ScaleToUnitd("image", [5, 1])
+    with pytest.raises(ValueError, match="intensity_range must be two increasing values, got 100"):
+        ScaleToUnitd("image", 100)
 
 
 # Squares --------------------------------------------------------------------------------------------------------------
