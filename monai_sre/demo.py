@@ -58,7 +58,7 @@ def main(output_dir: str | Path, bundle: str | Path, epochs: int = 15) -> str:
         folder = output_dir / name.lower()
         started = time.perf_counter()
         options = {"dataset_name": _DATASET, "max_epochs": epochs, "batch_size": 32, "output_dir": str(folder)}
-        _run(files, configs, **options, **width)
+        _run(files, configs, **options, **width, overwrite=True)
         seconds = time.perf_counter() - started
         options = {"dataset_name": _DATASET, "ckpt_dir": str(folder / "models")}
         upright, rotated = folder / "validation", folder / "test"

@@ -113,6 +113,7 @@ class Checkpoints:
         description: what ``model.json`` holds beside the epoch and the metrics: the values that the model needs to be used.
             A ``"network"`` of ``None`` is logged as a warning, as evaluation and inference then have to be told.
         resume: go on from ``last.pt``: a boolean, or a word such as ``"true"`` from a command line.
+        overwrite: likewise, start anew where the folder holds a training already, and replace it.
         patience: end the training after so many validations without improvement; 0 is never.
 
     The options of the optimizer and of the schedule are those of the run that resumes: with more epochs, fewer, or another
@@ -121,6 +122,7 @@ class Checkpoints:
 
     Raises:
         FileNotFoundError: ``resume`` is on and there is no ``last.pt``.
+        FileExistsError: the folder holds a training, and neither ``resume`` nor ``overwrite`` is on.
         TypeError: JSON cannot hold the description.
         ValueError: an argument cannot work; ``last.pt`` cannot be read or is of another network, or the training it holds is
             complete; or, in the training, the metric is NaN.
@@ -137,11 +139,13 @@ class Checkpoints:
         description: Mapping[str, Any] | None = None,
         resume: bool | str = False,
         patience: int = 0,
+        overwrite: bool | str = False,
     ) -> None:
         self.folder, self.evaluator, self.metric = Path(ckpt_dir), evaluator, metric
         self.parts: dict[str, Any] = {"network": network, "optimizer": optimizer, "lr_scheduler": lr_scheduler}
         self.description = dict(description or {})
         self.resume, (self.patience,) = as_flag("resume", resume), int_tuple("early_stopping", patience, 1, minimum=0)
+        self.overwrite = as_flag("overwrite", overwrite)
         self.best, self.waited, self._validated = float("-inf"), 0, False
 
     def attach(self, engine: Engine) -> None:
@@ -151,6 +155,11 @@ class Checkpoints:
             _LOGGER.warning(_UNKNOWN_NETWORK)
         if self.resume:
             self._load(engine)
+        elif not self.overwrite and (self.folder / "last.pt").exists():
+            raise FileExistsError(
+                f"ckpt_dir={str(self.folder)!r} holds a training already: resume=true goes on with it, overwrite=true "
+                "replaces it, and another output_dir keeps both"
+            )
         self.folder.mkdir(parents=True, exist_ok=True)
         self.evaluator.add_event_handler(Events.COMPLETED, self._mark)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._save)

@@ -29,6 +29,7 @@ def run_epochs(
     patience: int = 0,
     others: dict[str, Any] | None = None,
     description: dict[str, Any] | None = None,
+    overwrite: bool = False,
 ) -> tuple[Engine, Checkpoints]:
     """Train a one-weight network whose weight counts its steps, and validate with the given scores."""
     network = torch.nn.Linear(1, 1, bias=False)
@@ -47,7 +48,9 @@ def run_epochs(
     )
     trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda _: validator.run([0]))
     description = description or {"size": 28}
-    saver = Checkpoints(folder, network, optimizer, scheduler, validator, "score", description, resume, patience)
+    saver = Checkpoints(
+        folder, network, optimizer, scheduler, validator, "score", description, resume, patience, overwrite
+    )
     saver.attach(trainer)
     trainer.run([0], max_epochs=len(scores))
     return trainer, saver
@@ -137,6 +140,16 @@ def test_resume_takes_the_words_for_yes(tmp_path: Path, word: str) -> None:
 def test_wrong_patience(tmp_path: Path, patience: object) -> None:
     with pytest.raises((TypeError, ValueError), match="early_stopping must be an integer >= 0"):
         run_epochs(tmp_path, [0.1], patience=patience)  # type: ignore[arg-type]
+
+
+def test_a_new_training_replaces_no_other_one_untold(tmp_path: Path) -> None:
+    run_epochs(tmp_path, [0.1, 0.9])
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(FileExistsError, match="holds a training already: resume=true goes on with it, overwrite=true"):
+        run_epochs(tmp_path, [0.5])
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    run_epochs(tmp_path, [0.5], overwrite=True)
+    assert saved_weight(tmp_path) == saved_weight(tmp_path, "last.pt") == 1.0
 
 
 def test_nothing_is_chosen_by_nan(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from monai_sre.ops.ring.convolution import ring_conv
+from monai_sre.symmetry.error import commutation_error, is_map
 
 Transform = Callable[[Tensor], Tensor]
 SLOW_CHECKS = ("test_compile", "test_onnx_dynamo")
@@ -370,10 +371,10 @@ def assert_symmetric(
     symmetries: Sequence[Transform] | None = None,
 ) -> None:
     """Assert that ``module`` commutes with the symmetries (``"map"``) or is invariant to them (``"vector"``)."""
-    expected = tree_leaves(module(x))
-    for index, transform in enumerate(lattice_symmetries(x.dim() - 2) if symmetries is None else symmetries):
-        wanted = [transform(leaf) for leaf in expected] if output == "map" else expected
-        error = relative_error(module(transform(x).contiguous()), wanted)
+    expected, ndim = module(x), x.dim() - 2
+    assert all(is_map(leaf, ndim) == (output == "map") for leaf in tree_leaves(expected))
+    for index, transform in enumerate(lattice_symmetries(ndim) if symmetries is None else symmetries):
+        error = commutation_error(expected, module(transform(x).contiguous()), transform, ndim)
         assert error <= tolerance, f"symmetry {index} at {tuple(x.shape)}: relative error {error:.1e}"
 
 
