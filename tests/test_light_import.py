@@ -52,6 +52,7 @@ def test_layers_networks_conversion_and_errors_without_any_extra() -> None:
 import torch, monai_sre
 from monai.networks.layers import Conv
 from monai.networks.nets import UNet
+torch.manual_seed(0)
 x = torch.randn(1, 1, 20, 23)
 Conv["SRECONV", 2](1, 4, 5, padding="same")(x)
 monai_sre.SREHarmonicConv2d(1, 4, 5, padding="same")(x)
@@ -59,7 +60,7 @@ monai_sre.sre_resnet18(2, 1, 3, width=4)(x)
 monai_sre.SREUNet(2, 1, 2, channels=(4, 8))(x)
 network = monai_sre.convert_to_sre(UNet(2, 1, 2, channels=(4, 8), strides=(2,))).eval()
 print(monai_sre.conversion_report(network))
-assert max(monai_sre.equivariance_error(network, x, [*["lattice"], 30.0]).values()) < 1
+assert 1e-3 < monai_sre.equivariance_error(network, x, 30.0)["30 deg"] < 10
 assert max(monai_sre.equivariance_error(network, x).values()) < 1e-5
 monai_sre.layer_errors(network, x)
 monai_sre.fold_sre(network)(x)
