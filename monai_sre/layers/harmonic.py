@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from monai_sre.layers.conv import SREConv1d, SREConv2d, SREConv3d, on_flat
 from monai_sre.ops.arguments import int_tuple
-from monai_sre.ops.energy import cat_groups, harmonic_energy, mixed_energies
+from monai_sre.ops.energy import add_energies, cat_groups, harmonic_energy
 from monai_sre.ops.grid import centred_fit, extend_ends
 from monai_sre.ops.harmonics import harmonic_stencils
 from monai_sre.ops.radial import learns_width
@@ -192,11 +192,10 @@ class HarmonicConv(nn.Module):
             radial, maps = [part.flatten(1, 2) for part in y.split([y.size(2) - hidden, hidden], dim=2)]
         if self._mixes_at_once:
             stencils: list[Tensor] = [energy.stencils for energy in self.energies]  # type: ignore[misc]
-            mixed = mixed_energies(maps, stencils, self.mix.weight, self.mix.bias, self.groups, self.eps)
+            out = add_energies(radial, maps, stencils, self.mix.weight, self.mix.bias, self.groups, self.eps)
         else:
             energies = [energy(maps) for energy in self.energies]
-            mixed = self.mix(self.norm(cat_groups(energies, self.groups)))
-        out = radial + mixed
+            out = radial + self.mix(self.norm(cat_groups(energies, self.groups)))
         return out.squeeze(0) if unbatched else out
 
     def extra_repr(self) -> str:

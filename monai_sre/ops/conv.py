@@ -23,34 +23,13 @@ from torch.nn import functional
 from monai_sre.ops.arguments import int_tuple
 from monai_sre.ops.grid import centred_margin, half_of, join_neighbours, pad_ends, script_if_tracing
 from monai_sre.ops.pool import centred_blur
-from monai_sre.ops.ring.convolution import is_eager_cpu_call, ring_conv
+from monai_sre.ops.ring.convolution import may_define_gradient, ring_conv
 from monai_sre.ops.ring.cost import choose_algorithm
+from monai_sre.ops.ring.portable import conv_nd
 
 ALGORITHMS = ("auto", "dense", "ring")
 #: Environment variable that overrides the ``algorithm`` of every call.
 ALGORITHM_VARIABLE = "MONAI_SRE_ALGORITHM"
-
-
-def conv_nd(
-    x: Tensor,
-    kernel: Tensor,
-    bias: Tensor | None,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-) -> Tensor:
-    """``torch.nn.functional.conv*d`` for as many spatial axes as the kernel has.
-
-    Example:
-        >>> conv_nd(torch.tensor([[[1.0, 2.0, 3.0]]]), torch.ones(1, 1, 2), None, [1], [0], [1], 1)
-        tensor([[[3., 5.]]])
-    """
-    if kernel.dim() == 3:
-        return functional.conv1d(x, kernel, bias, stride, padding, dilation, groups)
-    if kernel.dim() == 4:
-        return functional.conv2d(x, kernel, bias, stride, padding, dilation, groups)
-    return functional.conv3d(x, kernel, bias, stride, padding, dilation, groups)
 
 
 def conv_transpose_nd(
@@ -117,8 +96,8 @@ def sre_conv(
         stride: step between outputs, one for all axes or one per axis; so ``padding`` (zeros on both sides) and ``dilation``.
         groups: number of blocks of channels that do not mix.
         algorithm: ``"dense"``, ``"ring"``, or ``"auto"`` for the one estimated to be faster. The environment variable
-            ``MONAI_SRE_ALGORITHM`` overrides it. Where a graph is captured (TorchScript, ``torch.compile``,
-            ``torch.export``, ONNX) or the ring engine does not serve the device or dtype, the dense algorithm runs.
+            ``MONAI_SRE_ALGORITHM`` overrides it. Where a graph is exported (TorchScript, ``torch.export``, ONNX) and
+            under ``torch.func`` the dense algorithm runs; :func:`monai_sre.fold_sre` prepares a network for export.
 
     Returns:
         What ``torch.nn.functional.conv*d`` gives for ``expand_kernel(weight, basis)``.
@@ -159,7 +138,7 @@ def sre_conv_nd(
 ) -> Tensor:
     """:func:`sre_conv` for arguments already checked: what layers call, and what TorchScript compiles."""
     if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript leaves a branch out only where this stands alone
-        if is_eager_cpu_call(x, weight) and not basis.requires_grad:
+        if may_define_gradient(x, weight) and not basis.requires_grad:
             chosen = requested_algorithm(algorithm)
             if chosen == "auto":
                 chosen = choose_algorithm(x, weight, basis, stride, padding, dilation, groups)

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from monai_sre.ops.conv import conv_nd
 from monai_sre.ops.ring import energy_cpu
-from monai_sre.ops.ring.convolution import is_eager_cpu_call, keep_subclass, under_transform
+from monai_sre.ops.ring.convolution import (
+    is_eager_cpu_call,
+    keep_subclass,
+    may_define_gradient,
+    under_transform,
+    without_autocast,
+)
+from monai_sre.ops.ring.cpu import computed_in
+from monai_sre.ops.ring.portable import conv_nd
 
 
 def harmonic_energy(x: Tensor, stencils: Tensor, eps: float = 1e-3) -> Tensor:
@@ -43,29 +51,28 @@ def harmonic_energy(x: Tensor, stencils: Tensor, eps: float = 1e-3) -> Tensor:
             "stencils must have shape (components, *kernel_size) of odd sizes, one for each spatial axis of x, got "
             f"{list(stencils.shape)} and x of shape {list(x.shape)}"
         )
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    computed, stencils = x.to(dtype), stencils.to(dtype)
-    if not torch.jit.is_scripting():
-        if is_eager_cpu_call(computed, stencils) and energy_cpu.available(dtype):
-            return _compiled_energy(computed, stencils, eps).to(x.dtype)
-        if torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type):
-            with torch.autocast(x.device.type, enabled=False):  # which would take half precision for the convolutions
-                return _convolved_energy(computed, stencils, eps).to(x.dtype)
-    return _convolved_energy(computed, stencils, eps).to(x.dtype)
+    if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript leaves a branch out only where this stands alone
+        if may_define_gradient(x, stencils):
+            return _one_energy(x, stencils, eps)
+    return _convolved_energy(x, stencils, eps)
 
 
-def mixed_energies(
-    x: Tensor,
+def add_energies(
+    radial: Tensor,
+    maps: Tensor,
     stencils: list[Tensor],
     weight: Tensor,
     bias: Tensor | None = None,
     groups: int = 1,
     eps: float = 1e-3,
 ) -> Tensor:
-    """Energies of all orders, mixed by a matrix; only ``x`` is kept for the gradient, no energy.
+    """``radial`` plus the energies of all orders of other maps, mixed by a matrix.
+
+    Only ``maps`` are kept for the gradient, neither energies nor components.
 
     Args:
-        x: shape ``(N, C, *spatial)``.
+        radial: shape ``(N, out_channels, *spatial)``.
+        maps: shape ``(N, C, *spatial)``.
         stencils: those of each order, as in :func:`harmonic_energy`.
         weight: shape ``(out_channels, len(stencils) * C / groups, 1, ...)``, the orders one after the other in each group.
         bias: shape ``(out_channels,)``, or ``None``.
@@ -73,21 +80,18 @@ def mixed_energies(
         eps: as in :func:`harmonic_energy`.
 
     Returns:
-        Shape ``(N, out_channels, *spatial)``.
+        Shape of ``radial``.
 
     Example:
         >>> from monai_sre.ops import harmonic_stencils
-        >>> x, stencils = torch.randn(2, 3, 8, 8), [harmonic_stencils(order, 2) for order in (1, 2)]
-        >>> mixed_energies(x, stencils, torch.randn(5, 6, 1, 1)).shape
+        >>> maps, stencils = torch.randn(2, 3, 8, 8), [harmonic_stencils(order, 2) for order in (1, 2)]
+        >>> add_energies(torch.zeros(2, 5, 8, 8), maps, stencils, torch.randn(5, 6, 1, 1)).shape
         torch.Size([2, 5, 8, 8])
     """
-    if not torch.jit.is_scripting():
-        alike = x.dtype == weight.dtype and stencils[0].dtype == (
-            torch.float64 if x.dtype == torch.float64 else torch.float32
-        )
-        if alike and is_eager_cpu_call(x, weight) and not torch.is_autocast_enabled("cpu"):
-            return _recomputed_energies(x, stencils, weight, bias, groups, eps)
-    return _mix(_all_energies(x, stencils, groups, eps), weight, bias, groups)
+    if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript leaves a branch out only where this stands alone
+        if may_define_gradient(maps, weight):
+            return _added_energies(radial, maps, stencils, weight, bias, groups, eps)
+    return radial + _mix(_all_energies(maps, stencils, groups, eps), weight, bias, groups)
 
 
 def _mix(energies: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> Tensor:
@@ -98,7 +102,7 @@ def _mix(energies: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> 
 def _all_energies(x: Tensor, stencils: list[Tensor], groups: int, eps: float) -> Tensor:
     parts: list[Tensor] = []
     for stencil in stencils:
-        parts.append(harmonic_energy(x, stencil, eps))
+        parts.append(_convolved_energy(x, stencil, eps))
     return cat_groups(parts, groups)
 
 
@@ -117,7 +121,8 @@ def cat_groups(parts: list[Tensor], groups: int) -> Tensor:
     return torch.cat(blocks, dim=2).flatten(1, 2)
 
 
-def _convolved_energy(x: Tensor, stencils: Tensor, eps: float) -> Tensor:
+def _components(x: Tensor, stencils: Tensor) -> Tensor:
+    """Each map an image of its own: shape ``(N * C, components, *spatial)``."""
     padding: list[int] = []
     sizes: list[int] = []  # one by one, or ONNX takes them for constants
     for axis in range(1, stencils.dim()):
@@ -125,95 +130,323 @@ def _convolved_energy(x: Tensor, stencils: Tensor, eps: float) -> Tensor:
         sizes.append(x.size(axis + 1))
     maps = x.reshape([x.size(0) * x.size(1), 1] + sizes)  # noqa: RUF005 - each an image of its own
     ones = [1] * len(padding)
-    components = conv_nd(maps, stencils.unsqueeze(1), None, ones, padding, ones, 1)
-    return components.square().sum(dim=1).add(eps).sqrt().reshape([x.size(0), x.size(1)] + sizes)  # noqa: RUF005
+    return conv_nd(maps, stencils.unsqueeze(1), None, ones, padding, ones, 1)
+
+
+def _convolved_energy(x: Tensor, stencils: Tensor, eps: float) -> Tensor:
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    computed, stencils = x.to(dtype), stencils.to(dtype)
+    if torch.jit.is_scripting():
+        components = _components(computed, stencils)
+    else:
+        with without_autocast(x.device.type):  # which would take half precision for the convolutions
+            components = _components(computed, stencils)
+    sizes: list[int] = []
+    for axis in range(x.dim()):
+        sizes.append(x.size(axis))
+    return components.square().sum(dim=1).add(eps).sqrt().reshape(sizes).to(x.dtype)
+
+
+def _convolved_slope(x: Tensor, stencils: Tensor, eps: float, grad: Tensor) -> tuple[Tensor, Tensor]:
+    """Energies and, where ``grad`` is theirs, the gradient by ``x``: the components are formed once, in float32."""
+    dtype = computed_in(x.dtype)
+    computed, stencils = x.to(dtype), stencils.to(dtype)
+    components = _components(computed, stencils)
+    energies = components.square().sum(dim=1, keepdim=True).add_(eps).sqrt_()
+    slope = components.mul_(grad.to(dtype).reshape(energies.shape) / energies)
+    padding, ones = [length // 2 for length in stencils.shape[1:]], [1] * (x.dim() - 2)
+    maps = computed.reshape(-1, 1, *x.shape[2:])
+    by_maps, _, _ = torch.ops.aten.convolution_backward(
+        slope, maps, stencils.unsqueeze(1), None, ones, padding, ones, False, [0] * len(ones), 1, (True, False, False)
+    )
+    return energies.reshape(x.shape), by_maps.reshape(x.shape)
 
 
 @keep_subclass
-def _compiled_energy(x: Tensor, stencils: Tensor, eps: float) -> Tensor:
-    return _CompiledEnergy.apply(x, stencils, eps)
+def _one_energy(x: Tensor, stencils: Tensor, eps: float) -> Tensor:
+    if torch.compiler.is_compiling() and x.device.type == "cpu" and energy_cpu.compiled_for(x.dtype):
+        return _energy_operator(x, stencils, eps)
+    return _Energy.apply(x, stencils, eps)
 
 
 @keep_subclass
-def _recomputed_energies(
-    x: Tensor, stencils: list[Tensor], weight: Tensor, bias: Tensor | None, groups: int, eps: float
+def _added_energies(
+    radial: Tensor,
+    maps: Tensor,
+    stencils: Sequence[Tensor],
+    weight: Tensor,
+    bias: Tensor | None,
+    groups: int,
+    eps: float,
 ) -> Tensor:
-    return _MixedEnergies.apply(x.contiguous(), weight, bias, groups, eps, *stencils)
+    device = maps.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device) and maps.dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(device)
+        radial, maps, weight = radial.to(dtype), maps.to(dtype), weight.to(dtype)
+        bias = None if bias is None else bias.to(dtype)
+    maps = maps.contiguous()  # a slice of channels would keep all of them
+    if torch.compiler.is_compiling() and device == "cpu" and energy_cpu.compiled_for(maps.dtype):
+        return _added_operator(radial, maps, weight, bias, list(stencils), groups, eps)
+    return _AddedEnergies.apply(radial, maps, weight, bias, groups, eps, *stencils)
 
 
-class _CompiledEnergy(torch.autograd.Function):
+def _uses_engine(x: Tensor, stencils: Tensor) -> bool:
+    """Whether the C engine computes with operands that are at hand."""
+    return is_eager_cpu_call(x, stencils) and energy_cpu.compiled_for(x.dtype)
+
+
+def _values(x: Tensor, stencils: Tensor, eps: float) -> Tensor:
+    with without_autocast(x.device.type):
+        if not _uses_engine(x, stencils):
+            return _convolved_energy(x, stencils, eps)
+        dtype = computed_in(x.dtype)
+        values, _ = energy_cpu.energies(_whole_images(x.to(dtype)), stencils.detach().to(dtype).contiguous(), eps)
+        assert values is not None
+        return values.to(x.dtype)
+
+
+def _values_and_slope(x: Tensor, stencils: Tensor, eps: float, grad: Tensor) -> tuple[Tensor, Tensor]:
+    """Energies and the gradient by ``x``, in the dtype that they are computed in."""
+    if not _uses_engine(x, stencils):
+        return _convolved_slope(x, stencils, eps, grad)
+    dtype = computed_in(x.dtype)
+    whole = _whole_images(x.to(dtype)), stencils.detach().to(dtype).contiguous(), _whole_images(grad.to(dtype))
+    values, slope = energy_cpu.energies(whole[0], whole[1], eps, whole[2])
+    assert values is not None
+    assert slope is not None
+    return values, slope
+
+
+def _differentiable_again(grad: Tensor) -> bool:
+    """Whether a backward pass must consist of operations that torch differentiates: ``create_graph``, or a transform."""
+    return not torch.compiler.is_compiling() and (torch.is_grad_enabled() or under_transform(grad))
+
+
+class _Energy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, stencils: Tensor, eps: float) -> Tensor:  # type: ignore[override]
         ctx.save_for_backward(x, stencils)
         ctx.eps = eps
-        values, _ = energy_cpu.energies(_whole_images(x), stencils.detach().contiguous(), eps)
-        assert values is not None
-        return values
+        return _values(x, stencils, eps)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None]:  # type: ignore[override]
         x, stencils = ctx.saved_tensors
-        again = torch.is_grad_enabled()  # create_graph: formulas that torch can differentiate again
-        if again or under_transform(grad):
+        if _differentiable_again(grad):
+            again = torch.is_grad_enabled()
             with torch.enable_grad():
                 source = x if again else x.detach().requires_grad_()
                 values = _convolved_energy(source, stencils, ctx.eps)
             (slope,) = torch.autograd.grad(values, source, grad, create_graph=again)
             return slope, None, None
-        _, slope = energy_cpu.energies(
-            _whole_images(x), stencils.contiguous(), ctx.eps, _whole_images(grad), with_values=False
-        )
-        return slope, None, None
+        return _slope(x, stencils, ctx.eps, grad), None, None
 
 
-class _MixedEnergies(torch.autograd.Function):
+def _slope(x: Tensor, stencils: Tensor, eps: float, grad: Tensor) -> Tensor:
+    with without_autocast(x.device.type):
+        return _values_and_slope(x, stencils, eps, grad)[1].to(x.dtype)
+
+
+class _AddedEnergies(torch.autograd.Function):
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, groups: int, eps: float, *stencils: Tensor
+        ctx: Any,
+        radial: Tensor,
+        maps: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        groups: int,
+        eps: float,
+        *stencils: Tensor,
     ) -> Tensor:
-        ctx.save_for_backward(x, weight, bias, *stencils)
-        ctx.groups, ctx.eps = groups, eps
-        return _mix(_all_energies(x, list(stencils), groups, eps), weight, bias, groups)
+        ctx.save_for_backward(maps, weight, *stencils)
+        ctx.groups, ctx.eps, ctx.has_bias = groups, eps, bias is not None
+        return _added(radial, maps, weight, bias, stencils, groups, eps)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        x, weight, bias, *stencils = ctx.saved_tensors
-        wanted = (ctx.needs_input_grad[1], bias is not None and ctx.needs_input_grad[2])
-        mirrored = weight.unflatten(0, (ctx.groups, -1)).transpose(1, 2).flatten(0, 1)
-        slopes = _mix(grad, mirrored, None, ctx.groups)
-        again = torch.is_grad_enabled()  # create_graph: formulas that torch can differentiate again
-        if again or under_transform(grad) or not energy_cpu.available(x.dtype):
-            with torch.enable_grad():
-                source = x if again and x.requires_grad else x.detach().requires_grad_()
-                energies = _all_energies(source, stencils, ctx.groups, ctx.eps)
-            (grad_x,) = torch.autograd.grad(energies, source, slopes, create_graph=again)
+        maps, weight, *stencils = ctx.saved_tensors
+        wanted = (ctx.needs_input_grad[1], ctx.needs_input_grad[2], ctx.has_bias and ctx.needs_input_grad[3])
+        if _differentiable_again(grad):
+            again = torch.is_grad_enabled()
+            with torch.enable_grad(), without_autocast(maps.device.type):
+                sources = [source if again else source.detach().requires_grad_() for source in (maps, weight)]
+                energies = _all_energies(sources[0], stencils, ctx.groups, ctx.eps)
+                mixed = _mix(energies, sources[1], None, ctx.groups)
+                chosen = [source for source, use in zip(sources, wanted[:2], strict=True) if use]
+                found = iter(torch.autograd.grad(mixed, chosen, grad, create_graph=again) if chosen else ())
+                grads = [next(found) if use else None for use in wanted[:2]]
+                by_bias = grad.sum(dim=[0, *range(2, grad.dim())]) if wanted[2] else None
         else:
-            energies, grad_x = _energies_with_gradient(x, stencils, slopes, ctx.groups, ctx.eps)
-        ones, zeros = [1] * (x.dim() - 2), [0] * (x.dim() - 2)
-        _, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
-            grad, energies, weight, [len(weight)], ones, zeros, ones, False, zeros, ctx.groups, (False, *wanted)
+            *grads, by_bias = _added_gradients(grad, maps, weight, stencils, ctx.groups, ctx.eps, wanted)
+        return (grad, *grads, by_bias, None, None, *[None] * len(stencils))
+
+
+def _added(
+    radial: Tensor,
+    maps: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stencils: Sequence[Tensor],
+    groups: int,
+    eps: float,
+) -> Tensor:
+    with without_autocast(maps.device.type):
+        parts = [_values(maps, stencil, eps).unflatten(1, (groups, -1)).flatten(3) for stencil in stencils]
+        energies = torch.cat(parts, dim=2)  # (N, groups, orders * C / groups, positions)
+        mixer = weight.reshape(groups, weight.shape[0] // groups, -1)
+        if groups == 1:
+            out = torch.baddbmm(radial.flatten(2), mixer.expand(len(radial), -1, -1), energies.squeeze(1))
+        else:
+            out = radial.flatten(2) + torch.matmul(mixer, energies).flatten(1, 2)
+        if bias is not None:
+            out += bias.reshape(-1, 1)
+        return out.reshape(radial.shape)
+
+
+def _added_gradients(
+    grad: Tensor,
+    maps: Tensor,
+    weight: Tensor,
+    stencils: Sequence[Tensor],
+    groups: int,
+    eps: float,
+    wanted: Sequence[bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients by maps, weight and bias, those that are wanted; the energies are formed again."""
+    with without_autocast(maps.device.type):
+        slopes = grad.reshape(grad.shape[0], groups, grad.shape[1] // groups, -1)
+        mixer = weight.reshape(groups, weight.shape[0] // groups, -1)
+        by_maps: Tensor | None = None
+        by_mixer: list[Tensor] = []
+        width = maps.shape[1] // groups
+        for index, stencil in enumerate(stencils):
+            part = mixer[:, :, index * width : (index + 1) * width]
+            if wanted[0]:
+                by_energies = torch.matmul(part.mT, slopes).flatten(1, 2).reshape(maps.shape)
+                energies, by_order = _values_and_slope(maps, stencil, eps, by_energies)
+                by_maps = by_order if by_maps is None else by_maps.add_(by_order)
+            else:
+                energies = _values(maps, stencil, eps)
+            if wanted[1]:
+                blocks = energies.to(grad.dtype).reshape(grad.shape[0], groups, width, -1)
+                by_mixer.append(torch.matmul(slopes, blocks.mT).sum(dim=0))
+        return (
+            None if by_maps is None else by_maps.to(maps.dtype),
+            torch.cat(by_mixer, dim=2).reshape(weight.shape) if wanted[1] else None,
+            grad.sum(dim=[0, *range(2, grad.dim())]) if wanted[2] else None,
         )
-        return grad_x, grad_weight, grad_bias, None, None, *[None] * len(stencils)
-
-
-def _energies_with_gradient(
-    x: Tensor, stencils: list[Tensor], grad: Tensor, groups: int, eps: float
-) -> tuple[Tensor, Tensor]:
-    """:func:`_all_energies` and, where ``grad`` is theirs, the gradient by ``x``: the components are formed once."""
-    energies, slope = torch.empty_like(grad), torch.zeros_like(x)
-    split = (groups, len(stencils), x.shape[1] // groups)
-    parts, outs = (tensor.unflatten(1, split).unbind(2) for tensor in (grad, energies))
-    for stencil, part, out in zip(stencils, parts, outs, strict=True):
-        whole = _whole_images(part.flatten(1, 2))
-        values, gradient = energy_cpu.energies(x, stencil.contiguous(), eps, whole)
-        assert values is not None
-        assert gradient is not None
-        out.copy_(values.unflatten(1, (groups, -1)))
-        slope += gradient
-    return energies, slope
 
 
 def _whole_images(x: Tensor) -> Tensor:
     """``x`` with contiguous images: a slice of channels is left where it is."""
     x = x.detach()
     return x if x[:1].is_contiguous() else x.contiguous()
+
+
+@torch.library.custom_op("monai_sre::energy", mutates_args=(), device_types="cpu")
+def _energy_operator(x: Tensor, stencils: Tensor, eps: float) -> Tensor:
+    """The operator that stands for the C engine in a graph of ``torch.compile``; so do the other ones below."""
+    return _values(x, stencils, eps)
+
+
+@_energy_operator.register_fake
+def _(x: Tensor, stencils: Tensor, eps: float) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+@torch.library.custom_op("monai_sre::energy_slope", mutates_args=(), device_types="cpu")
+def _slope_operator(x: Tensor, stencils: Tensor, eps: float, grad: Tensor) -> Tensor:
+    return _slope(x, stencils, eps, grad)
+
+
+@_slope_operator.register_fake
+def _(x: Tensor, stencils: Tensor, eps: float, grad: Tensor) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+def _keep_for_slope(ctx: Any, inputs: tuple[Tensor, Tensor, float], output: Tensor) -> None:
+    ctx.save_for_backward(inputs[0], inputs[1])
+    ctx.eps = inputs[2]
+
+
+def _operator_slope(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    x, stencils = ctx.saved_tensors
+    return _slope_operator(x, stencils, ctx.eps, grad), None, None
+
+
+_energy_operator.register_autograd(_operator_slope, setup_context=_keep_for_slope)
+
+
+@torch.library.custom_op("monai_sre::add_energies", mutates_args=(), device_types="cpu")
+def _added_operator(
+    radial: Tensor,
+    maps: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stencils: Sequence[Tensor],
+    groups: int,
+    eps: float,
+) -> Tensor:
+    return _added(radial, maps, weight, bias, stencils, groups, eps)
+
+
+@_added_operator.register_fake
+def _(
+    radial: Tensor,
+    maps: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stencils: Sequence[Tensor],
+    groups: int,
+    eps: float,
+) -> Tensor:
+    return torch.empty_like(radial, memory_format=torch.contiguous_format)
+
+
+@torch.library.custom_op("monai_sre::add_energies_gradients", mutates_args=(), device_types="cpu")
+def _added_gradients_operator(
+    grad: Tensor,
+    maps: Tensor,
+    weight: Tensor,
+    stencils: Sequence[Tensor],
+    groups: int,
+    eps: float,
+    wanted: Sequence[bool],
+) -> list[Tensor]:
+    grads = _added_gradients(grad, maps, weight, stencils, groups, eps, wanted)
+    return [item for item in grads if item is not None]
+
+
+@_added_gradients_operator.register_fake
+def _(
+    grad: Tensor,
+    maps: Tensor,
+    weight: Tensor,
+    stencils: Sequence[Tensor],
+    groups: int,
+    eps: float,
+    wanted: Sequence[bool],
+) -> list[Tensor]:
+    likes = (maps, weight, weight.new_empty(len(weight)))
+    return [
+        torch.empty_like(item, memory_format=torch.contiguous_format)
+        for item, use in zip(likes, wanted, strict=True)
+        if use
+    ]
+
+
+def _keep_for_gradients(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, maps, weight, bias, stencils, ctx.groups, ctx.eps = inputs
+    ctx.save_for_backward(maps, weight, *stencils)
+    ctx.has_bias = bias is not None
+
+
+def _operator_gradients(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    maps, weight, *stencils = ctx.saved_tensors
+    wanted = [ctx.needs_input_grad[1], ctx.needs_input_grad[2], ctx.has_bias and ctx.needs_input_grad[3]]
+    found = iter(_added_gradients_operator(grad, maps, weight, stencils, ctx.groups, ctx.eps, wanted))
+    return (grad, *[next(found) if use else None for use in wanted], [None] * len(stencils), None, None)
+
+
+_added_operator.register_autograd(_operator_gradients, setup_context=_keep_for_gradients)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from monai_sre.ops import harmonic_energy, harmonic_stencils, mixed_energies
+from monai_sre.ops import add_energies, harmonic_energy, harmonic_stencils
 from monai_sre.ops.ring.energy_cpu import LIBRARY, available
 from tests.testers import relative_error
 
@@ -144,16 +144,21 @@ def test_mixed(backend: str, shape: tuple[int, ...], groups: int) -> None:
         energies = torch.cat([reference(part, stencil, 1e-3) for stencil in stencils], dim=1)
         outputs.append(torch.einsum("oi,ni...->no...", w.flatten(1), energies) + b.reshape(-1, *(1,) * ndim))
     wanted = torch.cat(outputs, dim=1)
-    out = mixed_energies(x, stencils, weight, bias, groups)
+    radial = torch.randn(wanted.shape, dtype=torch.float64, requires_grad=True)
+    operands = (radial, x, weight, bias)
+
+    def call(radial: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return add_energies(radial, x, stencils, weight, bias, groups)
+
+    out = call(*operands)
+    wanted = radial + wanted
     torch.testing.assert_close(out, wanted)
     grad = torch.randn_like(out)
-    found = torch.autograd.grad(out, (x, weight, bias), grad)
-    torch.testing.assert_close(found, torch.autograd.grad(wanted, (x, weight, bias), grad))
-    assert torch.autograd.gradgradcheck(
-        lambda *operands: mixed_energies(operands[0], stencils, *operands[1:], groups),
-        (x, weight, bias),
-        fast_mode=True,
-    )
+    expected = torch.autograd.grad(wanted, operands, grad)
+    torch.testing.assert_close(torch.autograd.grad(out, operands, grad), expected)
+    assert torch.autograd.gradgradcheck(call, operands, fast_mode=True)
+    again = torch.autograd.grad(call(*operands), operands, grad, create_graph=True)
+    torch.testing.assert_close(again, expected)
 
 
 def test_mixed_with_parts_frozen(backend: str) -> None:
@@ -161,7 +166,8 @@ def test_mixed_with_parts_frozen(backend: str) -> None:
     x, weight = torch.randn(1, 2, 5, 5), torch.randn(3, 2, 1, 1)
     for frozen in (0, 1):
         operands = [tensor.clone().requires_grad_(index != frozen) for index, tensor in enumerate((x, weight))]
-        (grad,) = torch.autograd.grad(mixed_energies(operands[0], stencils, operands[1]).sum(), operands[1 - frozen])
+        out = add_energies(torch.zeros(1, 3, 5, 5), operands[0], stencils, operands[1])
+        (grad,) = torch.autograd.grad(out.sum(), operands[1 - frozen])
         assert bool(grad.any())
 
 

@@ -31,14 +31,15 @@ gradient and has fewer channels.
 **Small maps.** For the smallest maps, the sums of all positions are one product with a constant matrix.
 
 Both passes are one operation, ``contract``: take the sums ``S`` of an image tile by tile, and form ``weight . S`` or
-``S . other^T`` or both. Who does it: :mod:`monai_sre.ops.ring.cpu` (compiled C) or, without a compiler,
-:mod:`monai_sre.ops.ring.eager` (slices in torch). Other devices have no ring backend yet;
-:func:`monai_sre.ops.ring.cost.choose_algorithm` picks the dense algorithm there.
+``S . other^T`` or both. On a CPU :mod:`monai_sre.ops.ring.cpu` (compiled C) does it, and is one operator of the graph under
+``torch.compile``. Without a compiler, and on every other device, :mod:`monai_sre.ops.ring.portable` forms the sums with
+torch's own convolutions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import wraps
 from typing import Any
@@ -48,8 +49,8 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from monai_sre.ops.ring import cpu as ring_cpu
-from monai_sre.ops.ring import eager as ring_eager
 from monai_sre.ops.ring.plan import Geometry, Plan, Triple, convolution_geometry, plans, spatial_triple
+from monai_sre.ops.ring.portable import portable_ring_conv, portable_ring_gradients
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -64,19 +65,38 @@ def is_eager_cpu_call(x: Tensor, weight: Tensor) -> bool:
     """
     return (
         not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()
-        and not torch.onnx.is_in_onnx_export()
         and x.device.type == "cpu"
         and weight.device.type == "cpu"
         and type(x).__torch_dispatch__ == Tensor.__torch_dispatch__
         and type(weight) in (Tensor, torch.nn.Parameter)
-        and x.layout == torch.strided
-        and x.dtype in _DTYPES
-        and weight.dtype in _DTYPES
         and torch._C._len_torch_dispatch_stack() == 0
+        and may_define_gradient(x, weight)
+    )
+
+
+def may_define_gradient(x: Tensor, weight: Tensor) -> bool:
+    """Whether an operation may bring its own backward pass, on any device, also in what ``torch.compile`` compiles.
+
+    It may not where a graph is exported (``torch.export``, ``torch.jit.trace``, ONNX), and under ``torch.func`` transforms
+    and forward-mode derivatives.
+    """
+    if x.layout != torch.strided or x.dtype not in _DTYPES or weight.dtype not in _DTYPES:
+        return False
+    if torch.compiler.is_compiling():
+        return not torch.compiler.is_exporting()
+    return (
+        not torch.jit.is_tracing()
+        and not torch.onnx.is_in_onnx_export()
         and not under_transform()
         and torch.autograd.forward_ad._current_level < 0
     )
+
+
+def without_autocast(device_type: str) -> AbstractContextManager[Any]:
+    """Operations in the dtypes that they are given, on a device that may know no autocast."""
+    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return nullcontext()
 
 
 def under_transform(grad: Tensor | None = None) -> bool:
@@ -138,10 +158,13 @@ def ring_conv(
     """
     if x.dim() == basis.dim():
         return ring_conv(x.unsqueeze(0), weight, basis, bias, stride, padding, dilation, groups).squeeze(0)
-    if torch.is_autocast_enabled("cpu") and x.dtype != torch.float64:
-        dtype = torch.get_autocast_dtype("cpu")
+    device = x.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device) and x.dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(device)
         x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     _check_operands(x, weight, basis, bias, (stride, padding, dilation), groups)
+    if torch.compiler.is_compiling() and device == "cpu" and ring_cpu.compiled_for(x.dtype):
+        return _ring_operator(x, weight, bias, basis, list(stride), list(padding), list(dilation), groups)
     return _RingConv.apply(x, weight, bias, basis, tuple(stride), tuple(padding), tuple(dilation), groups)
 
 
@@ -169,6 +192,11 @@ def _check_operands(
         raise ValueError(f"x, weight and bias must have one dtype, got {dtypes}")
 
 
+def _uses_engine(x: Tensor) -> bool:
+    """Whether the C engine computes with an operand that is at hand."""
+    return is_eager_cpu_call(x, x) and ring_cpu.compiled_for(x.dtype)
+
+
 class _RingConv(torch.autograd.Function):
     @staticmethod
     def forward(  # type: ignore[override]
@@ -185,20 +213,152 @@ class _RingConv(torch.autograd.Function):
         ctx.save_for_backward(x, weight, basis)
         ctx.sizes = (stride, padding, dilation, groups)
         ctx.has_bias = bias is not None
-        with torch.autocast("cpu", enabled=False):
-            return _forward(x, weight, bias, _problem(x, basis, stride, padding, dilation, groups))
+        return _values(x, weight, bias, basis, stride, padding, dilation, groups)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, weight, basis = ctx.saved_tensors
-        stride, padding, dilation, groups = ctx.sizes
         wanted = (ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.has_bias and ctx.needs_input_grad[2])
-        with torch.autocast("cpu", enabled=False):
-            if torch.is_grad_enabled() or under_transform(grad):  # create_graph: what torch can differentiate again
-                grads = _dense_backward(grad, x, weight, basis, stride, padding, dilation, groups, wanted)
-            else:
-                grads = _backward(grad, x, weight, _problem(x, basis, stride, padding, dilation, groups), wanted)
+        if not torch.compiler.is_compiling() and (torch.is_grad_enabled() or under_transform(grad)):
+            with without_autocast(x.device.type):  # create_graph: what torch can differentiate again
+                grads = _dense_backward(grad, x, weight, basis, *ctx.sizes, wanted)
+        else:
+            grads = _gradients(grad, x, weight, basis, *ctx.sizes, wanted)
         return (*grads, None, None, None, None, None)
+
+
+def _values(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    basis: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    with without_autocast(x.device.type):
+        if _uses_engine(x):
+            return _forward(x, weight, bias, _problem(x, basis, stride, padding, dilation, groups))
+        image, mixer, offset = (_computable(operand) for operand in (x, weight, bias))
+        assert image is not None
+        assert mixer is not None
+        out = portable_ring_conv(image, mixer, basis, offset, stride, padding, dilation, groups)
+        return _in_layout_of(out, x)
+
+
+def _gradients(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    basis: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    wanted: Sequence[bool],
+) -> tuple[Tensor | None, ...]:
+    """Gradients of input, weight and bias, those that are wanted."""
+    with without_autocast(x.device.type):
+        if _uses_engine(x):
+            problem = _problem(x, basis, stride, padding, dilation, groups)
+            return _backward(grad, x, weight, problem, (wanted[0], wanted[1], wanted[2]))
+        slope, image, mixer = (_computable(operand) for operand in (grad, x, weight))
+        assert slope is not None
+        assert image is not None
+        assert mixer is not None
+        by_x, *others = portable_ring_gradients(
+            slope, image, mixer, basis, stride, padding, dilation, groups, list(wanted)
+        )
+        by_x = None if by_x is None else _in_layout_of(by_x, x)
+        return by_x, *[None if other is None else other.to(weight.dtype) for other in others]
+
+
+def _computable(operand: Tensor | None) -> Tensor | None:
+    """On a CPU in float32 in place of half precision, whose convolutions are slow there and round the sums."""
+    if operand is None or operand.device.type != "cpu":
+        return operand
+    return operand.to(ring_cpu.computed_in(operand.dtype))
+
+
+@torch.library.custom_op("monai_sre::ring_conv", mutates_args=(), device_types="cpu")
+def _ring_operator(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    basis: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    """The operator that stands for the C engine in a graph of ``torch.compile``."""
+    return _values(x, weight, bias, basis, stride, padding, dilation, groups)
+
+
+@_ring_operator.register_fake
+def _(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    basis: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    size = [
+        (n + 2 * p - d * (k - 1) - 1) // s + 1
+        for n, p, d, k, s in zip(x.shape[2:], padding, dilation, basis.shape[1:], stride, strict=True)
+    ]
+    return _in_layout_of(x.new_empty(x.shape[0], weight.shape[0], *size), x)
+
+
+@torch.library.custom_op("monai_sre::ring_conv_gradients", mutates_args=(), device_types="cpu")
+def _ring_gradients_operator(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    basis: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    wanted: Sequence[bool],
+) -> list[Tensor]:
+    grads = _gradients(grad, x, weight, basis, stride, padding, dilation, groups, wanted)
+    return [item for item in grads if item is not None]
+
+
+@_ring_gradients_operator.register_fake
+def _(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    basis: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    wanted: Sequence[bool],
+) -> list[Tensor]:
+    likes = (torch.empty_like(x), torch.empty_like(weight, memory_format=torch.contiguous_format))
+    return [item for item, use in zip((*likes, weight.new_empty(len(weight))), wanted, strict=True) if use]
+
+
+def _keep_for_gradients(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, bias, basis, *ctx.sizes = inputs
+    ctx.save_for_backward(x, weight, basis)
+    ctx.has_bias = bias is not None
+
+
+def _operator_gradients(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    wanted = [ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.has_bias and ctx.needs_input_grad[2]]
+    found = iter(_ring_gradients_operator(grad, *ctx.saved_tensors, *ctx.sizes, wanted))
+    return (*[next(found) if use else None for use in wanted], None, None, None, None, None)
+
+
+_ring_operator.register_autograd(_operator_gradients, setup_context=_keep_for_gradients)
 
 
 def _dense_backward(
@@ -238,15 +398,11 @@ class _Problem:
 def _problem(
     x: Tensor, basis: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int
 ) -> _Problem:
-    dtype = _compute_dtype(x.dtype)
+    dtype = ring_cpu.computed_in(x.dtype)
     basis = basis.detach().to(dtype)
     plan, mirrored = plans(basis)
     geometry = convolution_geometry(x.shape[2:], plan.kernel, stride, padding, dilation)
     return _Problem(basis, groups, plan, mirrored, geometry, geometry.adjoint(plan.kernel))
-
-
-def _compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, problem: _Problem) -> Tensor:
@@ -299,13 +455,12 @@ def _contract(
     out: Tensor | None = None,
     other: Tensor | None = None,
 ) -> Tensor | None:
-    """``contract`` of the backend at hand; see :func:`monai_sre.ops.ring.cpu.contract`."""
+    """``contract`` of the C engine, also for empty batches; see :func:`monai_sre.ops.ring.cpu.contract`."""
     if x.numel() == 0:
         if out is not None:
             out.copy_(out.new_zeros(1) if bias is None else bias.reshape(1, -1, 1, 1, 1))
         return None if other is None else x.new_zeros(x.shape[1] * plan.maps, other.shape[1] // groups)
-    backend = ring_cpu if ring_cpu.available(x.dtype) else ring_eager
-    return backend.contract(x, plan, geometry, groups, weight, bias, out, other)
+    return ring_cpu.contract(x, plan, geometry, groups, weight, bias, out, other)
 
 
 def _map_weights(weight: Tensor, plan: Plan) -> Tensor:
@@ -323,7 +478,7 @@ def _ring_gradient(grad: Tensor, plan: Plan) -> Tensor:
 
 def _as_volumes(x: Tensor) -> Tensor:
     """``x`` as contiguous ``(N, C, D, H, W)`` in the dtype of computation."""
-    values = x.detach().to(_compute_dtype(x.dtype)).contiguous()
+    values = x.detach().to(ring_cpu.computed_in(x.dtype)).contiguous()
     return values.reshape(*x.shape[:2], *spatial_triple(x.shape[2:], 1))
 
 

@@ -1,10 +1,14 @@
-"""The choice between the dense and the ring algorithm: a small cost model, fitted to measurements.
+"""The choice between the dense and the ring algorithm: a small cost model.
 
-Both algorithms are costed as counts (calls, vector operations of the sums and of the products, values moved, weights)
+**Eager on a CPU.** Both algorithms are costed as counts (calls, vector operations of the sums and of the products, values moved, weights)
 times the time that one of each takes. The counts follow from the shapes; the times, :data:`DENSE` and :data:`RING`, are
 fitted by ``benchmarks/speed.py --fit`` to the random shapes of ``benchmarks/results/speed_choice_cpu.json``, and
 ``benchmarks/results/speed.md`` says how often they choose wrongly there. Only their ratios matter for the choice, and these
-change little between processors of one kind. Where it errs for a network, ``algorithm=`` of a layer or the environment
+change little between processors of one kind.
+
+**Compiled on a CPU.** The ring algorithm where its C engine is: the model takes it at nearly all shapes that a step's time
+goes into, and a graph that held the choice for one batch would be compiled anew for the next. **Other devices.** Counts of multiply-adds and of values moved, weighed by :data:`DEVICE`: nothing was measured on
+one yet. **Exported graphs** (:func:`prefers_rings`): such counts, fitted to ONNX Runtime on a CPU. Where the model errs for a network, ``algorithm=`` of a layer or the environment
 variable ``MONAI_SRE_ALGORITHM`` (``dense``, ``ring``, ``auto``) overrides it.
 """
 
@@ -16,7 +20,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from monai_sre.ops.ring.cpu import available
+from monai_sre.ops.ring.cpu import compiled_for
 from monai_sre.ops.ring.plan import convolution_geometry, plans, spatial_triple
 
 #: Nanoseconds on one thread of: a forward call, a backward call, a multiply-add of vectors, a value read or written, a
@@ -27,8 +31,16 @@ DENSE = (29_100.0, 259_000.0, 0.084, 2.09, 2.5)
 RING = (106_000.0, 255_000.0, 0.647, 0.252, 0.96, 3.25)
 #: The ring algorithm is chosen where this share of its estimate is below that of the dense one, which is more often too low.
 RING_SHARE = 0.8
-#: How many times slower the ring algorithm is without a compiler: 1.6 to 3.1, measured with 64 to 256 channels.
+#: How many times slower the ring algorithm is without a compiler: 1.6 to 3.3, measured with 16 to 256 channels.
 UNCOMPILED = 3.0
+#: A multiply-add of the dense algorithm in bfloat16 on a CPU with matrix units for it (AMX), in one of float32: 0.2 to 0.35
+#: measured. Without them, and in float16, torch is no faster than in float32, and often a hundred times slower.
+MATRIX_UNITS = 0.25
+#: Multiply-adds in the time in which a device reads or writes a value: of a convolution with channels that mix, and of a
+#: depthwise one. From the data sheets of GPUs at a third of the peak, for values of 4 bytes; twice that for 2 bytes.
+DEVICE = (40.0, 20.0)
+#: Values moved that a depthwise tap costs in ONNX Runtime: on a CPU for channels in blocks of 8, other channels, and volumes.
+EXPORTED = (2.5, 12.0, 8.0)
 _LANES = 16
 
 
@@ -43,8 +55,7 @@ def choose_algorithm(
 ) -> str:
     """``"dense"`` or ``"ring"``, whichever is estimated to be faster for these operands.
 
-    Dense is chosen wherever nothing was measured: on other devices than the CPU, in half precision (also under
-    autocast), and for depthwise and grouped convolutions.
+    Dense is chosen for kernels of one tap, and for depthwise and grouped convolutions.
 
     Args:
         x: input of shape ``(N, C, *spatial)`` or ``(C, *spatial)``; only its shape, dtype and device count, and whether
@@ -60,23 +71,69 @@ def choose_algorithm(
         >>> choose_algorithm(x, torch.empty(64, 64, 1), basis, [1, 1], [0, 0], [1, 1], 1)  # one tap: nothing to sum
         'dense'
     """
-    ndim = basis.dim() - 1
-    half = x.dtype not in (torch.float32, torch.float64) or torch.is_autocast_enabled("cpu")
-    if x.device.type != "cpu" or half or groups > 1 or x.numel() == 0:
+    ndim, channels, out_channels = basis.dim() - 1, x.shape[-basis.dim()], weight.shape[0]
+    taps = math.prod(basis.shape[1:])
+    if groups > 1 or taps == 1:
         return "dense"
-    size = spatial_triple(x.shape[-ndim:], 1)
-    kernel = spatial_triple(basis.shape[1:], 1)
+    dtype = x.dtype
+    if torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type):
+        dtype = dtype if dtype == torch.float64 else torch.get_autocast_dtype(x.device.type)
+    if x.device.type != "cpu":
+        shrinking = math.prod(stride)
+        return "ring" if _device_share(channels, out_channels, basis.shape[0], taps, shrinking, dtype) < 1 else "dense"
+    if torch.compiler.is_compiling():
+        return "ring" if compiled_for(dtype) else "dense"
     reach = (d * (k - 1) + 1 - 2 * p for d, k, p in zip(dilation, basis.shape[1:], padding, strict=True))
-    if math.prod(kernel) == 1 or any(r > n for r, n in zip(reach, x.shape[-ndim:], strict=True)):
+    if x.numel() == 0 or any(r > n for r, n in zip(reach, x.shape[-ndim:], strict=True)):
         return "dense"  # which also says what does not fit
     batch = x.shape[0] if x.dim() > ndim + 1 else 1
+    size = spatial_triple(x.shape[-ndim:], 1)
     training = torch.is_grad_enabled() and (weight.requires_grad, x.requires_grad)
-    counts = operation_counts(
-        batch, x.shape[-ndim - 1], weight.shape[0], size, basis, stride, padding, dilation, training
-    )
-    threads = torch.get_num_threads()
-    dense, ring = (estimate(costs, numbers, threads) for costs, numbers in zip((DENSE, RING), counts, strict=True))
-    return "ring" if ring * RING_SHARE * (1.0 if available(x.dtype) else UNCOMPILED) < dense else "dense"
+    counts = operation_counts(batch, channels, out_channels, size, basis, stride, padding, dilation, training)
+    return _cheaper_on_cpu(counts, dtype, torch.get_num_threads())
+
+
+def _cheaper_on_cpu(counts: tuple[list[float], list[float]], dtype: torch.dtype, threads: int) -> str:
+    dense_costs, ring_costs = DENSE, RING
+    if dtype == torch.float16:
+        return "ring"
+    if dtype == torch.bfloat16:
+        products = DENSE[2] * (MATRIX_UNITS if torch.cpu._is_amx_tile_supported() else 1.0)
+        dense_costs = (*DENSE[:2], products, *DENSE[3:])
+        ring_costs = (*RING[:4], RING[4] + 1.0, *RING[5:])  # values are widened and rounded
+    dense, ring = estimate(dense_costs, counts[0], threads), estimate(ring_costs, counts[1], threads)
+    ring *= RING_SHARE * (1.0 if compiled_for(dtype) else UNCOMPILED)
+    return "ring" if ring < dense else "dense"
+
+
+def _device_share(
+    channels: int, out_channels: int, rings: int, taps: int, shrinking: int, dtype: torch.dtype
+) -> float:
+    """Estimated time of the ring algorithm in that of the dense one, on a device other than the CPU."""
+    width = max(1.0, 4 / dtype.itemsize)
+    mixed, summed = (count * width for count in DEVICE)
+    ends = channels * shrinking + out_channels
+    dense = taps * channels * out_channels / mixed + ends
+    return (rings * channels * (out_channels / mixed + taps / summed + 2) + ends) / dense
+
+
+def prefers_rings(channels: int, out_channels: int, stencils: Sequence[Sequence[int]], kernel_size: Sequence[int]) -> bool:
+    """Whether an exported graph is estimated to be faster with sums over rings than with the dense kernel.
+
+    Args:
+        channels: of the input.
+        out_channels: of the output.
+        stencils: the size of each ring's stencil along each axis.
+        kernel_size: that of the dense kernel.
+
+    Example:
+        >>> prefers_rings(64, 64, [(1, 1), (3, 3), (5, 5)], (5, 5)), prefers_rings(3, 64, [(1, 1), (3, 3), (5, 5)], (5, 5))
+        (True, False)
+    """
+    tap = EXPORTED[2] if len(kernel_size) == 3 else EXPORTED[0] if channels % 8 == 0 else EXPORTED[1]
+    sums = tap * channels * sum(math.prod(size) for size in stencils if math.prod(size) > 1)
+    ring = len(stencils) * (channels * out_channels + 8 * (channels + 2 * out_channels)) + sums
+    return ring < 0.9 * math.prod(kernel_size) * channels * out_channels
 
 
 def estimate(costs: Sequence[float], counts: Sequence[float], threads: int) -> float:

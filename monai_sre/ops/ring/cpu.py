@@ -3,7 +3,7 @@
 The C source is compiled at first use (:mod:`monai_sre.ops.ring.native`; 1 to 3 s, once for float32 and once for float64). It
 serves every size, so nothing is ever compiled again: the first training step of a new machine's first SRE-ResNet18 takes 2
 to 4 s longer than the next ones, that of every later process 0.2 s (plans of the kernels). Without a compiler
-:mod:`monai_sre.ops.ring.eager` takes over.
+:mod:`monai_sre.ops.ring.portable` takes over.
 """
 
 from __future__ import annotations
@@ -54,6 +54,17 @@ class _Call(ctypes.Structure):
 def available(dtype: torch.dtype) -> bool:
     """Whether the compiled sums can be used for ``dtype``; compiles them if need be."""
     return LIBRARY.get(dtype) is not None
+
+
+def computed_in(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of sums and products: half precision is computed in float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def compiled_for(dtype: torch.dtype) -> bool:
+    """Whether the compiled sums serve a dtype, in half precision by float32; a constant of a graph of ``torch.compile``."""
+    return available(computed_in(dtype))
 
 
 def contract(

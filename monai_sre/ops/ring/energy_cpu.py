@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from monai_sre.ops.ring.cpu import computed_in
 from monai_sre.ops.ring.native import NativeLibrary, workspace
 from monai_sre.ops.ring.plan import spatial_triple
 
@@ -40,6 +41,12 @@ LIBRARY = NativeLibrary(Path(__file__).with_name("energy_cpu.c"), [], "harmonic 
 def available(dtype: torch.dtype) -> bool:
     """Whether compiled energies can be used for ``dtype``; compiles them if need be."""
     return LIBRARY.get(dtype) is not None
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def compiled_for(dtype: torch.dtype) -> bool:
+    """Whether compiled energies serve a dtype, in half precision by float32; a constant of a graph of ``torch.compile``."""
+    return available(computed_in(dtype))
 
 
 def energies(

@@ -1,0 +1,211 @@
+"""The ring algorithm in ordinary operations, on any device and in any graph: depthwise convolutions, then 1 x 1 ones.
+
+The sums of all channels over one ring are a depthwise convolution with a constant stencil, and what mixes them is a
+convolution with kernels of one tap. Runtimes such as ONNX Runtime are fast at exactly these two, and the taps beyond a
+ring's own reach are left out where its values are at hand. Stencils are constants and have no gradient, so a training step
+keeps the input and the weights alone, as for any convolution: the sums are formed again in the backward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def conv_nd(
+    x: Tensor,
+    kernel: Tensor,
+    bias: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+) -> Tensor:
+    """``torch.nn.functional.conv*d`` for as many spatial axes as the kernel has.
+
+    Example:
+        >>> conv_nd(torch.tensor([[[1.0, 2.0, 3.0]]]), torch.ones(1, 1, 2), None, [1], [0], [1], 1)
+        tensor([[[3., 5.]]])
+    """
+    if kernel.dim() == 3:
+        return functional.conv1d(x, kernel, bias, stride, padding, dilation, groups)
+    if kernel.dim() == 4:
+        return functional.conv2d(x, kernel, bias, stride, padding, dilation, groups)
+    return functional.conv3d(x, kernel, bias, stride, padding, dilation, groups)
+
+
+def cropped(stencil: Tensor) -> tuple[Tensor, list[int]]:
+    """A stencil without the zeros around it, alike at both ends of each axis, and how many taps went at each end.
+
+    Example:
+        >>> cropped(torch.tensor([[0.0, 0.0, 0.0], [0.0, 2.0, 0.0], [0.0, 0.0, 0.0]]))
+        (tensor([[2.]]), [1, 1])
+    """
+    ends: list[int] = []
+    for axis in range(stencil.dim()):
+        taken = torch.nonzero(stencil.movedim(axis, 0).flatten(1).any(dim=1) if stencil.dim() > 1 else stencil)
+        low, high = (int(taken.min()), int(taken.max())) if taken.numel() else (0, stencil.shape[axis] - 1)
+        end = min(low, stencil.shape[axis] - 1 - high)
+        stencil = stencil.narrow(axis, end, stencil.shape[axis] - 2 * end)
+        ends.append(end)
+    return stencil, ends
+
+
+def ring_sums(x: Tensor, stencil: Tensor, stride: list[int], padding: list[int], dilation: list[int]) -> Tensor:
+    """Sums of each channel over rings.
+
+    Args:
+        x: shape ``(N, C, *spatial)``.
+        stencil: shape ``(b, *kernel_size)``, the rings.
+        stride: one integer per spatial axis; so ``padding`` (zeros at both ends; negative: cropped) and ``dilation``.
+
+    Returns:
+        Shape ``(N, C * b, *spatial)``, the sums of a channel beside each other.
+
+    Example:
+        >>> ring_sums(torch.tensor([[[1.0, 2.0, 3.0]]]), torch.tensor([[0.0, 1, 0], [1, 0, 1]]), [1], [1], [1])
+        tensor([[[1., 2., 3.],
+                 [2., 4., 2.]]])
+    """
+    if min(padding) < 0:
+        pads: list[int] = []
+        for amount in padding:
+            pads = [min(amount, 0), min(amount, 0)] + pads  # noqa: RUF005 - TorchScript knows no unpacking
+        x = functional.pad(x, pads)
+        padding = [max(amount, 0) for amount in padding]
+    channels = x.size(1)
+    kernels = stencil.unsqueeze(1).repeat([channels] + [1] * stencil.dim())  # noqa: RUF005
+    return conv_nd(x, kernels, None, stride, padding, dilation, channels)
+
+
+def portable_ring_conv(
+    x: Tensor,
+    weight: Tensor,
+    basis: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    """Convolution with the kernel ``weight @ basis``; torch differentiates it, and keeps the sums to do so.
+
+    On a CPU each ring is a convolution of its own, without the taps that lie beyond it. Elsewhere all rings are one, as a
+    look at their values would wait for the device. In float16 each ring is divided by the power of two above the sum of its
+    taps, and the weights multiplied by it: what fits into the range as input fits as a sum.
+
+    Args:
+        x: shape ``(N, C, *spatial)``, in the dtype of ``weight``, and of ``bias`` where there is one.
+        weight: shape ``(out_channels, C / groups, b)``.
+        basis: shape ``(b, *kernel_size)``.
+        bias: shape ``(out_channels,)``, or ``None``.
+        stride: one integer per spatial axis; so ``padding`` and ``dilation``.
+        groups: number of blocks of channels that do not mix.
+
+    Example:
+        >>> x, weight = torch.ones(1, 1, 3), torch.tensor([[[1.0, 10.0]]])
+        >>> portable_ring_conv(x, weight, torch.tensor([[0.0, 1, 0], [1, 0, 1]]), None, [1], [1], [1], 1)
+        tensor([[[11., 21., 11.]]])
+    """
+    out: Tensor | None = None
+    for part in _parts(x, weight, basis, padding, dilation):
+        sums = ring_sums(x, part.stencil, list(stride), part.padding, list(dilation))
+        ones = [1] * len(stride)
+        mixed = conv_nd(sums, part.mixing, bias if out is None else None, ones, [0] * len(ones), ones, groups)
+        out = mixed if out is None else out + mixed
+    assert out is not None
+    return out
+
+
+def portable_ring_gradients(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    basis: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    wanted: Sequence[bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of :func:`portable_ring_conv` by input, weight and bias, those that are ``wanted``; forms the sums again."""
+    ones, zeros = [1] * len(stride), [0] * len(stride)
+    grad_x = grad_bias = None
+    grad_weights: list[Tensor] = []
+    for part in _parts(x, weight, basis, padding, dilation):
+        sums = ring_sums(x, part.stencil, list(stride), part.padding, list(dilation))
+        slope, grad_mixing, by_bias = torch.ops.aten.convolution_backward(
+            grad, sums, part.mixing, [weight.shape[0]], ones, zeros, ones, False, zeros, groups, wanted
+        )
+        if wanted[0]:
+            by_x = _ring_sums_gradient(slope, x, part, stride, dilation)
+            grad_x = by_x if grad_x is None else grad_x + by_x
+        if wanted[1]:
+            rings = part.stencil.shape[0]
+            scaled = grad_mixing.reshape(weight.shape[0], -1, rings)
+            grad_weights.append(scaled if part.scale is None else scaled * part.scale)
+        if wanted[2] and grad_bias is None:
+            grad_bias = by_bias
+    return grad_x, torch.cat(grad_weights, dim=2) if wanted[1] else None, grad_bias
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Some rings, cropped, their weights as kernels of one tap, and the factor between these and the layer's weights."""
+
+    stencil: Tensor
+    padding: list[int]
+    mixing: Tensor
+    scale: Tensor | None
+
+
+def _parts(
+    x: Tensor, weight: Tensor, basis: Tensor, padding: Sequence[int], dilation: Sequence[int]
+) -> Iterator[_Part]:
+    basis, scale = scaled_rings(basis, weight.dtype)
+    if scale is not None:
+        weight = weight * scale
+    pieces = range(basis.shape[0]) if x.device.type == "cpu" and not torch.compiler.is_compiling() else [slice(None)]
+    for piece in pieces:
+        chosen = slice(piece, piece + 1) if isinstance(piece, int) else piece
+        stencil, margin = basis[chosen], list(padding)
+        if isinstance(piece, int):
+            core, ends = cropped(stencil[0])
+            stencil = core.unsqueeze(0)
+            margin = [pad - end * step for pad, end, step in zip(padding, ends, dilation, strict=True)]
+        mixing = weight[:, :, chosen].flatten(1).reshape(weight.shape[0], -1, *[1] * len(margin))
+        yield _Part(stencil, margin, mixing, None if scale is None else scale[chosen])
+
+
+def _ring_sums_gradient(
+    slope: Tensor, x: Tensor, part: _Part, stride: Sequence[int], dilation: Sequence[int]
+) -> Tensor:
+    """The transpose of :func:`ring_sums`."""
+    crop = [min(pad, 0) for pad in part.padding]
+    image = x[(..., *[slice(-end, length + end) for end, length in zip(crop, x.shape[2:], strict=True)])]
+    kernels = part.stencil.unsqueeze(1).repeat(x.shape[1], *[1] * part.stencil.dim())
+    padding, zeros = [max(pad, 0) for pad in part.padding], [0] * len(crop)
+    (by_x, _, _) = torch.ops.aten.convolution_backward(
+        slope, image, kernels, None, stride, padding, dilation, False, zeros, x.shape[1], (True, False, False)
+    )
+    pads = [-end for end in reversed(crop) for _ in range(2)]
+    return functional.pad(by_x, pads) if any(pads) else by_x  # type: ignore[no-any-return]
+
+
+def scaled_rings(basis: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    """Rings in a dtype, scaled in float16 as :func:`portable_ring_conv` says, and the scales, shape ``(b,)``.
+
+    Example:
+        >>> rings, scale = scaled_rings(torch.full((1, 3, 3), 2.0), torch.float16)
+        >>> rings[0, 0, 0].item(), scale.item()
+        (0.0625, 32.0)
+    """
+    if dtype != torch.float16:
+        return basis.to(dtype), None
+    total = basis.float().abs().flatten(1).sum(dim=1).clamp(min=1.0)
+    scale = torch.exp2(torch.ceil(torch.log2(total)))
+    return (basis / scale.reshape(-1, *[1] * (basis.dim() - 1))).to(dtype), scale.to(dtype)
