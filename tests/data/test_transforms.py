@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from monai.data import MetaTensor
 from monai.transforms import Compose, Invertd, Orientationd
 from PIL import Image
+from scipy.spatial.transform import Rotation
 from torch.nn import functional
 
 from monai_sre.data import (
@@ -70,7 +71,9 @@ def test_margins_are_whole_pixels_and_alike(shape: tuple[int, int, int], size: i
         assert abs(found - exact) <= 1 + 1e-9 or found == 2 - size % 2
 
 
-TILTED = np.array([[0.1, 0.2, -2.9, 40.0], [-1.1, 0.3, 0.2, -7.0], [0.2, -2.0, 0.3, 12.5], [0, 0, 0, 1.0]])
+TILTED = np.eye(4)
+TILTED[:3, :3] = Rotation.from_euler("xyz", [80, -35, 50], degrees=True).as_matrix() * [1.1, 2.0, 2.9]
+TILTED[:3, 3] = [40.0, -7.0, 12.5]
 #: Name, shape, affine; the longest axis has the smallest spacing, so that none shrinks: averages would not be linear.
 FILES = {
     "volume": ("a.nii", (20, 9, 10), np.diag([1.0, 2.0, 1.5, 1.0])),
@@ -221,8 +224,8 @@ def test_class_numbers_stay() -> None:
     [
         (torch.zeros(1, 2, 3), 2, r"has shape \(2, 3\) and its image \(3, 2\); they must be alike"),
         (torch.rand(3, 3, 2), 2, "has 3 channels that differ; expected one map of classes"),
-        (torch.full((1, 3, 2), 3.0), 3, "holds values that are no class number from 0 to 2"),
-        (torch.full((1, 3, 2), 0.5), 3, "holds values that are no class number from 0 to 2"),
+        (torch.full((1, 3, 2), 3.0), 3, "holds 3, which is no class number from 0 to 2"),
+        (torch.full((1, 3, 2), 0.5), 3, "holds 0.5, which is no class number from 0 to 2"),
         (torch.tensor([[[0.0, 1], [2, 0], [1, 0]]]), 2, r"holds 3 values \(0, 1, 2\); a mask of two classes holds two"),
         (torch.tensor([[[1.0, 2], [2, 1], [1, 2]]]), 2, "holds 1 and 2; the background of a mask of two classes is 0"),
         (torch.full((1, 3, 2), 2.0), 2, "holds 2; the background of a mask of two classes is 0"),
