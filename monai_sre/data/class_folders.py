@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import filecmp
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +45,19 @@ def list_class_folders(folder: Path) -> dict[str, Any]:
     given = {section: folder / name for section, name in _split_folders(folder).items()}
     parts = {section: _classes(part) for section, part in given.items()} or {"": _classes(folder)}
     content: dict[str, Any] = {"labels": sorted({each.name for classes in parts.values() for each in classes})}
+    seen: dict[tuple[str, int], Path] = {}
+    copies = []
     for section, classes in parts.items():
         for each in classes:
-            entries = [{"image": str(path.absolute()), "label": each.name} for path in find_images(each)]
+            images = find_images(each)
+            twins = [(path, seen.setdefault((path.name, path.stat().st_size), path)) for path in images]
+            copies += [pair for pair in twins if pair[0] != pair[1] and filecmp.cmp(*pair, shallow=False)]
+            entries = [{"image": str(path.absolute()), "label": each.name} for path in images]
             for name, share in ({section: entries} if section else _split(entries, each)).items():
                 content.setdefault(name, []).extend(share)
+    if copies:
+        more = f", and {len(copies) - 1} more such pairs" if len(copies) > 1 else ""
+        warnings.warn(f"{copies[0][0]} is the same image as {copies[0][1]}{more}", stacklevel=2)
     return content
 
 

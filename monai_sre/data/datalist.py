@@ -75,13 +75,13 @@ def open_datalist(path: Path, sections: Sequence[str] = tuple(SECTIONS.values())
         raise ValueError(
             f"{path} is not a readable JSON datalist: {error}; write it as UTF-8, with '/' in paths"
         ) from error
+    for mistaken, meant in _MISTAKEN.items() if isinstance(content, dict) else []:
+        if mistaken in content and meant not in content:
+            raise ValueError(f"{path} has a list {mistaken!r}; the name of that list is {meant!r}")
     if not isinstance(content, dict) or not isinstance(content.get("training", content.get("test")), list):
         raise ValueError(
             f"{path} is not a datalist; expected lists 'training', 'validation', 'test' of image and label"
         )
-    for mistaken, meant in _MISTAKEN.items():
-        if mistaken in content and meant not in content:
-            raise ValueError(f"{path} has a list {mistaken!r}; the name of that list is {meant!r}")
     places: dict[str, str] = {}
     shared = []
     for section in SECTIONS.values():
@@ -98,7 +98,9 @@ def open_datalist(path: Path, sections: Sequence[str] = tuple(SECTIONS.values())
                 raise ValueError(f"{path}: {section}[{number}] is {entry!r}; expected {{'image': path, 'label': ...}}")
     if shared:
         more = f", and {len(shared) - 1} more" if len(shared) > 1 else ""
-        warnings.warn(f"{path}: the same image is in two lists, {shared[0]}{more}; its score is no test", stacklevel=2)
+        warnings.warn(
+            f"{path}: the same image is in two lists, {shared[0]}{more}; scores of it mean little", stacklevel=2
+        )
     return content
 
 

@@ -154,11 +154,6 @@ def check_class_numbers(source: str | Path, labels: Mapping[str, np.ndarray]) ->
 
     Raises:
         ValueError: a number between 0 and the largest is missing.
-
-    Example:
-        >>> check_class_numbers("list.json", {"train": np.array([1, 2, 1])})
-        Traceback (most recent call last):
-        ValueError: list.json has the labels 1, 2; classes are numbered 0, 1, ..., and there is no image of class 0 (a datalist may name such classes in 'labels')
     """
     found = np.unique(np.concatenate([values.ravel() for values in labels.values()]))
     missing = np.flatnonzero(found != np.arange(len(found)))

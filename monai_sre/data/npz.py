@@ -26,8 +26,6 @@ from monai_sre.data.info import (
 __all__ = ["inspect_npz", "read_member", "to_images", "to_labels"]
 
 _KEYS = tuple(f"{split}_{kind}" for split in SPLITS for kind in ("images", "labels"))
-#: What a file that is no good npz raises; RuntimeError where zipfile cannot decrypt or decompress it.
-_UNREADABLE = (BadZipFile, zlib.error, OSError, EOFError, ValueError, RuntimeError)
 
 
 def _damaged(path: Path, what: object) -> ValueError:
@@ -56,10 +54,10 @@ def _headers(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
                 found[key] = (shape, dtype)
                 other = sums.setdefault(entry.CRC, key)
                 if other != key and key.endswith("images"):
-                    warnings.warn(f"{path}: {other} and {key} are the same; their scores are no test", stacklevel=2)
+                    warnings.warn(f"{path}: {other} and {key} are the same; scores of them mean little", stacklevel=2)
     except FileNotFoundError:
         raise FileNotFoundError(f"{path} is missing; expected an npz file in MedMNIST's layout") from None
-    except _UNREADABLE as error:
+    except Exception as error:  # zipfile, zlib, numpy and the tokenizer of its headers each have their own
         raise _damaged(path, error) from error
     return found
 
@@ -93,7 +91,9 @@ def read_member(path: Path, key: str) -> np.ndarray:
         if zlib.crc32(array.reshape(-1).data, crc) != entry.CRC:
             raise BadZipFile(f"bad checksum of {key}")
         return array
-    except (*_UNREADABLE, KeyError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # see above
         raise _damaged(path, error) from error
 
 

@@ -284,7 +284,10 @@ class ClassificationScore(IgniteMetricHandler):
         output_transform: Any = lambda output: output,
         class_names: Sequence[str] | None = None,
     ) -> None:
-        computes = {"ACC": accuracy, "AUC": partial(area_under_curve, class_names=class_names)}
+        computes: dict[str, Callable[..., float]] = {
+            "ACC": accuracy,
+            "AUC": partial(area_under_curve, class_names=class_names),
+        }
         if metric not in computes:
             raise ValueError(f"metric must be one of {tuple(computes)}, got {metric!r}")
         gathered = _Gathered(
