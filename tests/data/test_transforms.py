@@ -251,7 +251,17 @@ def test_class_numbers_stay() -> None:
         (torch.full((1, 3, 2), 2.0), 2, "holds 2; the background of a mask of two classes is 0"),
         (torch.full((1, 3, 2), float("nan")), 2, "holds NaN or infinite values; expected class numbers"),
     ],
-    ids=["shape", "channels", "large", "fraction", "three classes", "no background", "one other value", "nan"],
+    ids=[
+        "shape",
+        "channels",
+        "large",
+        "nearly",
+        "fraction",
+        "three classes",
+        "no background",
+        "one other value",
+        "nan",
+    ],
 )
 def test_masks_that_cannot_be_used(mask: torch.Tensor, classes: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
