@@ -112,14 +112,14 @@ def _labels(path: Path, content: dict[str, Any], names: Sequence[str]) -> dict[s
         for number, label in enumerate(given):
             if not isinstance(label, int | float | list) and label not in names:
                 raise ValueError(
-                    f"{path}: the label of {section}[{number}] is {label!r}; expected a class number, whole numbers from 0, "
-                    f"a name in 'labels', which are {list(names)}, or a list of 0 and 1"
+                    f"{path}: the label of {section}[{number}] is {label!r}; expected a whole number from 0, a list of 0 and "
+                    f"1, or one of the names in 'labels', {list(names)}"
                 )
         try:
             values = np.asarray([names.index(label) if isinstance(label, str) else label for label in given])
         except ValueError:
             values = np.asarray("ragged")
-        if values.ndim not in (1, 2) or values.dtype.kind not in "buif":
+        if given and (values.ndim not in (1, 2) or values.size == 0 or values.dtype.kind not in "buif"):
             raise ValueError(
                 f"{path}: the labels of {section!r} must be whole numbers from 0, or, multi-label, equally long lists of 0 "
                 "and 1"
@@ -127,13 +127,15 @@ def _labels(path: Path, content: dict[str, Any], names: Sequence[str]) -> dict[s
         if given:
             values = whole_numbers(values, f"{path}: the labels of {section!r}")
             found[split] = values.reshape(len(values)) if values.ndim == 2 and values.shape[1] == 1 else values
+    if not found:
+        raise ValueError(f"{path} has no images in {', '.join(SECTIONS.values())}")
     if len({values.shape[1:] for values in found.values()}) != 1:
         raise ValueError(f"{path}: the labels of all sections must be alike, all numbers or lists of one length")
     return found
 
 
 def _class_names(path: Path, labels: Any) -> list[str]:
-    if isinstance(labels, list):
+    if isinstance(labels, list) and len({str(name) for name in labels}) == len(labels):
         return [str(name) for name in labels]
     if isinstance(labels, dict):
         turned = all(isinstance(value, int) for value in labels.values())
@@ -144,7 +146,7 @@ def _class_names(path: Path, labels: Any) -> list[str]:
         if sorted(numbers) == list(range(len(labels))):
             return [numbers[number] for number in range(len(labels))]
     raise ValueError(
-        f"{path}: 'labels' is {labels!r}; expected a list of class names, or {{'0': name, '1': name, ...}}"
+        f"{path}: 'labels' is {labels!r}; expected a list of class names that differ, or {{'0': name, '1': name, ...}}"
     )
 
 
@@ -257,7 +259,7 @@ def load_datalist(
             for step in chain:
                 item = step(item)
             images.append(item["image"].as_tensor())
-        except (ValueError, FileNotFoundError) as error:
+        except Exception as error:  # each reader and transform has its own
             problems.append(str(error))
     if problems:
         raise ValueError(

@@ -37,7 +37,9 @@ def find_images(source: str | Path | Sequence[str | Path]) -> list[Path]:
     for item in map(Path, sources):
         if item.is_dir():
             written = {output for record in item.rglob(OUTPUTS) for output in earlier_outputs(record.parent)}
-            shown = (path for path in item.rglob("*") if path.is_file() and not _is_hidden(path.relative_to(item)))
+            # A link to nowhere is an image that is missing.
+            files = (path for path in item.rglob("*") if path.is_file() or (path.is_symlink() and not path.exists()))
+            shown = (path for path in files if not _is_hidden(path.relative_to(item)))
             for path in sorted(path for path in shown if path.resolve() not in written):
                 if path.name.lower().endswith(IMAGE_ENDINGS) or is_foreign(path):
                     found.append(path)

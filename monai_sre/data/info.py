@@ -44,7 +44,7 @@ class DatasetInfo:
         class_names: one name per class.
 
     Raises:
-        ValueError: an argument is out of range, or there is not one name per class.
+        ValueError: an argument is out of range, or there is not one name per class, each another.
 
     Example:
         >>> info = DatasetInfo("toy", 2, 28, "multi-class", 1, 3, ("a", "b", "c"))
@@ -71,6 +71,8 @@ class DatasetInfo:
             raise ValueError(
                 f"data set {self.name!r} has {self.num_classes} classes and {len(self.class_names)} class_names"
             )
+        if len(set(self.class_names)) < len(self.class_names):
+            raise ValueError(f"class_names of data set {self.name!r} must differ, got {self.class_names}")
 
     @property
     def multi_label(self) -> bool:

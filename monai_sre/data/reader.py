@@ -19,6 +19,7 @@ the first axis of space, as in MONAI.
 from __future__ import annotations
 
 import gzip
+import logging
 import os
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
@@ -45,6 +46,9 @@ _MODES = {"1": "L", "LA": "L", "P": "RGB", "PA": "RGB", "RGBA": "RGB", "CMYK": "
 _PAGED = ("TIFF", "GIF", "WEBP", "PNG")
 #: Modes of Pillow whose values have more than 8 bits.
 _DEEP = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
+logging.getLogger("tifffile").setLevel(
+    logging.CRITICAL
+)  # of a damaged file it logs every tag; we say it in one sentence
 _MAX_PIXELS = "MONAI_SRE_MAX_PIXELS"
 #: Endings of medical images of other kinds.
 _FOREIGN = (".dcm", ".dicom", ".ima", ".mha", ".mhd", ".nrrd", ".nhdr", ".mgh", ".mgz", ".hdr", ".img")
@@ -139,8 +143,11 @@ def is_foreign(path: Path) -> bool:
     name = path.name.lower()
     if name.endswith(IMAGE_ENDINGS) or name.endswith(_FOREIGN):
         return not name.endswith(IMAGE_ENDINGS)
-    with path.open("rb") as file:
-        return file.read(132)[128:] == b"DICM"
+    try:
+        with path.open("rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
 
 
 def _nifti(path: Path, _: bool) -> _Content:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import nibabel
@@ -77,7 +78,9 @@ def test_what_is_left_out_of_a_folder_is_said(tmp_path: Path, caplog: pytest.Log
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "sub/IM1").write_bytes(bytes(128) + b"DICM")
-    assert [path.name for path in find_images(tmp_path)] == ["a.png", "IM1", "e.mha"]
+    (tmp_path / "sub/link.png").symlink_to(tmp_path / "nowhere.png")
+    os.mkfifo(tmp_path / "pipe")  # would wait for ever
+    assert [path.name for path in find_images(tmp_path)] == ["a.png", "IM1", "e.mha", "link.png"]
     (record,) = caplog.records
     expected = f"left out 3 files in ['{tmp_path}'], which are no images by their endings: .txt (2), no ending (1)"
     assert (record.levelname, record.getMessage()) == ("WARNING", expected)

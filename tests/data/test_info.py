@@ -18,6 +18,7 @@ from monai_sre.data.info import check_class_numbers, check_splits, model_classes
         ({"spatial_dims": 1}, "spatial_dims of data set 'toy' must be 2 or 3, got 1"),
         ({"size": 0}, "must be at least 1"),
         ({"class_names": ("a",)}, "has 2 classes and 1 class_names"),
+        ({"class_names": ("a", "a")}, r"class_names of data set 'toy' must differ, got \('a', 'a'\)"),
     ],
 )
 def test_arguments_are_checked(changed: dict[str, Any], message: str) -> None:
