@@ -188,26 +188,23 @@ def _deep_tiff(path: Path, as_classes: bool) -> np.ndarray | None:
     with TiffFile(path) as file:
         page: Any = file.pages.first
         colours, extra, bits = page.photometric.name, page.extrasamples, int(np.max(page.bitspersample))
-        unsigned, grey = (
-            page.sampleformat in (1, 4),
-            page.samplesperpixel == 1 and page.photometric.name == "MINISBLACK",
-        )
+        unsigned = page.sampleformat in (1, 4)
         pages = max(len(file.pages), (file.imagej_metadata or {}).get("images", 1))
         if pages > 1:
             raise ValueError(f"it holds {pages} pages; expected one image (save volumes as NIfTI)")
-        if (bits <= 8 and unsigned and 0 not in extra) or (grey and page.dtype in ("u2", "i2", "i4", "f4")):
+        if bits <= 8 and unsigned and 0 not in extra:
             return None
-        orientation = page.tags.valueof("Orientation", 1)
+        if page.samplesperpixel == 1 and colours == "MINISBLACK" and page.dtype in ("u2", "i2", "i4", "f4"):
+            return None
+        orientation, size = page.tags.valueof("Orientation", 1), page.imagewidth * page.imagelength
         plain = colours in ("MINISBLACK", "RGB") or (colours == "MINISWHITE" and unsigned)
         if not plain or orientation != 1 or page.axes not in ("YX", "YXS", "SYX"):
             raise ValueError(
                 f"it holds {page.dtype} as {colours} of axes {page.axes} and orientation {orientation}; save it upright, in "
                 "grey or RGB"
             )
-        if page.imagewidth * page.imagelength > 2 * (Image.MAX_IMAGE_PIXELS or float("inf")):
-            raise Image.DecompressionBombError(
-                f"Image size ({page.imagewidth * page.imagelength} pixels) exceeds the limit."
-            )
+        if size > 2 * (Image.MAX_IMAGE_PIXELS or size):
+            raise Image.DecompressionBombError(f"Image size ({size} pixels) exceeds the limit.")
         array = page.asarray()
     array = 2**bits - 1 - array if colours == "MINISWHITE" else array
     array = np.moveaxis(array, 0, -1) if page.axes == "SYX" else array
