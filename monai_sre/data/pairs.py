@@ -59,7 +59,7 @@ def find_pairs(
         raise ValueError(
             f"{len(files)} files have no partner under images={images!r} and labels={labels!r}: {listed(files)}"
         )
-    return [{"image": str(found["images"][key]), "label": str(found["labels"][key])} for key in sorted(found["images"])]
+    return [{"image": str(found["images"][key]), "label": str(found["labels"][key])} for key in found["images"]]
 
 
 def load_pairs(

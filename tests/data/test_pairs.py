@@ -144,7 +144,8 @@ def test_capitals_do_not_count(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     found = find_pairs(tmp_path, "images/*.jpg", "masks/*.png")
-    assert names(found) == [("eye 1.JPG", "EYE 1.Png"), ("Eye 2.jpg", "eye 2.PNG")]
+    # In the order of the images' names, by which earlier trainings were split: capitals first.
+    assert names(found) == [("Eye 2.jpg", "eye 2.PNG"), ("eye 1.JPG", "EYE 1.Png")]
     (tmp_path / "Images/eye 1.jpg").touch()
     with pytest.raises(ValueError, match=r"images='images/\*\.jpg' takes .*eye 1\.JPG and .*eye 1\.jpg for one"):
         find_pairs(tmp_path, "images/*.jpg", "masks/*.png")
