@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 
 #: What the extra "bundles" brings to read files, train, score and report.
-BUNDLES = "pytorch-ignite nibabel pillow scikit-image tqdm"
+BUNDLES = "pytorch-ignite nibabel pillow scikit-image tifffile tqdm"
 #: Names under which packages are imported, where these are not their own.
 _IMPORTED_AS = {"pytorch-ignite": "ignite", "pillow": "PIL", "scikit-image": "skimage"}
 

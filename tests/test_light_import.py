@@ -19,6 +19,7 @@ EXTRAS = (
     "nibabel",
     "PIL",
     "skimage",
+    "tifffile",
     "sklearn",
     "tensorboard",
     "fire",
@@ -84,7 +85,7 @@ def test_what_needs_an_extra_says_so_in_one_sentence(room: str) -> None:
     done = python(f"import {room}")
     assert done.returncode != 0
     last = done.stderr.strip().splitlines()[-1]
-    packages = "pytorch-ignite, nibabel, pillow, scikit-image, tqdm"
+    packages = "pytorch-ignite, nibabel, pillow, scikit-image, tifffile, tqdm"
     assert last == f'ImportError: {room} needs {packages}: pip install "monai_sre[bundles]"'
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import warnings
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
@@ -13,16 +15,26 @@ import torch
 from monai.transforms import Orientationd, Transform
 from tqdm import tqdm
 
-from monai_sre.data.info import MULTI_LABEL, DatasetInfo, model_classes
+from monai_sre.data.class_folders import list_class_folders
+from monai_sre.data.info import (
+    MULTI_LABEL,
+    SECTIONS,
+    TASKS,
+    DatasetInfo,
+    check_class_numbers,
+    check_splits,
+    model_classes,
+    whole_numbers,
+)
 from monai_sre.data.loaders import LabelledImages
 from monai_sre.data.reader import ReadImaged
 from monai_sre.data.transforms import FitSquared, ScaleToUnitd
 from monai_sre.ops.arguments import listed
 
-__all__ = ["SECTIONS", "datalist_info", "find_file", "load_datalist", "open_datalist"]
+__all__ = ["datalist_info", "find_file", "load_datalist", "open_datalist"]
 
-#: The list of each split in a datalist.
-SECTIONS = {"train": "training", "val": "validation", "test": "test"}
+#: Names that are taken for those of the sections.
+_MISTAKEN = {"train": "training", "val": "validation", "valid": "validation", "testing": "test"}
 
 
 def find_file(name: str, folder: str | PathLike, endings: Sequence[str]) -> Path | None:
@@ -50,47 +62,80 @@ def find_file(name: str, folder: str | PathLike, endings: Sequence[str]) -> Path
 
 
 def open_datalist(path: Path, sections: Sequence[str] = tuple(SECTIONS.values())) -> dict[str, Any]:
-    """A datalist, whose entries in the sections named are images with labels.
+    """A datalist, whose entries in the sections named are images with labels; or that of a folder per class.
 
     Raises:
         ValueError: it is none, or an entry has no image or label; the message names the file.
     """
+    if path.is_dir():
+        return list_class_folders(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} is not a readable JSON datalist: {error}") from error
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{path} is not a readable JSON datalist: {error}; write it as UTF-8, with '/' in paths"
+        ) from error
+    for mistaken, meant in _MISTAKEN.items() if isinstance(content, dict) else []:
+        if mistaken in content and meant not in content:
+            raise ValueError(f"{path} has a list {mistaken!r}; the name of that list is {meant!r}")
     if not isinstance(content, dict) or not isinstance(content.get("training", content.get("test")), list):
         raise ValueError(
             f"{path} is not a datalist; expected lists 'training', 'validation', 'test' of image and label"
         )
-    for section in sections:
+    places: dict[str, str] = {}
+    shared = []
+    for section in SECTIONS.values():
+        if not isinstance(content.get(section, []), list | None):
+            raise ValueError(f"{path}: {section!r} must be a list of images with labels, got {content[section]!r}")
         for number, entry in enumerate(content.get(section) or []):
-            if not isinstance(entry, dict) or not isinstance(entry.get("image"), str) or "label" not in entry:
+            if isinstance(entry, dict) and isinstance(entry.get("image"), str) and "label" in entry:
+                image = os.path.normpath(path.parent / entry["image"])
+                if "\\" in entry["image"] and not os.path.exists(image):
+                    raise ValueError(f"{path}: write the path {entry['image']!r} in {section!r} with '/'")
+                if places.setdefault(image, section) != section:
+                    shared.append(f"{entry['image']} in {places[image]!r} and {section!r}")
+            elif section in sections:
                 raise ValueError(f"{path}: {section}[{number}] is {entry!r}; expected {{'image': path, 'label': ...}}")
+    if shared:
+        more = f", and {len(shared) - 1} more" if len(shared) > 1 else ""
+        warnings.warn(
+            f"{path}: the same image is in two lists, {shared[0]}{more}; scores of it mean little", stacklevel=2
+        )
     return content
 
 
-def _labels(path: Path, content: dict[str, Any]) -> dict[str, np.ndarray]:
+def _labels(path: Path, content: dict[str, Any], names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Class numbers, those of texts from the names, by split."""
     found: dict[str, np.ndarray] = {}
     for split, section in SECTIONS.items():
-        if content.get(section):
-            try:
-                values = np.asarray([entry["label"] for entry in content[section]])
-            except ValueError:
-                values = np.asarray("ragged")
-            if values.dtype.kind not in "ui" or values.ndim not in (1, 2) or values.min() < 0:
+        given = [entry["label"] for entry in content.get(section) or []]
+        for number, label in enumerate(given):
+            if not isinstance(label, int | float | list) and label not in names:
                 raise ValueError(
-                    f"{path}: the labels of {section!r} must be whole numbers from 0, or, multi-label, equally long"
-                    " lists of 0 and 1"
+                    f"{path}: the label of {section}[{number}] is {label!r}; expected a whole number from 0, a list of 0 and "
+                    f"1, or one of the names in 'labels', {list(names)}"
                 )
+        try:
+            values = np.asarray([names.index(label) if isinstance(label, str) else label for label in given])
+        except ValueError:
+            values = np.asarray("ragged")
+        if given and (values.ndim not in (1, 2) or values.size == 0 or values.dtype.kind not in "buif"):
+            raise ValueError(
+                f"{path}: the labels of {section!r} must be whole numbers from 0, or, multi-label, equally long lists of 0 "
+                "and 1"
+            )
+        if given:
+            values = whole_numbers(values, f"{path}: the labels of {section!r}")
             found[split] = values.reshape(len(values)) if values.ndim == 2 and values.shape[1] == 1 else values
+    if not found:
+        raise ValueError(f"{path} has no images in {', '.join(SECTIONS.values())}")
     if len({values.shape[1:] for values in found.values()}) != 1:
         raise ValueError(f"{path}: the labels of all sections must be alike, all numbers or lists of one length")
     return found
 
 
 def _class_names(path: Path, labels: Any) -> list[str]:
-    if isinstance(labels, list):
+    if isinstance(labels, list) and len({str(name) for name in labels}) == len(labels):
         return [str(name) for name in labels]
     if isinstance(labels, dict):
         turned = all(isinstance(value, int) for value in labels.values())
@@ -101,12 +146,16 @@ def _class_names(path: Path, labels: Any) -> list[str]:
         if sorted(numbers) == list(range(len(labels))):
             return [numbers[number] for number in range(len(labels))]
     raise ValueError(
-        f"{path}: 'labels' is {labels!r}; expected a list of class names, or {{'0': name, '1': name, ...}}"
+        f"{path}: 'labels' is {labels!r}; expected a list of class names that differ, or {{'0': name, '1': name, ...}}"
     )
 
 
 def datalist_info(
-    path: str | Path, size: int = 28, task: str | None = None, class_names: Sequence[str] | None = None
+    path: str | Path,
+    size: int = 28,
+    task: str | None = None,
+    class_names: Sequence[str] | None = None,
+    splits: Sequence[str] = (),
 ) -> DatasetInfo:
     """Describe a MONAI datalist; its first image tells dimensions and channels.
 
@@ -115,20 +164,30 @@ def datalist_info(
 
     Args:
         path: the JSON file: lists ``training``, ``validation``, ``test`` of ``{"image": path relative to the JSON,
-            "label": class number, or a list of 0 and 1}``.
+            "label": class number, class name, or a list of 0 and 1}``; or a folder with a folder per class, see
+            :func:`monai_sre.data.class_folders.list_class_folders`.
         size: side length to which the images will be brought.
         task: overrides what the file says or the labels imply.
         class_names: those of a trained model, see :func:`monai_sre.data.load_dataset`.
+        splits: see :func:`monai_sre.data.dataset_info`.
 
     Raises:
         ValueError: the file, its labels or its first image are not as described, or it has a class that the model never saw.
         FileNotFoundError: the first image is missing.
     """
-    path = Path(path)
+    return _described(Path(path), size, task, class_names, splits)[2]
+
+
+def _described(
+    path: Path, size: int, task: str | None, class_names: Sequence[str] | None, splits: Sequence[str]
+) -> tuple[dict[str, Any], dict[str, np.ndarray], DatasetInfo]:
+    """The datalist, its labels by split, and its description."""
     content = open_datalist(path)
-    labels = _labels(path, content)
-    multi = next(iter(labels.values())).ndim == 2
     own = _class_names(path, content.get("labels") or [])
+    if class_names is not None and set(own) <= set(class_names) and _by_name(content):
+        own = list(class_names)
+    labels = _labels(path, content, own)
+    multi = next(iter(labels.values())).ndim == 2
     largest = max(int(values.max()) for values in labels.values())
     columns = next(iter(labels.values())).shape[1] if multi else 0
     top = columns - 1 if multi else largest
@@ -136,16 +195,25 @@ def datalist_info(
         raise ValueError(
             f"{path}: labels reach {largest}, with {columns or top + 1} classes and {len(own)} names in 'labels'"
         )
+    if not (multi or own or class_names):
+        check_class_numbers(path, labels)
     names = model_classes(path, own, top, class_names)
     if multi and len(names) != columns:
         raise ValueError(f"{path}: each image has {columns} labels, for {len(names)} class names")
+    check_splits(path, labels, splits, names)
     inferred = MULTI_LABEL if multi else "binary-class" if len(names) == 2 else "multi-class"
     task = task or content.get("task") or inferred
-    if (task == MULTI_LABEL) != multi:
+    if (task == MULTI_LABEL) != multi or task not in TASKS:
         raise ValueError(f"task is {task!r}, but the labels of {path} are those of a {inferred} task")
     first = next(content[section][0]["image"] for section in SECTIONS.values() if content.get(section))
     image = ReadImaged("image", spatial_dims=None)({"image": path.parent / first})["image"]
-    return DatasetInfo(path.stem, image.dim() - 1, size, task, image.shape[0], len(names), names)
+    name = path.name if path.is_dir() else path.stem
+    return content, labels, DatasetInfo(name, image.dim() - 1, size, task, image.shape[0], len(names), names)
+
+
+def _by_name(content: dict[str, Any]) -> bool:
+    """Whether all labels are names of classes."""
+    return all(isinstance(entry["label"], str) for section in SECTIONS.values() for entry in content.get(section) or [])
 
 
 def load_datalist(
@@ -176,10 +244,10 @@ def load_datalist(
             dimensions or channels: one error that lists them.
     """
     path = Path(path)
-    content, info = open_datalist(path), datalist_info(path, size, task, class_names)
-    entries = content.get(SECTIONS[split])
-    if not entries:
+    content, labels, info = _described(path, size, task, class_names, ())
+    if split not in labels:
         raise ValueError(f"{path} has no images in {SECTIONS[split]!r}, which split={split!r} needs")
+    entries = content[SECTIONS[split]]
     chain: list[Transform] = [ReadImaged("image", info.spatial_dims, info.num_channels)]
     if info.spatial_dims == 3:
         chain.append(Orientationd("image", "RAS", labels=None))
@@ -191,7 +259,7 @@ def load_datalist(
             for step in chain:
                 item = step(item)
             images.append(item["image"].as_tensor())
-        except (ValueError, FileNotFoundError) as error:
+        except Exception as error:  # each reader and transform has its own
             problems.append(str(error))
     if problems:
         raise ValueError(
@@ -199,5 +267,5 @@ def load_datalist(
         )
     if any(image.dtype != torch.uint8 for image in images):
         images = [image / 255 if image.dtype == torch.uint8 else image for image in images]
-    values = torch.from_numpy(_labels(path, content)[split])
+    values = torch.from_numpy(labels[split])
     return LabelledImages(torch.stack(images), values.float() if info.multi_label else values.long(), info)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,42 +12,55 @@ from typing import Any
 import torch
 from monai.data import Dataset, MetaTensor
 
-from monai_sre.data.reader import IMAGE_ENDINGS
+from monai_sre.data.reader import IMAGE_ENDINGS, is_foreign
 
 __all__ = ["OUTPUTS", "ImageFiles", "earlier_outputs", "find_images", "note_output", "relative_names"]
 
+_LOGGER = logging.getLogger(__name__)
 #: File in a folder of outputs that lists them, see :func:`note_output`: they are no inputs, and may be renewed.
 OUTPUTS = ".monai_sre_outputs"
 
 
 def find_images(source: str | Path | Sequence[str | Path]) -> list[Path]:
-    """The files to infer on: those named, and those in the folders named whose suffix is an image's.
+    """The files to infer on: those named, and those in the folders named whose ending is an image's.
 
-    Of a folder, hidden files and what earlier inferences have written (:func:`earlier_outputs`) do not count.
+    Of a folder, hidden files and what earlier inferences have written (:func:`earlier_outputs`) do not count. Medical images
+    of kinds that are not read, such as DICOM, are among the files found, so that each is refused by name; what other files
+    were left out is logged as a warning.
 
     Raises:
         FileNotFoundError: a name is neither a file nor a folder, or no image is found at all.
     """
     sources = [source] if isinstance(source, (str, Path)) else list(source)
     found: list[Path] = []
+    left: Counter[str] = Counter()
     for item in map(Path, sources):
         if item.is_dir():
             written = {output for record in item.rglob(OUTPUTS) for output in earlier_outputs(record.parent)}
-            images = (path for path in item.rglob("*") if path.is_file() and _is_shown_image(path.relative_to(item)))
-            found += sorted(path for path in images if path.resolve() not in written)
+            # A link to nowhere is an image that is missing.
+            files = (path for path in item.rglob("*") if path.is_file() or (path.is_symlink() and not path.exists()))
+            shown = (path for path in files if not _is_hidden(path.relative_to(item)))
+            for path in sorted(path for path in shown if path.resolve() not in written):
+                if path.name.lower().endswith(IMAGE_ENDINGS) or is_foreign(path):
+                    found.append(path)
+                else:
+                    left[path.suffix.lower() or "no ending"] += 1
         elif item.is_file():
             found.append(item)
         else:
             raise FileNotFoundError(f"{item} is neither a file nor a folder of images")
+    names = [str(item) for item in sources]
+    kinds = ", ".join(f"{kind} ({count})" for kind, count in sorted(left.items()))
     if not found:
-        raise FileNotFoundError(
-            f"no image in {[str(item) for item in sources]}: files must end in {', '.join(IMAGE_ENDINGS)}"
-        )
+        there = f"; there are {kinds}" if left else ""
+        raise FileNotFoundError(f"no image in {names}: files must end in {', '.join(IMAGE_ENDINGS)}{there}")
+    if left:
+        _LOGGER.warning("left out %d files in %s, which are no images by their endings: %s", left.total(), names, kinds)
     return found
 
 
-def _is_shown_image(path: Path) -> bool:
-    return path.name.lower().endswith(IMAGE_ENDINGS) and not any(part.startswith(".") for part in path.parts)
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
 def earlier_outputs(folder: Path) -> set[Path]:
@@ -65,9 +80,9 @@ def earlier_outputs(folder: Path) -> set[Path]:
     record = folder / OUTPUTS
     if not record.is_file():
         return set()
-    lines = record.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    lines = record.read_text(encoding="utf-8", errors="surrogateescape").split("\n")
     stamps = {name: stamp for stamp, _, name in (line.partition(" ") for line in lines)}
-    return {(folder / name).resolve() for name, stamp in stamps.items() if _stamp(folder / name) == stamp}
+    return {(folder / name).resolve() for name, stamp in stamps.items() if stamp and _stamp(folder / name) == stamp}
 
 
 def note_output(path: Path, folder: Path) -> None:
@@ -77,10 +92,11 @@ def note_output(path: Path, folder: Path) -> None:
 
 
 def _stamp(path: Path) -> str:
-    """Size and time of the last change of a file."""
-    if not path.is_file():
+    """Size and time of the last change of a file; nothing of what is none, or has a name that none can have."""
+    try:
+        state = path.stat()
+    except (OSError, ValueError):
         return ""
-    state = path.stat()
     return f"{state.st_size}-{state.st_mtime_ns}"
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,13 +13,19 @@ from zipfile import ZIP_STORED, BadZipFile, ZipFile
 import numpy as np
 import torch
 
-from monai_sre.data.info import MULTI_LABEL, SPLITS, DatasetInfo, model_classes
+from monai_sre.data.info import (
+    MULTI_LABEL,
+    SPLITS,
+    DatasetInfo,
+    check_class_numbers,
+    check_splits,
+    model_classes,
+    whole_numbers,
+)
 
 __all__ = ["inspect_npz", "read_member", "to_images", "to_labels"]
 
 _KEYS = tuple(f"{split}_{kind}" for split in SPLITS for kind in ("images", "labels"))
-#: What a file that is no good npz raises; RuntimeError where zipfile cannot decrypt or decompress it.
-_UNREADABLE = (BadZipFile, zlib.error, OSError, EOFError, ValueError, RuntimeError)
 
 
 def _damaged(path: Path, what: object) -> ValueError:
@@ -35,12 +43,21 @@ def _headers(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
             missing = [key for key in _KEYS if f"{key}.npy" not in archive.namelist()]
             if missing:
                 raise BadZipFile(f"it lacks {', '.join(missing)}")
+            sums: dict[int, str] = {}
             for key in _KEYS:
-                with archive.open(f"{key}.npy") as member:
-                    found[key] = _header(member)[:2]
+                entry = archive.getinfo(f"{key}.npy")
+                with archive.open(entry) as member:
+                    shape, dtype, _ = _header(member)
+                    size = member.tell() + math.prod(shape) * dtype.itemsize
+                if size != entry.file_size and not dtype.hasobject:
+                    raise BadZipFile(f"{key} holds {entry.file_size} bytes, and {shape} of {dtype} are {size}")
+                found[key] = (shape, dtype)
+                other = sums.setdefault(entry.CRC, key)
+                if other != key and key.endswith("images"):
+                    warnings.warn(f"{path}: {other} and {key} are the same; scores of them mean little", stacklevel=2)
     except FileNotFoundError:
         raise FileNotFoundError(f"{path} is missing; expected an npz file in MedMNIST's layout") from None
-    except _UNREADABLE as error:
+    except Exception as error:  # zipfile, zlib, numpy and the tokenizer of its headers each have their own
         raise _damaged(path, error) from error
     return found
 
@@ -74,12 +91,18 @@ def read_member(path: Path, key: str) -> np.ndarray:
         if zlib.crc32(array.reshape(-1).data, crc) != entry.CRC:
             raise BadZipFile(f"bad checksum of {key}")
         return array
-    except (*_UNREADABLE, KeyError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # see above
         raise _damaged(path, error) from error
 
 
 def inspect_npz(
-    path: Path, official: DatasetInfo | None, task: str | None, class_names: Sequence[str] | None = None
+    path: Path,
+    official: DatasetInfo | None,
+    task: str | None,
+    class_names: Sequence[str] | None = None,
+    splits: Sequence[str] = (),
 ) -> tuple[DatasetInfo, dict[str, np.ndarray]]:
     """Check the whole file but for the pixels; describe it and return the labels of the three splits."""
     headers = _headers(path)
@@ -102,8 +125,7 @@ def inspect_npz(
                 f"{path}: {split}_labels has shape {values.shape} for {images[0]} images; expected ({images[0]}, 1),"
                 f" ({images[0]},) or, multi-label, ({images[0]}, L), alike in all splits"
             )
-        if values.dtype.kind not in "uibf" or not np.all(np.isfinite(values)) or np.any(values != np.floor(values)):
-            raise ValueError(f"{path}: {split}_labels ({values.dtype}) must be finite whole numbers")
+        labels[split] = whole_numbers(values, f"{path}: {split}_labels")
     columns = labels["train"].shape[1] if labels["train"].ndim == 2 else 1
     info = official or _own_info(path, shape, labels, columns, task, class_names)
     side = (info.size,) * info.spatial_dims
@@ -118,10 +140,11 @@ def inspect_npz(
         )
     top = 1 if info.multi_label else info.num_classes - 1
     for split, values in labels.items():
-        if values.min() < 0 or values.max() > top:
+        if values.max() > top:
             raise ValueError(
                 f"{path}: {split}_labels holds values from {values.min()} to {values.max()}, expected 0 to {top}"
             )
+    check_splits(path, labels, splits, info.class_names)
     return info, labels
 
 
@@ -138,6 +161,8 @@ def _own_info(
     top = columns - 1 if columns > 1 else int(max(values.max() for values in labels.values()))
     if columns == 1 and top < 1 and class_names is None:
         raise ValueError(f"{path}: all labels are 0; expected at least two classes")
+    if columns == 1 and class_names is None:
+        check_class_numbers(path, labels)
     names = model_classes(path, (), top, class_names)
     inferred = MULTI_LABEL if columns > 1 else "binary-class" if len(names) == 2 else "multi-class"
     if task is not None and (task == MULTI_LABEL) != (columns > 1):
@@ -147,9 +172,11 @@ def _own_info(
 
 
 def to_images(array: np.ndarray, info: DatasetInfo) -> torch.Tensor:
-    """``(N, *spatial)`` or ``(N, *spatial, C)`` as a ``(N, C, *spatial)`` view, without a copy."""
-    if (array.dtype.kind in "ui" and array.dtype != np.uint8) or array.dtype == np.float16:
-        array = array.astype(np.float32)
+    """``(N, *spatial)`` or ``(N, *spatial, C)`` as ``(N, C, *spatial)``, a view where PyTorch has the type: else float."""
+    if array.dtype != np.uint8:
+        array = array.astype(
+            np.float64 if array.dtype.itemsize > 4 and array.dtype.kind == "f" else np.float32, copy=False
+        )
     images = torch.from_numpy(np.asarray(array))
     return images.unsqueeze(1) if images.ndim == info.spatial_dims + 1 else images.movedim(-1, 1)
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from monai.data import partition_dataset
 
-from monai_sre.data.datalist import SECTIONS, find_file, open_datalist
+from monai_sre.data.datalist import find_file, open_datalist
+from monai_sre.data.info import SECTIONS
 from monai_sre.data.loaders import process_place
 from monai_sre.ops.arguments import listed
 
@@ -21,7 +22,7 @@ def find_pairs(
     """Pair images and masks by their names, in the order of these.
 
     Each pattern is a path below ``dataset_dir`` with one ``*``; an image and a mask belong together when their ``*`` stand
-    for the same text. Hidden files, whose names begin with a dot, do not count. The retinal sets, for example:
+    for the same text, in capitals or not. Hidden files, whose names begin with a dot, do not count. The retinal sets:
 
     * CHASE_DB1: ``images/*.jpg`` and ``labels1/*_1stHO.png``
     * DRIVE: ``training/images/*_training.tif`` and ``training/1st_manual/*_manual1.gif``
@@ -58,7 +59,7 @@ def find_pairs(
         raise ValueError(
             f"{len(files)} files have no partner under images={images!r} and labels={labels!r}: {listed(files)}"
         )
-    return [{"image": str(found["images"][key]), "label": str(found["labels"][key])} for key in sorted(found["images"])]
+    return [{"image": str(found["images"][key]), "label": str(found["labels"][key])} for key in found["images"]]
 
 
 def load_pairs(
@@ -78,7 +79,8 @@ def load_pairs(
     Args:
         dataset_name: name or path of a JSON file with lists ``training``, ``validation`` and ``test`` of ``{"image": path
             relative to the JSON, "label": path}``, which says itself what is in a split, or of a folder that holds a
-            ``dataset.json``; None: the files in ``dataset_dir`` that fit the patterns.
+            ``dataset.json``; None: the files in ``dataset_dir`` that fit the patterns. Where a list has no ``validation``,
+            as in the Medical Segmentation Decathlon, ``training`` is split as a folder is; a ``test`` with labels stays.
         dataset_dir: the folder; a relative name is looked for here after the working directory. May name the JSON itself.
         split: ``"train"``, ``"val"`` or ``"test"``.
         images: with ``labels``, see :func:`find_pairs`.
@@ -104,16 +106,9 @@ def load_pairs(
             raise FileNotFoundError(
                 f"dataset_name is {dataset_name!r}, and no such JSON datalist is here or in {dataset_dir}"
             )
-        chosen = _from_datalist(path, SECTIONS[split])
+        chosen = _from_datalist(path, split, num_val, num_test)
     else:
-        pairs = find_pairs(dataset_dir, images, labels)
-        if min(num_val, num_test) < 0 or num_val + num_test >= len(pairs):
-            raise ValueError(
-                f"num_val={num_val} and num_test={num_test} must be at least 0 and leave some of {len(pairs)} pairs to "
-                "train on"
-            )
-        test, val = len(pairs) - num_test, len(pairs) - num_test - num_val
-        chosen = {"train": pairs[:val], "val": pairs[val:test], "test": pairs[test:]}[split]
+        chosen = _split(find_pairs(dataset_dir, images, labels), num_val, num_test)[split]
     if not chosen:
         raise ValueError(f"split={split!r} of {source!r} is empty; give num_val and num_test, or list it")
     rank, processes = process_place()
@@ -130,16 +125,44 @@ def _match(folder: Path, name: str, pattern: str) -> dict[str, Path]:
     if pattern.count("*") != 1:
         raise ValueError(f"{name} must be a pattern with one '*', such as 'images/*.png', got {pattern!r}")
     head, tail = pattern.split("*")
-    files = sorted(file for file in folder.glob(f"{glob.escape(head)}*{glob.escape(tail)}") if file.name[0] != ".")
-    keys = [file.relative_to(folder).as_posix() for file in files]
-    found = {key[len(head) : len(key) - len(tail)]: file for key, file in zip(keys, files, strict=True)}
+    files = sorted(file for file in folder.glob(f"{_any_case(head)}*{_any_case(tail)}") if file.name[0] != ".")
+    found: dict[str, Path] = {}
+    for file in files:
+        key = file.relative_to(folder).as_posix()
+        other = found.setdefault(key[len(head) : len(key) - len(tail)].lower(), file)
+        if other != file:
+            raise ValueError(
+                f"{name}={pattern!r} takes {other} and {file} for one, as capitals do not count; rename one"
+            )
     if not found:
         raise FileNotFoundError(f"no file in {str(folder)!r} matches {name}={pattern!r}")
     return found
 
 
-def _from_datalist(path: Path, section: str) -> list[dict[str, str]]:
+def _any_case(text: str) -> str:
+    """A pattern for a text in capitals or not."""
+    return "".join(f"[{char.lower()}{char.upper()}]" if char.isalpha() else glob.escape(char) for char in text)
+
+
+def _split(pairs: list[Any], num_val: int, num_test: int) -> dict[str, list[Any]]:
+    if min(num_val, num_test) < 0 or num_val + num_test >= len(pairs):
+        raise ValueError(
+            f"num_val={num_val} and num_test={num_test} must be at least 0 and leave some of {len(pairs)} pairs to train on"
+        )
+    test, val = len(pairs) - num_test, len(pairs) - num_test - num_val
+    return {"train": pairs[:val], "val": pairs[val:test], "test": pairs[test:]}
+
+
+def _from_datalist(path: Path, split: str, num_val: int, num_test: int) -> list[dict[str, str]]:
+    content = open_datalist(path, [])
+    section, own = SECTIONS[split], content.get("test") or []
+    labelled = bool(own) and all(isinstance(entry, dict) and "label" in entry for entry in own)
+    shared = not content.get("validation") and num_val > 0 and not (split == "test" and (labelled or not num_test))
+    if shared:
+        section = "training"
     entries: list[dict[str, Any]] = open_datalist(path, [section]).get(section) or []
+    if shared:
+        entries = _split(entries, num_val, 0 if labelled else num_test)[split]
     for number, entry in enumerate(entries):
         if not isinstance(entry["label"], str):
             raise ValueError(

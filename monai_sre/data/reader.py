@@ -1,5 +1,9 @@
 """Reading image files: pictures, NIfTI, npy and npz become tensors of one convention, or end in one sentence.
 
+Every value of a file is read, or the file is refused: Pillow, which would cut 16-bit colours to 8 bits and wrap or drop what
+else it does not know, reads what it can hold, and tifffile the other TIFFs. Pictures may have as many pixels as Pillow
+allows, 178,956,970, or as the environment variable ``MONAI_SRE_MAX_PIXELS`` says.
+
 The convention of axes, here and wherever images are used:
 
 * A picture is ``(C, rows, columns)`` as it is displayed, turned as its EXIF orientation says. That is the layout of PyTorch
@@ -15,6 +19,8 @@ the first axis of space, as in MONAI.
 from __future__ import annotations
 
 import gzip
+import logging
+import os
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -27,16 +33,25 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor, NibabelReader, NumpyReader, PILReader
 from monai.transforms import MapTransform
 from monai.utils import ensure_tuple_rep
-from PIL import ImageOps
+from PIL import Image, ImageOps
+from tifffile import TiffFile
 from torch import Tensor
 
-__all__ = ["IMAGE_ENDINGS", "ReadImaged", "is_nifti"]
+__all__ = ["IMAGE_ENDINGS", "ReadImaged", "is_foreign", "is_nifti"]
 
 #: Array, affine of its spatial axes, and whether its last axis is that of the channels (None: the number of axes tells).
 _Content = tuple[np.ndarray, np.ndarray, bool | None]
 _MODES = {"1": "L", "LA": "L", "P": "RGB", "PA": "RGB", "RGBA": "RGB", "CMYK": "RGB", "YCbCr": "RGB", "HSV": "RGB"}
 #: Formats of which several pages are several images; in others they are previews of the first.
 _PAGED = ("TIFF", "GIF", "WEBP", "PNG")
+#: Modes of Pillow whose values have more than 8 bits.
+_DEEP = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
+logging.getLogger("tifffile").setLevel(
+    logging.CRITICAL
+)  # of a damaged file it logs every tag; we say it in one sentence
+_MAX_PIXELS = "MONAI_SRE_MAX_PIXELS"
+#: Endings of medical images of other kinds.
+_FOREIGN = (".dcm", ".dicom", ".ima", ".mha", ".mhd", ".nrrd", ".nhdr", ".mgh", ".mgz", ".hdr", ".img")
 
 
 class ReadImaged(MapTransform):
@@ -55,8 +70,8 @@ class ReadImaged(MapTransform):
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it cannot be read, or has other axes or channels, no pixels, values that are not finite in float32, or a
-            singular affine.
+        ValueError: it cannot be read, or not whole, or has other axes or channels, no pixels, values that are not finite in
+            float32, or a singular affine.
 
     Example:
         >>> import tempfile
@@ -90,8 +105,14 @@ class ReadImaged(MapTransform):
     def _read(self, path: Path, num_channels: int | None, as_classes: bool) -> Tensor:
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing; expected an image")
+        if is_foreign(path):
+            raise ValueError(
+                f"{path} is DICOM, MetaImage, NRRD, MGH or Analyze, which are not read; convert it to NIfTI"
+            )
         try:
             array, affine, has_channels = _opener(path)(path, as_classes)
+        except Image.DecompressionBombError as error:
+            raise ValueError(f"{path}: {error} {_MAX_PIXELS}=N in the environment allows N pixels") from error
         except Exception as error:  # each reader has its own exceptions for a damaged file
             raise ValueError(f"{path} cannot be read as an image: {type(error).__name__}: {error}") from error
         if array.dtype.kind not in "buif":
@@ -117,6 +138,18 @@ def is_nifti(path: str | Path) -> bool:
     return Path(path).name.lower().endswith((".nii", ".nii.gz"))
 
 
+def is_foreign(path: Path) -> bool:
+    """Whether a file is a medical image of a kind that is not read: by its name, or as DICOM by its first bytes."""
+    name = path.name.lower()
+    if name.endswith(IMAGE_ENDINGS) or name.endswith(_FOREIGN):
+        return not name.endswith(IMAGE_ENDINGS)
+    try:
+        with path.open("rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
+
+
 def _nifti(path: Path, _: bool) -> _Content:
     stated = nibabel.load(path).affine  # type: ignore[attr-defined]
     if path.name.lower().endswith(".gz"):
@@ -136,9 +169,62 @@ def _array(path: Path, _: bool) -> _Content:
 
 
 def _picture(path: Path, as_classes: bool) -> _Content:
-    reader = PILReader(converter=partial(_as_displayed, palette=as_classes), reverse_indexing=False)
-    array, _ = reader.get_data(reader.read(path))
+    stated = os.environ.get(_MAX_PIXELS)
+    if stated:
+        if not stated.isdecimal():
+            raise ValueError(f"{_MAX_PIXELS} must be a number of pixels, got {stated!r}")
+        Image.MAX_IMAGE_PIXELS = -(-int(stated) // 2)  # Pillow refuses twice as many
+    with path.open("rb") as file:
+        is_tiff = file.read(4) in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+    array = _deep_tiff(path, as_classes) if is_tiff else None
+    if array is None:
+        reader = PILReader(converter=partial(_as_displayed, palette=as_classes), reverse_indexing=False)
+        array, _ = reader.get_data(reader.read(path))
     return array, np.eye(4)[:, [1, 0, 2, 3]], array.ndim == 3
+
+
+def _deep_tiff(path: Path, as_classes: bool) -> np.ndarray | None:
+    """The values of a TIFF that Pillow would not read whole; None where it does."""
+    with TiffFile(path) as file:
+        page: Any = file.pages.first
+        colours, extra, bits = page.photometric.name, page.extrasamples, int(np.max(page.bitspersample))
+        unsigned = page.sampleformat in (1, 4)
+        pages = max(len(file.pages), (file.imagej_metadata or {}).get("images", 1))
+        if pages > 1:
+            raise ValueError(f"it holds {pages} pages; expected one image (save volumes as NIfTI)")
+        if bits <= 8 and unsigned and 0 not in extra:
+            return None
+        if page.samplesperpixel == 1 and colours == "MINISBLACK" and page.dtype in ("u2", "i2", "i4", "f4"):
+            return None
+        orientation, size = page.tags.valueof("Orientation", 1), page.imagewidth * page.imagelength
+        plain = colours in ("MINISBLACK", "RGB") or (colours == "MINISWHITE" and unsigned)
+        if not plain or orientation != 1 or page.axes not in ("YX", "YXS", "SYX"):
+            raise ValueError(
+                f"it holds {page.dtype} as {colours} of axes {page.axes} and orientation {orientation}; save it upright, in "
+                "grey or RGB"
+            )
+        if size > 2 * (Image.MAX_IMAGE_PIXELS or size):
+            raise Image.DecompressionBombError(f"Image size ({size} pixels) exceeds the limit.")
+        array = page.asarray()
+    array = 2**bits - 1 - array if colours == "MINISWHITE" else array
+    array = np.moveaxis(array, 0, -1) if page.axes == "SYX" else array
+    alpha = [] if as_classes else [index - len(extra) for index, kind in enumerate(extra) if kind in (1, 2)]
+    return np.delete(array, alpha, axis=-1) if alpha else array
+
+
+def _check_depth(picture: Any) -> None:
+    """Refuse colours of more than 8 bits, of which Pillow keeps 8."""
+    bits, stored = 8, picture.tile[0].args if picture.tile else ""
+    if picture.format == "PPM" and isinstance(stored, tuple):
+        bits = int(stored[1]).bit_length()
+    elif picture.format == "JPEG2000":
+        with open(picture.filename, "rb") as file:
+            head = file.read(1 << 16)
+        bits = (head[head.find(b"\xff\x4f\xff\x51") + 42] & 127) + 1
+    elif str(stored).endswith((";16", ";16B", ";16L", ";16N")) and picture.format in ("PNG", "SGI"):
+        bits = 16
+    if bits > 8 and picture.mode not in _DEEP:
+        raise ValueError(f"it has colours of {bits} bits, of which 8 would be read; save it as TIFF or npy")
 
 
 #: How files are opened, by their endings.
@@ -165,6 +251,12 @@ def _as_displayed(picture: Any, palette: bool) -> Any:
     pages = getattr(picture, "n_frames", 1)
     if pages > 1 and picture.format in _PAGED:
         raise ValueError(f"it holds {pages} pages; expected one image (save volumes as NIfTI)")
+    if picture.mode == "LAB":
+        raise ValueError("its colours are LAB; save it as RGB")
+    _check_depth(picture)
+    if picture.format == "PPM" and picture.mode == "I" and isinstance(picture.tile[0].args, tuple):
+        largest = picture.tile[0].args[1]  # Pillow scales it to 65535
+        return Image.fromarray(np.rint(np.asarray(picture) * (largest / 65535)).astype(np.int32))
     picture = ImageOps.exif_transpose(picture)
     if not palette:
         return picture.convert(_MODES[picture.mode]) if picture.mode in _MODES else picture

@@ -30,6 +30,7 @@ def dataset_info(
     *,
     task: str | None = None,
     class_names: Sequence[str] | None = None,
+    splits: Sequence[str] = (),
 ) -> DatasetInfo:
     """Describe any data set that :func:`load_dataset` takes: channels, classes, task.
 
@@ -41,9 +42,12 @@ def dataset_info(
         size: side length asked for.
         task: task of a user's own data, where the labels do not tell it; see :func:`load_dataset`.
         class_names: those of a trained model, see :func:`load_dataset`.
+        splits: those that will be needed of a user's own data, such as ``("train", "val")``; before a training, each must
+            hold images of two classes at least.
 
     Raises:
-        ValueError: unknown name, size or task, a damaged or wrongly shaped file, or a class that the model never saw.
+        ValueError: unknown name, size or task, a damaged or wrongly shaped file, a class that the model never saw, or a split
+            that is absent or cannot be trained on.
         FileNotFoundError: the named file is missing.
 
     Example:
@@ -57,8 +61,8 @@ def dataset_info(
         names = model_classes(dataset_name, info.class_names, -1, class_names)
         return replace(info, num_classes=len(names), class_names=names)
     if kind == "json":
-        return datalist_info(path, size, task, class_names)
-    return inspect_npz(path, None, task, class_names)[0]
+        return datalist_info(path, size, task, class_names, splits)
+    return inspect_npz(path, None, task, class_names, splits)[0]
 
 
 def load_dataset(
@@ -85,6 +89,8 @@ def load_dataset(
               ``(N, *spatial)`` or ``(N, *spatial, C)`` with C of 1, 3 or 4, and ``{train,val,test}_labels`` of shape
               ``(N,)``, ``(N, 1)`` or, multi-label, ``(N, L)``;
             * the name or path of a MONAI datalist (JSON), or of a folder that holds a ``dataset.json``;
+            * the name or path of a folder with a folder per class: ``CLASS/image``, of which the last fifth in the order of
+              names tests and the tenth before it validates, or ``train/CLASS/image`` and likewise ``val``, ``test``;
             * ``"demo_2d"`` or ``"demo_3d"``: real image patches that need no download.
         dataset_dir: folder of the data; a relative file name is looked for here after the working directory.
         split: ``"train"``, ``"val"`` or ``"test"``.
@@ -109,6 +115,7 @@ def load_dataset(
             file; a class that the model never saw.
         FileNotFoundError: the file is missing and is not to be, or cannot be, downloaded.
         RuntimeError: the download failed.
+        MemoryError: the images do not fit into memory; the message names the file.
         ImportError: a MedMNIST flag is asked for and medmnist is not installed.
 
     Example:
@@ -136,7 +143,10 @@ def load_dataset(
     if kind == "medmnist":
         obtain(dataset_name, size, path, download, check_md5, progress)
         labels = inspect_npz(path, info, task)[1]
-    images = to_images(read_member(path, f"{split}_images"), info)
+    try:
+        images = to_images(read_member(path, f"{split}_images"), info)
+    except MemoryError as error:
+        raise MemoryError(f"{path}: {split}_images do not fit into memory: {error}") from error
     if images.dtype != torch.uint8:
         if not bool(torch.isfinite(images).all()):
             raise ValueError(f"{path}: {split}_images holds NaN or infinite values; every pixel must be finite")
@@ -160,11 +170,14 @@ def _resolve(name: str, folder: PathLike, size: int) -> tuple[str, Path | None]:
     path = find_file(name, folder, (f"_{size}.npz", ".npz", ".json"))
     if path is not None:
         return path.suffix[1:].lower(), path
+    for base in (Path(name).expanduser(), Path(folder).expanduser() / name):
+        if base.is_dir():
+            return "json", base
     if name.lower().endswith((".npz", ".json")):
         raise FileNotFoundError(f"dataset_name is {name!r}, and there is no such file here or in {Path(folder)}")
     known = (*DEMO_NAMES, *flags)
     close = difflib.get_close_matches(name, known, 1)
     raise ValueError(
         f"dataset_name is {name!r}{f' (did you mean {close[0]!r}?)' if close else ''}; it must be one of"
-        f" {', '.join(known)}, or an npz file or JSON datalist, here or in {Path(folder)}"
+        f" {', '.join(known)}, or an npz file, JSON datalist or folder of classes, here or in {Path(folder)}"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -172,7 +173,7 @@ class FitSquared(MapTransform, InvertibleTransform):
             255; None: the square stays as it is, in its dtype.
 
     Raises:
-        ValueError: a size is below 1.
+        ValueError: a size is below 1, or the axes of an image stand askew in space; the message names the file.
 
     Example:
         >>> fit = FitSquared("image", size=4)
@@ -195,6 +196,7 @@ class FitSquared(MapTransform, InvertibleTransform):
             image, dims = convert_to_tensor(d[key]), d[key].dim() - 1
             affine = d[key].affine if isinstance(d[key], MetaTensor) else torch.eye(dims + 1, dtype=torch.float64)
             spacing = affine[:-1, :dims].norm(dim=0).numpy()
+            _check_angles(affine[:-1, :dims] / affine[:-1, :dims].norm(dim=0), _name(d[key], key))
             shape, inner = image.shape[1:], _inscribed(image.shape[1:], spacing, self.size)
             square = fit_images(image[None], self.size, spacing)
             if self.image_size is not None:
@@ -225,6 +227,16 @@ class FitSquared(MapTransform, InvertibleTransform):
             d[key] = _like(values, d[key])
             d[key].affine = torch.tensor(extra["affine"], dtype=torch.float64)
         return d
+
+
+def _check_angles(axes: Tensor, name: str) -> None:
+    """Refuse axes, unit vectors as columns, that stand more than a degree from right angles."""
+    cosine = float((axes.T @ axes).tril(-1).abs().max())
+    if cosine > math.sin(math.radians(1)):
+        raise ValueError(
+            f"{name} has axes that stand {math.degrees(math.asin(min(cosine, 1.0))):.1f} degrees from right angles, as of a "
+            "tilted gantry; resample it straight, as MONAI's Spacing does"
+        )
 
 
 def _interpolated(x: Tensor, axis: int, length: int, scale: float) -> Tensor:
@@ -279,10 +291,15 @@ class ClassMapd(MapTransform):
             if not bool((mask == mask[:1]).all()):
                 raise ValueError(f"{name} has {mask.shape[0]} channels that differ; expected one map of classes")
             mask = mask[:1].float()
+            if bool(((mask - mask.round()).abs() <= 1e-3).all()):  # as a writer that scales what it stores leaves them
+                mask = mask.round()
             if self.num_classes == 2:
                 mask = _two_classes(mask, name)
-            elif not bool(((mask == mask.round()) & (mask >= 0) & (mask < self.num_classes)).all()):
-                raise ValueError(f"{name} holds values that are no class number from 0 to {self.num_classes - 1}")
+            wrong = mask[(mask != mask.round()) | (mask < 0) | (mask >= self.num_classes)]
+            if len(wrong):
+                raise ValueError(
+                    f"{name} holds {float(wrong[0]):.9g}, which is no class number from 0 to {self.num_classes - 1}"
+                )
             d[key] = mask
         return d
 

@@ -9,6 +9,7 @@ import nibabel
 import numpy as np
 from PIL import Image
 from scipy import ndimage
+from scipy.spatial.transform import Rotation
 
 from tests.bundles.inferring import CLASSIFICATION, infer, reoriented
 
@@ -48,7 +49,9 @@ def test_activation_maps_of_turned_pictures_are_the_turned_maps(tmp_path: Path) 
 def test_volumes_stored_along_other_axes_have_the_same_map_in_space(tmp_path: Path) -> None:
     source = tmp_path / "in"
     source.mkdir()
-    affine = np.array([[1.1, 0.2, -0.1, 40.0], [-0.2, 1.2, 0.3, -7.0], [0.2, -0.2, 3.3, 12.5], [0, 0, 0, 1.0]])
+    affine = np.eye(4)
+    affine[:3, :3] = Rotation.from_euler("xyz", [5, -3, 10], degrees=True).as_matrix() * [1.1, 1.2, 3.3]
+    affine[:3, 3] = [40.0, -7.0, 12.5]
     original = nibabel.Nifti1Image(smooth(21, 18, 9), affine)
     for code in ("RAS", "LPI", "SRA", "PIR"):
         nibabel.save(reoriented(original, code), source / f"{code}.nii.gz")

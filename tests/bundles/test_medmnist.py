@@ -199,13 +199,30 @@ def test_a_network_of_the_users_own_is_named_again(toy_dir: Path, tmp_path: Path
     assert len(rows(tmp_path / "evaluation/predictions.csv")) == 9
 
 
-def test_validation_that_cannot_choose_an_epoch_ends_the_training(toy_dir: Path, tmp_path: Path) -> None:
+def test_validation_that_cannot_choose_an_epoch_is_refused_before_the_training(toy_dir: Path, tmp_path: Path) -> None:
     arrays = dict(np.load(toy_dir / "toy2.npz"))
     np.savez(tmp_path / "one.npz", **arrays | {"val_labels": np.zeros_like(arrays["val_labels"])})
     options = toy(2, tmp_path, dataset_name="one", output_dir=str(tmp_path / "out"))
     with pytest.raises(RuntimeError) as caught:
         train(2, **options, max_epochs=2)
-    assert "'val_auc' is NaN at epoch 1" in causes(caught.value)
+    assert "one.npz: all images in 'validation' are of class 0 ('0'); training needs others too" in causes(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_per_class_is_trained_on_evaluated_and_inferred_on(toy_dir: Path, tmp_path: Path) -> None:
+    """The classes are those of the folders, in the tables too; the last fifth of each in the order of names tests."""
+    arrays = np.load(toy_dir / "toy2.npz")
+    for number, (image, label) in enumerate(zip(arrays["train_images"], arrays["train_labels"][:, 0], strict=True)):
+        path = tmp_path / "cells" / ("small", "large")[label] / f"{number:02}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
+    options = toy(2, tmp_path, dataset_name="cells", output_dir=str(tmp_path / "out"))
+    train(2, **options, max_epochs=2)
+    model = json.loads((tmp_path / "out/models/model.json").read_text())
+    assert model["class_names"] == ["large", "small"]
+    options |= {"ckpt_dir": str(tmp_path / "out/models"), "output_dir": str(tmp_path / "evaluation")}
+    run(2, "train", "evaluate", **options)
+    assert [row["label"] for row in rows(tmp_path / "evaluation/predictions.csv")] == ["0", "0", "1", "1"]
 
 
 def test_a_training_shorter_than_the_interval_of_validations_leaves_a_model(toy_dir: Path, tmp_path: Path) -> None:

@@ -83,11 +83,12 @@ def test_slices_are_images_in_their_own_axes(tmp_path: Path) -> None:
         np.testing.assert_array_equal(inner.numpy(), plane)
 
 
-def test_a_byte_order_mark_and_capitals_in_the_name(tmp_path: Path) -> None:
+def test_byte_order_marks_and_capitals_in_the_name(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.eye(4, dtype=np.uint8))
-    text = json.dumps({"training": [{"image": "a.npy", "label": 1}]})
-    (tmp_path / "DATA.JSON").write_text(text, encoding="utf-8-sig")
-    assert dataset_info("DATA.JSON", tmp_path).num_classes == 2
+    text = json.dumps({"training": [{"image": "a.npy", "label": label} for label in (0, 1)]})
+    for encoding in ("utf-8-sig", "utf-16", "utf-32"):
+        (tmp_path / "DATA.JSON").write_text(text, encoding=encoding)
+        assert dataset_info("DATA.JSON", tmp_path).num_classes == 2
 
 
 @pytest.mark.parametrize(
@@ -96,13 +97,55 @@ def test_a_byte_order_mark_and_capitals_in_the_name(tmp_path: Path) -> None:
         ("{", "not a readable JSON"),
         ("[1]", "not a datalist"),
         ('{"training": [{"image": "a.png"}]}', r"training\[0\]"),
-        ('{"training": [{"image": "a.png", "label": "x"}]}', "whole numbers"),
+        ('{"training": [{"image": "a.png", "label": "x"}]}', r"label of training\[0\] is 'x'; .* whole number from 0"),
+        (
+            '{"training": [{"image": "a.png", "label": "x"}], "labels": ["a", "b"]}',
+            r"names in 'labels', \['a', 'b'\]",
+        ),
+        ('{"training": [{"image": "a.png", "label": null}]}', r"label of training\[0\] is None; expected"),
+        ('{"training": [{"image": "a.png", "label": 1.01}]}', "of 'training' must be whole numbers from 0, got 1.01"),
+        ('{"training": [{"image": "a.png", "label": 1e300}]}', "must be whole numbers from 0, got 1e.300"),
+        ('{"training": [{"image": "a.png", "label": 1000000000000}]}', "has the labels 1000000000000; "),
+        ('{"training": [{"image": "a.png", "label": 1' + 30 * "0" + "}]}", "must be whole numbers from 0"),
+        ('{"training": [{"image": "a.png", "label": 1}, {"image": "b.png", "label": 2}]}', "no image of class 0"),
+        ('{"training": [{"image": "a.png", "label": []}]}', "must be whole numbers from 0, or, multi-label"),
+        (
+            '{"training": [{"image": "a.png", "label": 0}], "labels": ["a", "a"]}',
+            "expected a list of class names that differ",
+        ),
+        ('{"training": []}', "mine.json has no images in training, validation, test"),
+        ('{"training": [], "val": []}', "has a list 'val'; the name of that list is 'validation'"),
+        ('{"train": []}', "has a list 'train'; the name of that list is 'training'"),
+        (
+            '{"training": [{"image": "a.png", "label": 0}], "validation": 5}',
+            "'validation' must be a list of images .*got 5",
+        ),
+        (
+            '{"training": [{"image": "a.png", "label": 0}], "task": 5}',
+            "task is 5, but the labels of .* of a binary-class",
+        ),
+        ('{"training": [{"image": "a.png", "label": 0}], "task": ["x"]}', r"task is \['x'\], but the labels of"),
+        (
+            '{"training": [{"image": "images\\a.png", "label": 0}]}',
+            "not a readable JSON .*; write it as UTF-8, with '/' in",
+        ),
+        (
+            '{"training": [{"image": "images\\\\a.png", "label": 0}]}',
+            "write the path 'images.*a.png' in 'training' with '/'",
+        ),
+        (
+            '{"training": ' + 100_000 * "[" + 100_000 * "]" + "}",
+            "not a readable JSON datalist: maximum recursion depth",
+        ),
         (
             '{"training": [{"image": "a.png", "label": 1}], "labels": {"a": 0, "b": 2}}',
-            "expected a list of class names",
+            "expected a list of class names that differ",
         ),
         ('{"training": [{"image": "a.png", "label": 1}], "labels": "ab"}', "'labels' is 'ab'; expected a list"),
-        ('{"training": [{"image": "a.png", "label": 1}], "labels": null, "test": null}', r"a\.png is missing"),
+        (
+            '{"training": [{"image": "a.png", "label": 1}, {"image": "b.png", "label": 0}], "labels": null, "test": null}',
+            r"a\.png is missing",
+        ),
         ('{"training": [{"image": "a.png", "label": [0, 1]}, {"image": "b.png", "label": [1]}]}', "whole numbers"),
     ],
 )
@@ -111,3 +154,37 @@ def test_a_wrong_datalist_is_one_clear_error(content: str, message: str, tmp_pat
     with pytest.raises((ValueError, FileNotFoundError), match=message) as caught:
         load_dataset("mine", tmp_path)
     assert "a.png is missing" in str(caught.value) or "mine.json" in str(caught.value)
+
+
+def test_text_labels_are_those_that_labels_names(tmp_path: Path) -> None:
+    """Numbers, also as 1.0 and true, and names of classes; a model's own names give its numbers."""
+    for number in range(4):
+        np.save(tmp_path / f"{number}.npy", np.full((4, 4), number, dtype=np.uint8))
+    entries = [{"image": f"{number}.npy", "label": label} for number, label in enumerate(("b", 0, 1.0000153, True))]
+    write_datalist(tmp_path, {"training": entries}, labels=["a", "b"])
+    assert load_dataset("mine", tmp_path, size=4, progress=False).labels.tolist() == [1, 0, 1, 1]
+    write_datalist(tmp_path, {"test": [{"image": "0.npy", "label": "b"}]}, labels=["a", "b"])
+    test = load_dataset("mine", tmp_path, "test", size=4, class_names=["b", "c", "a"], progress=False)
+    assert test.labels.tolist() == [0]
+    assert test.info.class_names == ("b", "c", "a")
+
+
+def test_what_a_training_lacks_is_found_before_an_image_is_read(tmp_path: Path) -> None:
+    lists = {"training": [{"image": "no.npy", "label": 0}, {"image": "one.npy", "label": 1}]}
+    write_datalist(tmp_path, lists)
+    with pytest.raises(ValueError, match=r"mine.json has no images in 'validation', which split='val' needs"):
+        dataset_info("mine", tmp_path, splits=("train", "val"))
+    write_datalist(tmp_path, {**lists, "validation": [{"image": "other.npy", "label": 1}]})
+    with pytest.raises(ValueError, match=r"all images in 'validation' are of class 1 \('1'\)"):
+        dataset_info("mine", tmp_path, splits=("train", "val"))
+    write_datalist(tmp_path, {"training": lists["training"][:1]}, labels=["a", "b"])
+    with pytest.raises(ValueError, match=r"all images in 'training' are of class 0 \('a'\)"):
+        dataset_info("mine", tmp_path, splits=("train",))
+
+
+def test_an_image_in_two_lists_is_said(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.eye(4, dtype=np.uint8))
+    lists = {"training": [{"image": "a.npy", "label": 0}, {"image": "b.npy", "label": 1}]}
+    write_datalist(tmp_path, {**lists, "test": [{"image": "./a.npy", "label": 0}]})
+    with pytest.warns(UserWarning, match=r"the same image is in two lists, \./a\.npy in 'training' and 'test'; scores"):
+        dataset_info("mine", tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import nibabel
@@ -12,6 +13,7 @@ from monai.transforms import Compose, Flipd
 from PIL import Image
 
 from monai_sre.data import FitSquared, ImageFiles, ReadImaged, find_images
+from monai_sre.data.inference import OUTPUTS, earlier_outputs, note_output
 
 
 def test_items_of_good_and_bad_files(tmp_path: Path) -> None:
@@ -68,3 +70,30 @@ def test_names_that_are_no_images(tmp_path: Path) -> None:
     for name in ("a.PPM", "b.gif", "c.webp"):
         (tmp_path / name).touch()
     assert [path.name for path in find_images([tmp_path])] == ["a.PPM", "b.gif", "c.webp"]
+
+
+def test_what_is_left_out_of_a_folder_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Medical images of other kinds are not: each is a file that cannot be used."""
+    for name in ("a.png", "b.txt", "c.TXT", "d", ".hidden.txt", "sub/e.mha"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "sub/IM1").write_bytes(bytes(128) + b"DICM")
+    (tmp_path / "sub/link.png").symlink_to(tmp_path / "nowhere.png")
+    os.mkfifo(tmp_path / "pipe")  # would wait for ever
+    assert [path.name for path in find_images(tmp_path)] == ["a.png", "IM1", "e.mha", "link.png"]
+    (record,) = caplog.records
+    expected = f"left out 3 files in ['{tmp_path}'], which are no images by their endings: .txt (2), no ending (1)"
+    assert (record.levelname, record.getMessage()) == ("WARNING", expected)
+    (tmp_path / "a.png").unlink()
+    (tmp_path / "sub").rename(tmp_path / ".sub")
+    with pytest.raises(FileNotFoundError, match=r"files must end in .*; there are \.txt \(2\), no ending \(1\)$"):
+        find_images(tmp_path)
+
+
+def test_a_damaged_list_of_outputs_loses_its_bad_lines_alone(tmp_path: Path) -> None:
+    for name in ("a.png", "b\x1c.png"):
+        (tmp_path / name).touch()
+        note_output(tmp_path / name, tmp_path)
+    with (tmp_path / OUTPUTS).open("a") as file:
+        file.write(f"1-2 c\0.png\n\n \n1-2\n1-2 {'x' * 999}\n")
+    assert earlier_outputs(tmp_path) == {tmp_path / "a.png", tmp_path / "b\x1c.png"}

@@ -139,6 +139,38 @@ def test_a_folder_with_a_datalist_of_its_own_has_a_name(folder: Path) -> None:
         load_pairs("other", folder)
 
 
+def test_capitals_do_not_count(tmp_path: Path) -> None:
+    for name in ("Images/eye 1.JPG", "Images/Eye 2.jpg", "masks/EYE 1.Png", "masks/eye 2.PNG"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    found = find_pairs(tmp_path, "images/*.jpg", "masks/*.png")
+    # In the order of the images' names, by which earlier trainings were split: capitals first.
+    assert names(found) == [("Eye 2.jpg", "eye 2.PNG"), ("eye 1.JPG", "EYE 1.Png")]
+    (tmp_path / "Images/eye 1.jpg").touch()
+    with pytest.raises(ValueError, match=r"images='images/\*\.jpg' takes .*eye 1\.JPG and .*eye 1\.jpg for one"):
+        find_pairs(tmp_path, "images/*.jpg", "masks/*.png")
+
+
+def test_a_list_without_validation_is_split_as_a_folder_is(folder: Path) -> None:
+    """The Medical Segmentation Decathlon's have none, and tests without labels."""
+    eyes = ("1L", "1R", "2L", "2R", "3L", "3R")
+    entries = [{"image": f"images/eye_{eye}.jpg", "label": f"manual/eye_{eye}_1st.png"} for eye in eyes]
+    path = folder / "dataset.json"
+
+    def split(**counts: int) -> dict[str, list[str]]:
+        parts = {part: load_pairs(str(path), split=part, **counts) for part in ("train", "val", "test")}
+        return {part: [image[4:6] for image, _ in names(pairs)] for part, pairs in parts.items()}
+
+    path.write_text(json.dumps({"training": entries, "test": ["./imagesTs/eye_9L.jpg"]}))
+    assert split(num_val=2, num_test=1) == {"train": ["1L", "1R", "2L"], "val": ["2R", "3L"], "test": ["3R"]}
+    with pytest.raises(ValueError, match="num_val=4 and num_test=2 must be at least 0 and leave some of 6"):
+        split(num_val=4, num_test=2)
+    path.write_text(json.dumps({"training": entries[:5], "test": entries[5:]}))
+    assert split(num_val=2, num_test=2) == {"train": ["1L", "1R", "2L"], "val": ["2R", "3L"], "test": ["3R"]}
+    path.write_text(json.dumps({"training": entries[:4], "validation": entries[4:5], "test": entries[5:]}))
+    assert split(num_val=2, num_test=2) == {"train": ["1L", "1R", "2L", "2R"], "val": ["3L"], "test": ["3R"]}
+
+
 def test_a_missing_folder(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="is neither a folder nor a JSON datalist"):
         load_pairs(dataset_dir=tmp_path / "nowhere")

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import struct
+import warnings
+import zlib
 from pathlib import Path
 from typing import Any
 
 import nibabel
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import ExifTags, Image
 
@@ -153,6 +157,116 @@ def test_8_bit_data_stay_and_others_become_float32(tmp_path: Path, dtype: str) -
     assert np.array_equal(found[0].numpy(), values)
 
 
+# Bit depth ------------------------------------------------------------------------------------------------------------
+
+#: Numbers of 12 bits in four channels.
+DEEP = np.random.default_rng(0).integers(256, 4096, (4, 6, 4)).astype(np.uint16)
+GREY, COLOUR = DEEP[..., 0], DEEP[..., :3]
+LOW, TWO = DEEP.astype(np.uint8), {"photometric": "minisblack", "planarconfig": "contig"}
+RGB = {"photometric": "rgb"}
+
+
+@pytest.mark.parametrize(
+    ("stored", "options", "expected"),
+    [
+        (COLOUR, RGB, COLOUR),
+        (COLOUR, RGB | {"compression": "zlib", "predictor": True, "tile": (16, 16)}, COLOUR),
+        (COLOUR, RGB | {"bigtiff": True, "byteorder": ">"}, COLOUR),
+        (np.moveaxis(COLOUR, -1, 0).copy(), RGB | {"planarconfig": "separate"}, COLOUR),
+        (DEEP, RGB | {"extrasamples": ["unassalpha"]}, COLOUR),
+        (DEEP.astype(np.uint8), RGB | {"extrasamples": ["unspecified"]}, DEEP.astype(np.uint8)),
+        (
+            DEEP[..., :2].astype(np.uint8),
+            {"photometric": "minisblack", "planarconfig": "contig"},
+            DEEP[..., :2].astype(np.uint8),
+        ),
+        (DEEP[..., :2], {"photometric": "minisblack", "planarconfig": "contig"}, DEEP[..., :2]),
+        (GREY.astype(np.uint32) << 20, {}, GREY.astype(np.uint32) << 20),
+        (GREY.astype(np.int16) - 2000, {}, GREY.astype(np.int16) - 2000),
+        (GREY.astype(np.int8), {}, GREY.astype(np.int8)),
+        (GREY / 7, {}, GREY / 7),
+        (GREY.astype(np.float16), {}, GREY.astype(np.float16)),
+        (GREY, {"photometric": "miniswhite"}, 65535 - GREY),
+        (LOW[..., 0], {"photometric": "miniswhite"}, 255 - LOW[..., 0]),
+        (GREY, {"byteorder": ">"}, GREY),
+    ],
+    ids=lambda value: f"{value.dtype}{value.shape}" if isinstance(value, np.ndarray) else None,
+)
+def test_tiffs_are_read_whole(tmp_path: Path, stored: np.ndarray, options: dict, expected: np.ndarray) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", stored, **options)
+    found = read(tmp_path / "a.tif")
+    assert found.dtype == (torch.uint8 if expected.dtype == np.uint8 else torch.float32)
+    assert np.array_equal(np.moveaxis(found.numpy(), 0, -1), np.atleast_3d(expected).astype(found.numpy().dtype))
+
+
+@pytest.mark.parametrize(
+    ("stored", "options", "message"),
+    [
+        (COLOUR.astype(np.uint8), {"photometric": "cielab"}, "its colours are LAB; save it as RGB"),
+        (COLOUR, {"photometric": "cielab"}, "it holds uint16 as CIELAB"),
+        (DEEP, {"photometric": "separated"}, "it holds uint16 as SEPARATED"),
+        (COLOUR, RGB | {"extratags": [(274, 3, 1, 6, True)]}, ".* orientation 6; save it upright"),
+        (np.stack([COLOUR] * 2), RGB, "it holds 2 pages"),
+        (np.stack([GREY] * 3), {"imagej": True}, "it holds 3 pages"),
+    ],
+    ids=["LAB", "LAB 16", "CMYK 16", "turned", "pages", "ImageJ"],
+)
+def test_tiffs_that_are_refused_by_name(tmp_path: Path, stored: np.ndarray, options: dict, message: str) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", stored, **options)
+    with pytest.raises(ValueError, match=rf"a\.tif cannot be read as an image: ValueError: {message}"):
+        read(tmp_path / "a.tif")
+
+
+def deep_png(values: np.ndarray, kind: int) -> bytes:
+    """A PNG of 16 bits, which Pillow does not write, of colours 2 (RGB), 4 (grey and alpha) or 6 (RGB and alpha)."""
+    lines = b"".join(b"\0" + line.astype(">u2").tobytes() for line in values)
+    header = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 16, kind, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(lines)), (b"IEND", b""))
+    parts = [
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def test_other_pictures_of_more_than_8_bits_are_whole_or_refused(tmp_path: Path) -> None:
+    ppm, grey_ppm = (b"P%d 6 4 4095\n" % kind for kind in (6, 5))
+    (tmp_path / "a.ppm").write_bytes(ppm + COLOUR.astype(">u2").tobytes())
+    (tmp_path / "a.pgm").write_bytes(grey_ppm + GREY.astype(">u2").tobytes())
+    for name, channels, kind in (("rgb", 3, 2), ("grey and alpha", 2, 4), ("rgba", 4, 6)):
+        (tmp_path / f"{name}.png").write_bytes(deep_png(DEEP[..., :channels], kind))
+    Image.fromarray(COLOUR.astype(np.uint8)).save(tmp_path / "a.jp2", irreversible=False)
+    assert np.array_equal(read(tmp_path / "a.jp2").numpy(), np.moveaxis(COLOUR.astype(np.uint8), -1, 0))
+    content = bytearray((tmp_path / "a.jp2").read_bytes())
+    for channel in range(3):
+        content[content.find(b"\xff\x4f\xff\x51") + 42 + 3 * channel] = 11  # depths, less one
+    (tmp_path / "a.jp2").write_bytes(content)
+    for name, bits in (("a.ppm", 12), ("a.jp2", 12), ("rgb.png", 16), ("grey and alpha.png", 16), ("rgba.png", 16)):
+        with pytest.raises(ValueError, match=rf"{name} .* it has colours of {bits} bits, of which 8 would be read"):
+            read(tmp_path / name)
+    assert np.array_equal(read(tmp_path / "a.pgm")[0].numpy(), GREY)  # Pillow scales these
+    Image.fromarray(GREY).save(tmp_path / "a.png")
+    assert np.array_equal(read(tmp_path / "a.png")[0].numpy(), GREY)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint32])
+def test_an_option_takes_larger_pictures_than_pillow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: type
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 11)  # it refuses more than twice as many
+    tifffile.imwrite(tmp_path / "a.tif", GREY.astype(dtype))
+    with pytest.raises(
+        ValueError, match=r"a\.tif: .*24 pixels.* MONAI_SRE_MAX_PIXELS=N in the environment allows N pixels"
+    ):
+        read(tmp_path / "a.tif")
+    monkeypatch.setenv("MONAI_SRE_MAX_PIXELS", "many")
+    with pytest.raises(ValueError, match="MONAI_SRE_MAX_PIXELS must be a number of pixels, got 'many'"):
+        read(tmp_path / "a.tif")
+    monkeypatch.setenv("MONAI_SRE_MAX_PIXELS", "24")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        assert np.array_equal(read(tmp_path / "a.tif")[0].numpy(), GREY.astype(dtype))
+
+
 # Failures -------------------------------------------------------------------------------------------------------------
 
 
@@ -166,6 +280,15 @@ def test_damaged_files_end_in_one_sentence(tmp_path: Path, name: str) -> None:
     np.save(tmp_path / "b.npy", np.array(["a", "b"]))
     with pytest.raises(ValueError, match=r"b\.npy holds <U1 values; expected numbers"):
         read(tmp_path / "b.npy")
+
+
+def test_kinds_of_medical_images_that_are_not_read_are_named(tmp_path: Path) -> None:
+    (tmp_path / "IM0001").write_bytes(bytes(128) + b"DICM")
+    for name in ("a.dcm", "a.MHA", "a.nrrd", "a.img"):
+        (tmp_path / name).touch()
+    for path in tmp_path.iterdir():
+        with pytest.raises(ValueError, match=f"{path.name} is DICOM, .* which are not read; convert it to NIfTI"):
+            read(path)
 
 
 def test_several_images_in_a_file_are_refused(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from monai.data import MetaTensor
 from monai.transforms import Compose, Invertd, Orientationd
 from PIL import Image
+from scipy.spatial.transform import Rotation
 from torch.nn import functional
 
 from monai_sre.data import (
@@ -70,7 +71,9 @@ def test_margins_are_whole_pixels_and_alike(shape: tuple[int, int, int], size: i
         assert abs(found - exact) <= 1 + 1e-9 or found == 2 - size % 2
 
 
-TILTED = np.array([[0.1, 0.2, -2.9, 40.0], [-1.1, 0.3, 0.2, -7.0], [0.2, -2.0, 0.3, 12.5], [0, 0, 0, 1.0]])
+TILTED = np.eye(4)
+TILTED[:3, :3] = Rotation.from_euler("xyz", [80, -35, 50], degrees=True).as_matrix() * [1.1, 2.0, 2.9]
+TILTED[:3, 3] = [40.0, -7.0, 12.5]
 #: Name, shape, affine; the longest axis has the smallest spacing, so that none shrinks: averages would not be linear.
 FILES = {
     "volume": ("a.nii", (20, 9, 10), np.diag([1.0, 2.0, 1.5, 1.0])),
@@ -131,6 +134,22 @@ def test_the_square_of_a_file_lies_where_its_affine_says(
     np.testing.assert_allclose(back.numpy().reshape(shape), values, atol=1e-5)
     original = ReadImaged("image", dims)({"image": tmp_path / name})["image"]
     np.testing.assert_allclose(back.affine, original.affine, atol=1e-6)
+
+
+@pytest.mark.parametrize(("degrees", "refused"), [(0.0, False), (0.5, False), (6.0, True), (20.0, True)])
+def test_a_tilted_gantry_is_refused_with_its_angle(tmp_path: Path, degrees: float, refused: bool) -> None:
+    affine = np.diag([0.5, 0.5, 3.0, 1.0])
+    affine[1, 2] = 3 * np.tan(np.deg2rad(degrees))  # each slice lies further to the front
+    nibabel.save(nibabel.Nifti1Image(np.zeros((6, 6, 4), np.float32), affine), tmp_path / "a.nii")
+    image, fit = ReadImaged("image", 3)({"image": tmp_path / "a.nii"}), FitSquared("image", 8)
+    if not refused:
+        assert fit(image)["image"].shape == (1, 8, 8, 8)
+        return
+    with pytest.raises(ValueError, match=rf"a\.nii has axes that stand {degrees:.1f} degrees from right angles"):
+        fit(image)
+    nibabel.save(nibabel.Nifti1Image(np.zeros((6, 1, 4), np.float32), affine), tmp_path / "a.nii")
+    slice_ = ReadImaged("image", 2)({"image": tmp_path / "a.nii"})
+    assert fit(slice_)["image"].shape == (1, 8, 8)  # the other two axes are at right angles
 
 
 @given(st.integers(1, 12), st.integers(1, 12))
@@ -212,8 +231,11 @@ def test_two_classes_in_any_coding(mask: list, expected: list) -> None:
 
 
 def test_class_numbers_stay() -> None:
-    data = {"image": torch.zeros(1, 1, 3), "label": torch.tensor([[[0.0, 2.0, 1.0]]])}
-    assert ClassMapd("label", "image", 3)(data)["label"].tolist() == [[[0.0, 2.0, 1.0]]]
+    for two in (2.0, 2.0000305, 1.9999695):  # as they come back from a file that scales what it stores
+        data = {"image": torch.zeros(1, 1, 3), "label": torch.tensor([[[0.0, two, 1.0]]])}
+        assert ClassMapd("label", "image", 3)(data)["label"].tolist() == [[[0.0, 2.0, 1.0]]]
+    data["label"] = torch.tensor([[[0.0, 0.99998, 1.0000153]]])
+    assert ClassMapd("label", "image", 2)(data)["label"].tolist() == [[[0.0, 1.0, 1.0]]]
 
 
 @pytest.mark.parametrize(
@@ -221,14 +243,25 @@ def test_class_numbers_stay() -> None:
     [
         (torch.zeros(1, 2, 3), 2, r"has shape \(2, 3\) and its image \(3, 2\); they must be alike"),
         (torch.rand(3, 3, 2), 2, "has 3 channels that differ; expected one map of classes"),
-        (torch.full((1, 3, 2), 3.0), 3, "holds values that are no class number from 0 to 2"),
-        (torch.full((1, 3, 2), 0.5), 3, "holds values that are no class number from 0 to 2"),
+        (torch.full((1, 3, 2), 3.0), 3, "holds 3, which is no class number from 0 to 2"),
+        (torch.full((1, 3, 2), 1.0011), 3, "holds 1.0010999.*, which is no class number from 0 to 2"),
+        (torch.full((1, 3, 2), 0.5), 3, "holds 0.5, which is no class number from 0 to 2"),
         (torch.tensor([[[0.0, 1], [2, 0], [1, 0]]]), 2, r"holds 3 values \(0, 1, 2\); a mask of two classes holds two"),
         (torch.tensor([[[1.0, 2], [2, 1], [1, 2]]]), 2, "holds 1 and 2; the background of a mask of two classes is 0"),
         (torch.full((1, 3, 2), 2.0), 2, "holds 2; the background of a mask of two classes is 0"),
         (torch.full((1, 3, 2), float("nan")), 2, "holds NaN or infinite values; expected class numbers"),
     ],
-    ids=["shape", "channels", "large", "fraction", "three classes", "no background", "one other value", "nan"],
+    ids=[
+        "shape",
+        "channels",
+        "large",
+        "nearly",
+        "fraction",
+        "three classes",
+        "no background",
+        "one other value",
+        "nan",
+    ],
 )
 def test_masks_that_cannot_be_used(mask: torch.Tensor, classes: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):

@@ -15,6 +15,7 @@ from ignite.engine import Engine
 from monai.data import DataLoader
 from monai.transforms import Compose, NormalizeIntensityd, Orientationd, Spacingd
 from PIL import Image
+from scipy.spatial.transform import Rotation
 from torch import nn
 
 from monai_sre.data import FitSquared, ImageFiles, ReadImaged, ScaleToUnitd
@@ -324,7 +325,9 @@ def test_of_many_labels_the_map_is_that_of_the_most_probable(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("channels", [(), (1,)])
 def test_activation_maps_keep_grid_affine_and_header(tmp_path: Path, channels: tuple[int, ...]) -> None:
-    affine = np.array([[0.1, 0.2, -2.9, 40.0], [-1.1, 0.3, 0.2, -7.0], [0.2, -2.0, 0.3, 12.5], [0, 0, 0, 1.0]])
+    affine = np.eye(4)
+    affine[:3, :3] = Rotation.from_euler("xyz", [80, -35, 50], degrees=True).as_matrix() * [1.1, 2.0, 2.9]
+    affine[:3, 3] = [40.0, -7.0, 12.5]
     values = np.random.default_rng(0).integers(0, 900, (16, 9, 7, *channels), dtype=np.int16)
     image = nibabel.Nifti1Image(values, affine)
     image.header["descrip"] = b"of the scanner"
