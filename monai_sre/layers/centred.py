@@ -40,6 +40,7 @@ class CentredConvNd(RadialNd):
             self.padding_mode,
             self.algorithm,
             self.antialias,
+            self.ends,
         )
 
     def extra_repr(self) -> str:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from monai_sre.ops.arguments import int_tuple
-from monai_sre.ops.conv import check_algorithm, expand_kernel, sre_conv_nd
+from monai_sre.ops.conv import NO_RINGS, check_algorithm, expand_kernel, exported_ends, sre_conv_nd
 from monai_sre.ops.grid import pad_ends
 from monai_sre.ops.radial import GAUSSIAN_WIDTH, centred_basis, initial_std, learned_gaussian, radial_basis
 
@@ -113,6 +113,10 @@ class RadialNd(nn.Module):
             geometry["axes"] = tuple(axes)
         if not isinstance(profile, str):
             geometry["profile"] = (profile[0], dict(profile[1]))
+        #: For graphs that are exported, see :func:`monai_sre.ops.conv.sre_conv_nd`.
+        self.ends = NO_RINGS
+        if not self.transposed and "edge" not in buffers:
+            self.ends = exported_ends(buffers["basis"], self.in_channels, self.out_channels, self.groups, algorithm)
         outer, inner = self.out_channels, self.in_channels
         if self.transposed:
             outer, inner = inner, outer
@@ -232,7 +236,9 @@ class SREConvNd(RadialNd):
             x = pad_ends(x, padding, self.padding_mode)
             padding = [0] * len(padding)
         basis, stride, dilation = self.current_basis(), list(self.stride), list(self.dilation)
-        return sre_conv_nd(x, self.weight, basis, self.bias, stride, padding, dilation, self.groups, self.algorithm)
+        return sre_conv_nd(
+            x, self.weight, basis, self.bias, stride, padding, dilation, self.groups, self.algorithm, self.ends
+        )
 
 
 class SREConv1d(SREConvNd):

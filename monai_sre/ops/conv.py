@@ -13,6 +13,7 @@ image: one tap more along the axis, at the same stride.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 
@@ -23,13 +24,15 @@ from torch.nn import functional
 from monai_sre.ops.arguments import int_tuple
 from monai_sre.ops.grid import centred_margin, half_of, join_neighbours, pad_ends, script_if_tracing
 from monai_sre.ops.pool import centred_blur
-from monai_sre.ops.ring.convolution import may_define_gradient, ring_conv
-from monai_sre.ops.ring.cost import choose_algorithm
-from monai_sre.ops.ring.portable import conv_nd
+from monai_sre.ops.ring.convolution import is_exporting, may_define_gradient, ring_conv
+from monai_sre.ops.ring.cost import choose_algorithm, prefers_rings
+from monai_sre.ops.ring.portable import conv_nd, exported_ring_conv, ring_ends
 
 ALGORITHMS = ("auto", "dense", "ring")
 #: Environment variable that overrides the ``algorithm`` of every call.
 ALGORITHM_VARIABLE = "MONAI_SRE_ALGORITHM"
+#: The ``ends`` of :func:`sre_conv_nd` for a dense kernel; not empty, as TorchScript would not know its type.
+NO_RINGS = [[-1]]
 
 
 def conv_transpose_nd(
@@ -122,6 +125,7 @@ def sre_conv(
         list(int_tuple("dilation", dilation, ndim, minimum=1)),
         groups,
         check_algorithm(algorithm),
+        NO_RINGS,
     )
 
 
@@ -135,16 +139,43 @@ def sre_conv_nd(
     dilation: list[int],
     groups: int,
     algorithm: str,
+    ends: list[list[int]],
 ) -> Tensor:
-    """:func:`sre_conv` for arguments already checked: what layers call, and what TorchScript compiles."""
-    if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript leaves a branch out only where this stands alone
-        if may_define_gradient(x, weight) and not basis.requires_grad:
-            chosen = requested_algorithm(algorithm)
-            if chosen == "auto":
-                chosen = choose_algorithm(x, weight, basis, stride, padding, dilation, groups)
-            if chosen == "ring":
-                return ring_conv(x, weight, basis, bias, stride, padding, dilation, groups)
+    """:func:`sre_conv` for arguments already checked: what layers call, and what TorchScript compiles.
+
+    Args:
+        ends: from :func:`monai_sre.ops.ring.portable.ring_ends`, where a graph that is exported is to form sums over rings;
+            :data:`NO_RINGS` for the dense kernel.
+    """
+    if torch.jit.is_scripting():
+        if ends[0][0] >= 0:
+            return exported_ring_conv(x, weight, basis, ends, bias, stride, padding, dilation, groups)
+    elif may_define_gradient(x, weight):
+        chosen = "dense" if basis.requires_grad else requested_algorithm(algorithm)
+        if chosen == "auto":
+            chosen = choose_algorithm(x, weight, basis, stride, padding, dilation, groups)
+        if chosen == "ring":
+            return ring_conv(x, weight, basis, bias, stride, padding, dilation, groups)
+    elif ends[0][0] >= 0 and is_exporting():
+        return exported_ring_conv(x, weight, basis, ends, bias, stride, padding, dilation, groups)
     return conv_nd(x, expand_kernel(weight, basis), bias, stride, padding, dilation, groups)
+
+
+def exported_ends(basis: Tensor, in_channels: int, out_channels: int, groups: int, algorithm: str) -> list[list[int]]:
+    """The ``ends`` of :func:`sre_conv_nd` for a layer: with ``"auto"``, none where the dense kernel is faster in a graph.
+
+    Example:
+        >>> from monai_sre.ops import radial_basis
+        >>> exported_ends(radial_basis((5, 5)), 32, 32, 1, "auto"), exported_ends(radial_basis((5, 5)), 1, 32, 1, "auto")
+        ([[2, 2], [1, 1], [0, 0]], [[-1]])
+    """
+    ends = ring_ends(basis)
+    size = basis.shape[1:]
+    sizes = [[length - 2 * end for length, end in zip(size, ring, strict=True)] for ring in ends]
+    if algorithm == "auto":
+        rings = groups == 1 and prefers_rings(in_channels, out_channels, sizes, size)
+        algorithm = "ring" if rings else "dense"
+    return ends if algorithm == "ring" and math.prod(size) > 1 else NO_RINGS
 
 
 def join_taps(kernel: Tensor, dim: int) -> Tensor:
@@ -203,7 +234,8 @@ def centred_sre_conv(
     groups: int,
     padding_mode: str,
     algorithm: str,
-    blur: float = 0.0,
+    blur: float,
+    ends: list[list[int]],
 ) -> Tensor:
     """Convolution with kernels ``weight @ basis``, on a centred grid.
 
@@ -218,6 +250,7 @@ def centred_sre_conv(
         blur: width of the filter that the input passes along axes with a stride, see
             :func:`monai_sre.ops.pool.centred_blur`; 0 is none. As convolutions commute, it is the output that is blurred
             before the stride leaves out pixels, but for the border.
+        ends: see :func:`sre_conv_nd`.
 
     Returns:
         Tensor of the shape that ``torch.nn.functional.conv*d`` gives.
@@ -226,16 +259,36 @@ def centred_sre_conv(
         >>> from monai_sre.ops import radial_basis
         >>> x, weight = torch.randn(1, 2, 7, 10), torch.randn(3, 2, 2)
         >>> def half(x): return centred_sre_conv(
-        ...     x, weight, radial_basis((3, 3)), None, [2, 2], [1, 1], [0, 0], [1, 1], 1, "zeros", "auto")
+        ...     x, weight, radial_basis((3, 3)), None, [2, 2], [1, 1], [0, 0], [1, 1], 1, "zeros", "auto", 0.0, NO_RINGS)
         >>> half(x).shape, torch.allclose(half(x.flip(3)), half(x).flip(3), atol=1e-5)
         (torch.Size([1, 3, 4, 5]), True)
     """
     if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript compiles both sides of "and"
-        if torch.jit.is_tracing():  # scripted there, so that a trace serves all sizes
-            kernel = expand_kernel(weight, basis)
-            return centred_conv(x, kernel, bias, stride, padding, far_padding, dilation, groups, padding_mode, blur)
+        if torch.jit.is_tracing():
+            return _traced_sre_conv(
+                x, weight, basis, bias, stride, padding, far_padding, dilation, groups, padding_mode, blur, ends
+            )
     x, basis, amounts = _on_centred_grid(x, basis, stride, padding, far_padding, dilation, padding_mode, blur)
-    return sre_conv_nd(x, weight, basis, bias, stride, amounts, dilation, groups, algorithm)
+    return sre_conv_nd(x, weight, basis, bias, stride, amounts, dilation, groups, algorithm, ends)
+
+
+@script_if_tracing
+def _traced_sre_conv(
+    x: Tensor,
+    weight: Tensor,
+    basis: Tensor,
+    bias: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    far_padding: list[int],
+    dilation: list[int],
+    groups: int,
+    padding_mode: str,
+    blur: float,
+    ends: list[list[int]],
+) -> Tensor:
+    x, basis, amounts = _on_centred_grid(x, basis, stride, padding, far_padding, dilation, padding_mode, blur)
+    return sre_conv_nd(x, weight, basis, bias, stride, amounts, dilation, groups, "auto", ends)
 
 
 @script_if_tracing

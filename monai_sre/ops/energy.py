@@ -17,7 +17,7 @@ from monai_sre.ops.ring.convolution import (
     without_autocast,
 )
 from monai_sre.ops.ring.cpu import computed_in
-from monai_sre.ops.ring.portable import conv_nd
+from monai_sre.ops.ring.portable import conv_nd, ring_sums
 
 
 def harmonic_energy(x: Tensor, stencils: Tensor, eps: float = 1e-3) -> Tensor:
@@ -54,7 +54,7 @@ def harmonic_energy(x: Tensor, stencils: Tensor, eps: float = 1e-3) -> Tensor:
     if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript leaves a branch out only where this stands alone
         if may_define_gradient(x, stencils):
             return _one_energy(x, stencils, eps)
-    return _convolved_energy(x, stencils, eps)
+    return exported_energy(x, stencils, eps)
 
 
 def add_energies(
@@ -91,7 +91,10 @@ def add_energies(
     if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript leaves a branch out only where this stands alone
         if may_define_gradient(maps, weight):
             return _added_energies(radial, maps, stencils, weight, bias, groups, eps)
-    return radial + _mix(_all_energies(maps, stencils, groups, eps), weight, bias, groups)
+    parts: list[Tensor] = []
+    for stencil in stencils:
+        parts.append(exported_energy(maps, stencil, eps))
+    return radial + _mix(cat_groups(parts, groups), weight, bias, groups)
 
 
 def _mix(energies: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> Tensor:
@@ -119,6 +122,27 @@ def cat_groups(parts: list[Tensor], groups: int) -> Tensor:
     for part in parts:
         blocks.append(part.unflatten(1, [groups, -1]))
     return torch.cat(blocks, dim=2).flatten(1, 2)
+
+
+def exported_energy(x: Tensor, stencils: Tensor, eps: float) -> Tensor:
+    """:func:`harmonic_energy` for graphs that are exported: one depthwise convolution per component.
+
+    Example:
+        >>> exported_energy(torch.tensor([[[0.0, 3.0, 0.0]]]), torch.tensor([[-1.0, 0.0, 1.0]]), eps=16.0)
+        tensor([[[5., 4., 5.]]])
+    """
+    stride: list[int] = []
+    padding: list[int] = []
+    for axis in range(1, stencils.dim()):
+        stride.append(1)
+        padding.append(stencils.size(axis) // 2)
+    half = x.dtype == torch.float16 or x.dtype == torch.bfloat16
+    computed = x.float() if half else x
+    total = torch.full([1], eps, dtype=computed.dtype, device=x.device)
+    for component in range(stencils.size(0)):
+        part = ring_sums(computed, stencils.narrow(0, component, 1).to(computed.dtype), stride, padding, stride)
+        total = total + part * part
+    return total.sqrt().to(x.dtype)
 
 
 def _components(x: Tensor, stencils: Tensor) -> Tensor:

@@ -164,6 +164,34 @@ def join_neighbours(x: Tensor, joins: list[int], maximum: bool = False) -> Tenso
     return x
 
 
+@script_if_tracing
+def centred_windows(x: Tensor, reach: list[int], stride: list[int], total_padding: list[int]) -> Tensor:
+    """What a window operation without padding reads to sample the last axes on a centred grid.
+
+    Args:
+        x: shape ``(N, C, *spatial)`` or ``(C, *spatial)``.
+        reach: with ``stride`` and ``total_padding``, one integer per axis, the operation as :func:`window_count` takes it.
+
+    Returns:
+        Tensor padded with zeros, cropped, and joined with its neighbours by their mean where the grid lies between pixels.
+
+    Raises:
+        ValueError: no window fits.
+
+    Example:
+        >>> centred_windows(torch.tensor([[[1.0, 2.0, 3.0, 4.0]]]), reach=[3], stride=[2], total_padding=[2])
+        tensor([[[0.5000, 1.5000, 2.5000, 3.5000, 2.0000]]])
+    """
+    amounts: list[int] = []
+    joins: list[int] = []
+    for axis in range(len(reach)):
+        size = x.size(axis - len(reach))
+        amount, between = centred_margin(size, reach[axis], stride[axis], total_padding[axis])
+        amounts.append(amount)
+        joins.append(2 if between else 1)
+    return join_neighbours(pad_ends(x, amounts), joins)
+
+
 def centred_fit(x: Tensor, size: list[int]) -> Tensor:
     """Pad (repeating the border) or crop all spatial axes to ``size``, by the same amount at both ends.
 

@@ -80,16 +80,18 @@ def may_define_gradient(x: Tensor, weight: Tensor) -> bool:
     It may not where a graph is exported (``torch.export``, ``torch.jit.trace``, ONNX), and under ``torch.func`` transforms
     and forward-mode derivatives.
     """
-    if x.layout != torch.strided or x.dtype not in _DTYPES or weight.dtype not in _DTYPES:
+    if x.layout != torch.strided or x.dtype not in _DTYPES or weight.dtype not in _DTYPES or is_exporting():
         return False
     if torch.compiler.is_compiling():
-        return not torch.compiler.is_exporting()
-    return (
-        not torch.jit.is_tracing()
-        and not torch.onnx.is_in_onnx_export()
-        and not under_transform()
-        and torch.autograd.forward_ad._current_level < 0
-    )
+        return True
+    return not under_transform() and torch.autograd.forward_ad._current_level < 0
+
+
+def is_exporting() -> bool:
+    """Whether a graph is captured that is to run elsewhere: ``torch.export``, ``torch.jit.trace``, ONNX."""
+    if torch.compiler.is_compiling():
+        return torch.compiler.is_exporting()
+    return torch.jit.is_tracing() or torch.onnx.is_in_onnx_export()
 
 
 def without_autocast(device_type: str) -> AbstractContextManager[Any]:
@@ -218,12 +220,13 @@ class _RingConv(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, weight, basis = ctx.saved_tensors
+        stride, padding, dilation, groups = ctx.sizes
         wanted = (ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.has_bias and ctx.needs_input_grad[2])
         if not torch.compiler.is_compiling() and (torch.is_grad_enabled() or under_transform(grad)):
             with without_autocast(x.device.type):  # create_graph: what torch can differentiate again
-                grads = _dense_backward(grad, x, weight, basis, *ctx.sizes, wanted)
+                grads = _dense_backward(grad, x, weight, basis, stride, padding, dilation, groups, wanted)
         else:
-            grads = _gradients(grad, x, weight, basis, *ctx.sizes, wanted)
+            grads = _gradients(grad, x, weight, basis, stride, padding, dilation, groups, wanted)
         return (*grads, None, None, None, None, None)
 
 
@@ -257,7 +260,7 @@ def _gradients(
     dilation: Sequence[int],
     groups: int,
     wanted: Sequence[bool],
-) -> tuple[Tensor | None, ...]:
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of input, weight and bias, those that are wanted."""
     with without_autocast(x.device.type):
         if _uses_engine(x):
@@ -267,11 +270,14 @@ def _gradients(
         assert slope is not None
         assert image is not None
         assert mixer is not None
-        by_x, *others = portable_ring_gradients(
+        by_x, by_weight, by_bias = portable_ring_gradients(
             slope, image, mixer, basis, stride, padding, dilation, groups, list(wanted)
         )
-        by_x = None if by_x is None else _in_layout_of(by_x, x)
-        return by_x, *[None if other is None else other.to(weight.dtype) for other in others]
+        return (
+            None if by_x is None else _in_layout_of(by_x, x),
+            None if by_weight is None else by_weight.to(weight.dtype),
+            None if by_bias is None else by_bias.to(weight.dtype),
+        )
 
 
 def _computable(operand: Tensor | None) -> Tensor | None:

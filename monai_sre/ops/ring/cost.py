@@ -1,15 +1,20 @@
 """The choice between the dense and the ring algorithm: a small cost model.
 
-**Eager on a CPU.** Both algorithms are costed as counts (calls, vector operations of the sums and of the products, values moved, weights)
-times the time that one of each takes. The counts follow from the shapes; the times, :data:`DENSE` and :data:`RING`, are
-fitted by ``benchmarks/speed.py --fit`` to the random shapes of ``benchmarks/results/speed_choice_cpu.json``, and
-``benchmarks/results/speed.md`` says how often they choose wrongly there. Only their ratios matter for the choice, and these
-change little between processors of one kind.
+**Eager on a CPU.** Both algorithms are costed as counts (calls, vector operations of the sums and of the products, values
+moved, weights) times the time that one of each takes. The counts follow from the shapes; the times, :data:`DENSE` and
+:data:`RING`, are fitted by ``benchmarks/speed.py --fit`` to the random shapes of ``benchmarks/results/speed_choice_cpu.json``,
+and ``benchmarks/results/speed.md`` says how often they choose wrongly there. Only their ratios matter for the choice, and
+these change little between processors of one kind.
 
 **Compiled on a CPU.** The ring algorithm where its C engine is: the model takes it at nearly all shapes that a step's time
-goes into, and a graph that held the choice for one batch would be compiled anew for the next. **Other devices.** Counts of multiply-adds and of values moved, weighed by :data:`DEVICE`: nothing was measured on
-one yet. **Exported graphs** (:func:`prefers_rings`): such counts, fitted to ONNX Runtime on a CPU. Where the model errs for a network, ``algorithm=`` of a layer or the environment
-variable ``MONAI_SRE_ALGORITHM`` (``dense``, ``ring``, ``auto``) overrides it.
+goes into, and a graph that held the choice for one batch would be compiled anew for the next.
+
+**Other devices.** Counts of multiply-adds and of values moved, weighed by :data:`DEVICE`: nothing was measured on one yet.
+
+**Exported graphs** (:func:`prefers_rings`). Such counts, weighed by :data:`EXPORTED`, from ONNX Runtime on a CPU.
+
+Where the model errs for a network, ``algorithm=`` of a layer or the environment variable ``MONAI_SRE_ALGORITHM`` (``dense``,
+``ring``, ``auto``) overrides it.
 """
 
 from __future__ import annotations
@@ -106,9 +111,7 @@ def _cheaper_on_cpu(counts: tuple[list[float], list[float]], dtype: torch.dtype,
     return "ring" if ring < dense else "dense"
 
 
-def _device_share(
-    channels: int, out_channels: int, rings: int, taps: int, shrinking: int, dtype: torch.dtype
-) -> float:
+def _device_share(channels: int, out_channels: int, rings: int, taps: int, shrinking: int, dtype: torch.dtype) -> float:
     """Estimated time of the ring algorithm in that of the dense one, on a device other than the CPU."""
     width = max(1.0, 4 / dtype.itemsize)
     mixed, summed = (count * width for count in DEVICE)
@@ -117,7 +120,9 @@ def _device_share(
     return (rings * channels * (out_channels / mixed + taps / summed + 2) + ends) / dense
 
 
-def prefers_rings(channels: int, out_channels: int, stencils: Sequence[Sequence[int]], kernel_size: Sequence[int]) -> bool:
+def prefers_rings(
+    channels: int, out_channels: int, stencils: Sequence[Sequence[int]], kernel_size: Sequence[int]
+) -> bool:
     """Whether an exported graph is estimated to be faster with sums over rings than with the dense kernel.
 
     Args:

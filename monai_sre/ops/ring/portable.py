@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,21 +39,37 @@ def conv_nd(
     return functional.conv3d(x, kernel, bias, stride, padding, dilation, groups)
 
 
-def cropped(stencil: Tensor) -> tuple[Tensor, list[int]]:
-    """A stencil without the zeros around it, alike at both ends of each axis, and how many taps went at each end.
+def ring_ends(basis: Tensor) -> list[list[int]]:
+    """For each ring, how many taps hold nothing at both ends of each axis.
+
+    Args:
+        basis: shape ``(b, *kernel_size)``.
 
     Example:
-        >>> cropped(torch.tensor([[0.0, 0.0, 0.0], [0.0, 2.0, 0.0], [0.0, 0.0, 0.0]]))
-        (tensor([[2.]]), [1, 1])
+        >>> ring_ends(torch.tensor([[[0.0, 0.0, 0.0], [0.0, 2.0, 0.0], [0.0, 0.0, 0.0]], torch.ones(3, 3).tolist()]))
+        [[1, 1], [0, 0]]
     """
-    ends: list[int] = []
-    for axis in range(stencil.dim()):
-        taken = torch.nonzero(stencil.movedim(axis, 0).flatten(1).any(dim=1) if stencil.dim() > 1 else stencil)
-        low, high = (int(taken.min()), int(taken.max())) if taken.numel() else (0, stencil.shape[axis] - 1)
-        end = min(low, stencil.shape[axis] - 1 - high)
-        stencil = stencil.narrow(axis, end, stencil.shape[axis] - 2 * end)
-        ends.append(end)
-    return stencil, ends
+    found: list[list[int]] = []
+    for ring in basis.detach().cpu().numpy() != 0:
+        ends = []
+        for axis, length in enumerate(ring.shape):
+            taken = ring.any(axis=tuple(other for other in range(ring.ndim) if other != axis)).nonzero()[0]
+            ends.append(int(min(taken[0], length - 1 - taken[-1])) if len(taken) else 0)
+        found.append(ends)
+    return found
+
+
+def cropped_ring(basis: Tensor, ring: int, ends: list[int]) -> Tensor:
+    """One ring without the taps at its ends, shape ``(1, *size)``.
+
+    Example:
+        >>> cropped_ring(torch.eye(3).unsqueeze(0), 0, [1, 0])
+        tensor([[[0., 1., 0.]]])
+    """
+    stencil = basis.narrow(0, ring, 1)
+    for axis in range(len(ends)):
+        stencil = stencil.narrow(axis + 1, ends[axis], stencil.size(axis + 1) - 2 * ends[axis])
+    return stencil
 
 
 def ring_sums(x: Tensor, stencil: Tensor, stride: list[int], padding: list[int], dilation: list[int]) -> Tensor:
@@ -77,8 +94,8 @@ def ring_sums(x: Tensor, stencil: Tensor, stride: list[int], padding: list[int],
             pads = [min(amount, 0), min(amount, 0)] + pads  # noqa: RUF005 - TorchScript knows no unpacking
         x = functional.pad(x, pads)
         padding = [max(amount, 0) for amount in padding]
-    channels = x.size(1)
-    kernels = stencil.unsqueeze(1).repeat([channels] + [1] * stencil.dim())  # noqa: RUF005
+    channels = int(x.size(1))  # a constant of a graph
+    kernels = stencil.unsqueeze(1).repeat([channels] + [1] * stencil.dim())
     return conv_nd(x, kernels, None, stride, padding, dilation, channels)
 
 
@@ -118,6 +135,47 @@ def portable_ring_conv(
         mixed = conv_nd(sums, part.mixing, bias if out is None else None, ones, [0] * len(ones), ones, groups)
         out = mixed if out is None else out + mixed
     assert out is not None
+    return out
+
+
+def exported_ring_conv(
+    x: Tensor,
+    weight: Tensor,
+    basis: Tensor,
+    ends: list[list[int]],
+    bias: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+) -> Tensor:
+    """:func:`portable_ring_conv` for graphs that are exported: each ring apart, cropped by what is known of it.
+
+    Args:
+        x: with all other arguments as in :func:`portable_ring_conv`.
+        ends: from :func:`ring_ends`.
+
+    Example:
+        >>> x, weight, basis = torch.ones(1, 1, 3), torch.tensor([[[1.0, 10.0]]]), torch.tensor([[0.0, 1, 0], [1, 0, 1]])
+        >>> exported_ring_conv(x, weight, basis, ring_ends(basis), None, [1], [1], [1], 1)
+        tensor([[[11., 21., 11.]]])
+    """
+    basis = basis.to(weight.dtype)
+    ones, zeros = [1] * len(stride), [0] * len(stride)
+    out = torch.zeros([0], dtype=x.dtype)
+    for ring in range(len(ends)):
+        stencil, margin = cropped_ring(basis, ring, ends[ring]), padding.copy()
+        for axis in range(len(margin)):
+            margin[axis] = margin[axis] - ends[ring][axis] * dilation[axis]
+        mixing = weight.select(2, ring).reshape([weight.size(0), weight.size(1)] + ones)  # noqa: RUF005
+        part_bias = bias if ring == 0 else None
+        if stencil.numel() == 1 and min(margin) >= 0:
+            mixed = conv_nd(x, mixing * stencil.reshape([1, 1] + ones), part_bias, stride, margin, ones, groups)  # noqa: RUF005
+        else:
+            mixed = conv_nd(
+                ring_sums(x, stencil, stride, margin, dilation), mixing, part_bias, ones, zeros, ones, groups
+            )
+        out = mixed if ring == 0 else out + mixed
     return out
 
 
@@ -169,14 +227,15 @@ def _parts(
     basis, scale = scaled_rings(basis, weight.dtype)
     if scale is not None:
         weight = weight * scale
-    pieces = range(basis.shape[0]) if x.device.type == "cpu" and not torch.compiler.is_compiling() else [slice(None)]
+    apart = x.device.type == "cpu" and not torch.compiler.is_compiling()
+    ends = ring_ends(basis) if apart else []
+    pieces: Sequence[Any] = range(len(ends)) if apart else [slice(None)]
     for piece in pieces:
         chosen = slice(piece, piece + 1) if isinstance(piece, int) else piece
         stencil, margin = basis[chosen], list(padding)
         if isinstance(piece, int):
-            core, ends = cropped(stencil[0])
-            stencil = core.unsqueeze(0)
-            margin = [pad - end * step for pad, end, step in zip(padding, ends, dilation, strict=True)]
+            stencil = cropped_ring(basis, piece, ends[piece])
+            margin = [pad - end * step for pad, end, step in zip(padding, ends[piece], dilation, strict=True)]
         mixing = weight[:, :, chosen].flatten(1).reshape(weight.shape[0], -1, *[1] * len(margin))
         yield _Part(stencil, margin, mixing, None if scale is None else scale[chosen])
 
@@ -186,7 +245,7 @@ def _ring_sums_gradient(
 ) -> Tensor:
     """The transpose of :func:`ring_sums`."""
     crop = [min(pad, 0) for pad in part.padding]
-    image = x[(..., *[slice(-end, length + end) for end, length in zip(crop, x.shape[2:], strict=True)])]
+    image = functional.pad(x, [end for end in reversed(crop) for _ in range(2)]) if any(crop) else x
     kernels = part.stencil.unsqueeze(1).repeat(x.shape[1], *[1] * part.stencil.dim())
     padding, zeros = [max(pad, 0) for pad in part.padding], [0] * len(crop)
     (by_x, _, _) = torch.ops.aten.convolution_backward(

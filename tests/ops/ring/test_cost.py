@@ -34,7 +34,7 @@ def test_rows_whose_outcome_is_beyond_doubt() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_other_devices_by_counts(dtype: torch.dtype) -> None:
-    """64 to 64 channels, 9 x 9: 5 rings for 81 taps, 10 values more moved. 8 to 8, 3 x 3: 16 sums moved twice for 576 products."""
+    """9 x 9, 64 channels: 5 rings for 81 taps, 10 values more moved. 3 x 3, 8 channels: 16 sums moved for 576 products."""
     assert choose((32, 64, 32, 32), 64, 9, device="meta", dtype=dtype) == "ring"
     assert choose((32, 8, 32, 32), 8, 3, device="meta", dtype=dtype) == "dense"
 
@@ -48,7 +48,8 @@ def test_half_precision_on_a_cpu() -> None:
 
 
 @pytest.mark.parametrize(
-    ("channels", "kernel", "rings"), [((64, 64), 5, True), ((256, 256), 3, True), ((3, 32), 5, False), ((10, 10), 5, False)]
+    ("channels", "kernel", "rings"),
+    [((64, 64), 5, True), ((256, 256), 3, True), ((3, 32), 5, False), ((10, 10), 5, False)],
 )
 def test_exported_graphs(channels: tuple[int, int], kernel: int, rings: bool) -> None:
     """As measured with ONNX Runtime: ring / dense 0.23, 0.33, 1.15 and 1.43."""
