@@ -2,8 +2,8 @@
 
 **Eager on a CPU.** Both algorithms are costed as counts (calls, vector operations of the sums and of the products, values
 moved, weights) times the time that one of each takes. The counts follow from the shapes; the times, :data:`DENSE` and
-:data:`RING`, are fitted by ``benchmarks/speed.py --fit`` to the random shapes of ``benchmarks/results/speed_choice_cpu.json``,
-and ``benchmarks/results/speed.md`` says how often they choose wrongly there. Only their ratios matter for the choice, and
+:data:`RING`, are fitted by ``benchmarks/speed.py --fit`` to the shapes of ``benchmarks/results/speed_choice_cpu.json``, and
+``benchmarks/results/speed.md`` says how often they choose wrongly there. Only their ratios matter for the choice, and
 these change little between processors of one kind.
 
 **Compiled on a CPU.** The ring algorithm where its C engine is: the model takes it at nearly all shapes that a step's time
