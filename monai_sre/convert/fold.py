@@ -30,8 +30,10 @@ def fold_sre(network: nn.Module) -> nn.Module:
     needs no ``monai_sre`` to be read, and what is scripted, traced or exported to ONNX needs none to run. Layers with
     energies of harmonics stay, as no plain network has them, with plain convolutions inside: such a network is exported
     without this package, but read by it. Train before folding, not after: nothing holds folded kernels radial. Centring
-    depends on the sizes of the maps: a TorchScript file serves all sizes, an ONNX file only that which it was exported at, so
-    name no dynamic axes but the batch. For the same reason ``torch.fx.symbolic_trace`` takes no network with centred grids:
+    depends on the sizes of the maps. A TorchScript file, scripted or traced, serves all sizes; so does an ONNX file with
+    dynamic axes where the grids change in means and upsampling only (``SREUNet``, ``SREResNet`` without ``max_pool``).
+    With strided or transposed convolutions or maxima on centred grids, which conversion makes, it serves only the size that
+    it was exported at: name no dynamic axes but the batch. ``torch.fx.symbolic_trace`` takes no network with centred grids:
     ``torch.export`` captures its graph. Weights that are pruned or normalised by hooks or parametrisations of
     ``torch.nn.utils`` are folded as they are now, into plain parameters.
 

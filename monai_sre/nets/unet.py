@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Union
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from monai_sre.nets.blocks import LayerMaker, ResidualBlock, per_level
 from monai_sre.ops.arguments import check_flags, int_tuple
+from monai_sre.ops.grid import script_if_tracing
 from monai_sre.ops.pool import centred_upsample
 
 
@@ -44,7 +46,7 @@ class _Up(nn.Module):
         self.convs = convs
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        x = _refine(self.reduce(x), self.factors, list(skip.shape[2:]))
+        x = _refine(self.reduce(x), skip, self.factors)
         return self.convs(torch.cat([skip, x], dim=1))
 
 
@@ -56,8 +58,8 @@ class _DeepHead(nn.Module):
         self.factors = factors
         self.conv = Conv["CONV", spatial_dims](in_channels, out_channels, 1)
 
-    def forward(self, x: Tensor, size: list[int]) -> Tensor:
-        return _refine(self.conv(x), self.factors, size)
+    def forward(self, x: Tensor, like: Tensor) -> Tensor:
+        return _refine(self.conv(x), like, self.factors)
 
 
 class SREUNet(nn.Module):
@@ -227,12 +229,14 @@ class SREUNet(nn.Module):
             return logits
         outputs = [logits]
         for index, head in enumerate(self.deep_heads):
-            outputs.append(head(levels[len(levels) - 2 - index], list(x.shape[2:])))
+            outputs.append(head(levels[len(levels) - 2 - index], x))
         return outputs
 
 
-def _refine(x: Tensor, factors: list[int], size: list[int]) -> Tensor:
-    """:func:`centred_upsample` with a factor of its own for each spatial axis."""
+@partial(script_if_tracing, any_size=True)
+def _refine(x: Tensor, like: Tensor, factors: list[int]) -> Tensor:
+    """:func:`centred_upsample` to the size of another map, with a factor of its own for each spatial axis."""
+    size = [like.size(axis + 2) for axis in range(len(factors))]
     if min(factors) == max(factors):
         return centred_upsample(x, factors[0], size)
     for axis in range(len(factors)):

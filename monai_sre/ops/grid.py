@@ -17,23 +17,28 @@ from torch import Tensor
 from torch.nn import functional
 
 
-def script_if_tracing(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def script_if_tracing(function: Callable[..., Tensor], any_size: bool = False) -> Callable[..., Tensor]:
     """Scripted inside a trace, so that the trace serves all sizes.
 
-    But not for ONNX, whose runtimes fail on its loops: such a graph holds the centring of one size. That of the TorchScript
-    exporter refuses any other; that of ``torch.export`` must be told no dynamic spatial axes, as it drops guards on sizes.
+    But not for ONNX, whose runtimes fail on its loops. With ``any_size`` the function has a way for ONNX that holds no branch
+    on a size. Of any other, such a graph holds the centring of one size: that of the TorchScript exporter refuses any other;
+    that of ``torch.export`` must be told no dynamic spatial axes, as it drops guards on sizes.
     """
     scripted = torch.jit.script_if_tracing(function)
 
     @wraps(scripted)
     def call(*args: Any, **kwargs: Any) -> Tensor:
         if torch.onnx.is_in_onnx_export():
-            sizes = [int(length) for length in args[0].shape[1:]]
-            return function(args[0].expand([-1, *sizes]), *args[1:], **kwargs)
+            return function(args[0] if any_size else one_size(args[0]), *args[1:], **kwargs)
         result: Tensor = scripted(*args, **kwargs)
         return result
 
     return call
+
+
+def one_size(x: Tensor) -> Tensor:
+    """``x``, whose sizes an exported graph shall hold as they are."""
+    return x.expand([-1, *[int(length) for length in x.shape[1:]]])
 
 
 def pad_ends(x: Tensor, amounts: list[int], mode: str = "constant", value: float = 0.0) -> Tensor:
@@ -162,6 +167,17 @@ def join_neighbours(x: Tensor, joins: list[int], maximum: bool = False) -> Tenso
             first, second = x.narrow(axis, 0, length), x.narrow(axis, 1, length)
             x = torch.maximum(first, second) if maximum else (first + second) / 2
     return x
+
+
+def centred_window(x: Tensor, axis: int, length: int) -> Tensor:
+    """The middle of one axis; where it lies between pixels, the mean of both neighbours. No branch on a size, for ONNX.
+
+    Example:
+        >>> centred_window(torch.tensor([[[1.0, 3.0, 5.0, 7.0]]]), 2, 3)
+        tensor([[[2., 4., 6.]]])
+    """
+    rest, steps = x.size(axis) - length, torch.arange(length, device=x.device)
+    return (x.index_select(axis, steps + rest // 2) + x.index_select(axis, steps + (rest + 1) // 2)) / 2
 
 
 def centred_fit(x: Tensor, size: list[int]) -> Tensor:

@@ -10,13 +10,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from monai_sre.ops.grid import centred_margins, join_neighbours, pad_ends, script_if_tracing, window_count
+from monai_sre.ops.grid import (
+    centred_margins,
+    centred_window,
+    join_neighbours,
+    one_size,
+    pad_ends,
+    script_if_tracing,
+    window_count,
+)
 from monai_sre.ops.ring.convolution import is_eager_cpu_call, keep_subclass, under_transform
 
 #: Standard deviation of the filter, in steps of the coarse grid, where the caller names none: that of binomial weights of 7
@@ -71,7 +80,7 @@ def _join_and_average(
     return avg_pool_nd(join_neighbours(x, joins), kernel_size, stride)
 
 
-@script_if_tracing
+@partial(script_if_tracing, any_size=True)
 def centred_avg_pool(
     x: Tensor,
     kernel_size: list[int],
@@ -98,6 +107,9 @@ def centred_avg_pool(
         >>> centred_avg_pool(x, [2], [2], [0])  # windows around the pixels 1 and 3, the outer pixels by half
         tensor([[[1., 3.]]])
     """
+    if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript leaves a branch out only where this stands alone
+        if torch.onnx.is_in_onnx_export():
+            return _exported_avg_pool(x, kernel_size, stride, padding, ceil_mode, count_include_pad)
     amounts, joins = centred_margins(x, kernel_size, stride, padding, [1] * len(stride), ceil_mode)
     total = _join_and_average(x, amounts, joins, kernel_size, stride)
     counted = padding if count_include_pad else [0] * len(padding)
@@ -108,6 +120,23 @@ def centred_avg_pool(
     present = torch.ones_like(x[:1, :1] if x.dim() == len(counted) + 2 else x[:1])
     present = pad_ends(present, counted, value=1.0)
     return total / _join_and_average(present, beyond, joins, kernel_size, stride)
+
+
+def _exported_avg_pool(
+    x: Tensor, kernel_size: list[int], stride: list[int], padding: list[int], ceil_mode: bool, count_include_pad: bool
+) -> Tensor:
+    """:func:`centred_avg_pool` without a branch on a size."""
+    if ceil_mode and any(k < s + p for k, s, p in zip(kernel_size, stride, padding, strict=True)):
+        x = one_size(x)  # the last window may lie in the padding alone
+    ndim, ends = len(stride), [p + (s + 1) // 2 for p, s in zip(padding, stride, strict=True)]
+    counted = padding if count_include_pad else [0] * ndim
+    present = pad_ends(torch.ones_like(x[:1, :1] if x.dim() == ndim + 2 else x[:1]), counted, value=1.0)
+    present = pad_ends(present, [end - count for end, count in zip(ends, counted, strict=True)])
+    full = pad_ends(x, ends)
+    for axis, (k, s, p) in enumerate(zip(kernel_size, stride, padding, strict=True), start=x.dim() - ndim):
+        count = (x.size(axis) + 2 * p - k + (s - 1 if ceil_mode else 0)) // s + 1
+        full, present = (centred_window(each, axis, (count - 1) * s + k) for each in (full, present))
+    return avg_pool_nd(full, kernel_size, stride) / avg_pool_nd(present, kernel_size, stride)
 
 
 @script_if_tracing
@@ -143,8 +172,8 @@ def centred_max_pool(
     return max_pool_nd(join_neighbours(x, joins, maximum=True), kernel_size, stride, dilation)
 
 
-@script_if_tracing
-def centred_upsample(x: Tensor, scale_factor: int, size: list[int]) -> Tensor:
+@partial(script_if_tracing, any_size=True)
+def centred_upsample(x: Tensor, scale_factor: int, size: list[int] | None = None) -> Tensor:
     """Linear interpolation onto a centred grid that is ``scale_factor`` times finer: the inverse grid of centred pooling.
 
     Output ``j`` of ``n`` lies at ``(m - 1) / 2 + (j - (n - 1) / 2) / scale_factor`` in pixels of the ``m`` inputs; outside,
@@ -153,7 +182,7 @@ def centred_upsample(x: Tensor, scale_factor: int, size: list[int]) -> Tensor:
     Args:
         x: shape ``(N, C, *spatial)``.
         scale_factor: how many times finer the output grid is.
-        size: sizes of the output, one per axis.
+        size: sizes of the output, one per axis; ``None`` is ``scale_factor`` times those of ``x``.
 
     Returns:
         Tensor of shape ``(N, C, *size)``.
@@ -165,9 +194,15 @@ def centred_upsample(x: Tensor, scale_factor: int, size: list[int]) -> Tensor:
         >>> centred_upsample(x, 2, [6])
         tensor([[[0., 1., 3., 5., 7., 8.]]])
     """
+    if size is None:
+        size = [scale_factor * x.size(axis) for axis in range(2, x.dim())]
     ndim = len(size)
     axes: list[int] = []
     matrices: list[Tensor] = []
+    if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript leaves a branch out only where this stands alone
+        if torch.onnx.is_in_onnx_export():  # no branch on a size
+            axes = list(range(x.dim() - ndim, x.dim()))
+            return _multiply_axes(x, axes, [_refining(x, axis, scale_factor, size[axis - x.dim()]) for axis in axes])
     for axis in range(ndim):
         here = x.dim() - ndim + axis
         if x.size(here) <= 96:  # on a CPU a matrix is faster than slices up to here, forward and backward
@@ -319,7 +354,7 @@ def _sampling(x: Tensor, axis: int, step: int, count: int, sigma: float) -> Tens
     return (weights / weights.sum(dim=1, keepdim=True)).to(x.dtype)
 
 
-@script_if_tracing
+@partial(script_if_tracing, any_size=True)
 def centred_blur(x: Tensor, stride: list[int], width: float) -> Tensor:
     """Take out what a grid of the given stride cannot hold; nothing along axes of stride 1.
 
@@ -337,11 +372,11 @@ def centred_blur(x: Tensor, stride: list[int], width: float) -> Tensor:
         tensor([[True]])
     """
     ndim = len(stride)
-    counts = [int(x.size(axis - ndim)) for axis in range(ndim)]
+    counts = [x.size(axis - ndim) for axis in range(ndim)]
     return _sampled(x, [1] * ndim, counts, [width * step if step > 1 else 0.0 for step in stride])
 
 
-@script_if_tracing
+@partial(script_if_tracing, any_size=True)
 def centred_blur_pool(x: Tensor, stride: list[int], width: float = BLUR_WIDTH) -> Tensor:
     """Down-sampling on a centred grid behind a Gaussian filter: less aliasing than averaging over blocks.
 
@@ -361,7 +396,7 @@ def centred_blur_pool(x: Tensor, stride: list[int], width: float = BLUR_WIDTH) -
         torch.Size([1, 1, 4, 4])
     """
     ndim = len(stride)
-    counts = [(int(x.size(axis - ndim)) + stride[axis] - 1) // stride[axis] for axis in range(ndim)]
+    counts = [(x.size(axis - ndim) + stride[axis] - 1) // stride[axis] for axis in range(ndim)]
     return _sampled(x, stride, counts, [width * step if step > 1 else 0.0 for step in stride])
 
 

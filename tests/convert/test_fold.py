@@ -25,7 +25,7 @@ from torch.utils._pytree import tree_leaves
 from monai_sre import SREConv2d, SREConvTranspose2d, convert_to_sre, fold_sre
 from monai_sre.layers.centred import CentredConv2d, CentredConvTranspose2d
 from monai_sre.nets import SREResNet, SREUNet
-from tests.nets.networks import ARCHITECTURES, Architecture
+from tests.nets.networks import ARCHITECTURES, Architecture, varied
 from tests.testers import relative_error
 
 SEGRESNET: dict[str, Any] = {
@@ -103,27 +103,61 @@ def test_onnx(name: str, ndim: int, dynamo: bool) -> None:
     assert relative_error([torch.from_numpy(np.array(item)) for item in out], wanted) < 1e-5
 
 
-@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
-@pytest.mark.parametrize(
-    ("network", "size"),
-    [(SREResNet(2, 1, 2, width=4, conv="harmonic"), (28, 24)), (SREUNet(2, 1, 2, channels=(4, 8)), (16, 20))],
-    ids=["SREResNet", "SREUNet"],
-)
-def test_onnx_serves_any_batch_and_refuses_other_sizes(network: nn.Module, size: tuple[int, int]) -> None:
-    """Never silently wrong: a graph holds the centring of one size."""
+def onnx_outputs(network: nn.Module, example: Tensor, dynamo: bool, *others: Tensor) -> list[Tensor]:
+    """Outputs of the exported network for other inputs, all axes but the channels being dynamic."""
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    network.eval()
+    free = [axis for axis in range(example.dim()) if axis != 1]
+    how: dict[str, Any] = {"dynamic_axes": {"x": {axis: f"d{axis}" for axis in free}}}
+    if dynamo:
+        how = {"dynamic_shapes": (dict.fromkeys(free, torch.export.Dim.DYNAMIC),)}
     buffer = io.BytesIO()
-    axes = {"x": {0: "n", 2: "h", 3: "w"}}
-    torch.onnx.export(network, (torch.randn(1, 1, *size),), buffer, dynamo=False, input_names=["x"], dynamic_axes=axes)
+    torch.onnx.export(network, (example,), buffer, dynamo=dynamo, verbose=False, input_names=["x"], **how)
     session = onnxruntime.InferenceSession(buffer.getvalue(), providers=["CPUExecutionProvider"])
-    x = torch.randn(3, 1, *size)
+    return [torch.from_numpy(session.run(None, {"x": x.numpy()})[0]) for x in others]
+
+
+#: Networks with centred grids that exports serve at every size: how they are made, and their number of spatial axes.
+ANY_SIZE: dict[str, tuple[Callable[[], nn.Module], int]] = {
+    "harmonic": (lambda: SREUNet(2, 1, 2, (2, 3, 4), kernel_size=3, conv="harmonic"), 2),
+    "strides": (lambda: SREUNet(2, 1, 2, (2, 3, 4), ((1, 2), (3, 2)), kernel_size=3, num_res_units=1), 2),
+    "blur 3d": (lambda: SREUNet(3, 1, 2, (2, 3), kernel_size=3, antialias=True), 3),
+    "ResNet": (lambda: SREResNet(2, 1, 2, width=4, kernel_size=3), 2),
+}
+
+
+@pytest.mark.parametrize("dynamo", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["torchscript", "export"])
+@pytest.mark.parametrize("name", ANY_SIZE)
+@pytest.mark.parametrize("fold", [False, True], ids=["network", "folded"])
+def test_graphs_serve_any_size(name: str, fold: bool, dynamo: bool) -> None:
+    """Traced, scripted, and in ONNX with dynamic axes: smaller, larger, odd, unequal, down to one pixel."""
+    make, ndim = ANY_SIZE[name]
+    network = varied(make()).eval()
+    network = fold_sre(network) if fold else network
+    example = torch.randn(2, 1, *(12, 10, 9)[:ndim])
+    others = [torch.randn(3, 1, *size[:ndim]) for size in ((7, 6, 5), (13, 16, 8), (30, 1, 2), (1, 1, 1))]
+    others += [torch.randn(1, 1, 101, 110)] if ndim == 2 else []  # of the lengths that are refined by slices
     with torch.no_grad():
-        assert relative_error(torch.from_numpy(session.run(None, {"x": x.numpy()})[0]), network(x)) < 1e-5
-    other = torch.randn(1, 1, size[0] + 1, size[1] + 2)
+        wanted = [network(x) for x in others]
+        graphs = {"script": torch.jit.script(network)} | {
+            f"trace of {x.shape}": torch.jit.trace(network, x) for x in (example, others[3])
+        }
+        found = {name: [graph(x) for x in others] for name, graph in graphs.items()}
+        found["onnx"] = onnx_outputs(network, example, dynamo, *others)
+    for kind, outputs in found.items():
+        assert relative_error(outputs, wanted) < 2e-5, kind
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_onnx_of_strided_convolutions_serves_any_batch_and_refuses_other_sizes() -> None:
+    """Never silently wrong: a graph of the TorchScript exporter holds the centring of one size."""
+    network = convert_to_sre(nets.UNet(2, 1, 2, channels=(4, 8), strides=(2,)), verify=False).eval()
+    example, other = torch.randn(1, 1, 16, 20), torch.randn(3, 1, 16, 20)
+    (found,) = onnx_outputs(network, example, False, other)
+    with torch.no_grad():
+        assert relative_error(found, network(other)) < 1e-5
     with pytest.raises(Exception, match="invalid expand shape"):
-        session.run(None, {"x": other.numpy()})
+        onnx_outputs(network, example, False, torch.randn(1, 1, 18, 22))
 
 
 def test_round_trip() -> None:

@@ -203,7 +203,7 @@ def test_deep_maps_are_centred(size: int) -> None:
         coarse = stage[0](coarse)
         torch.nn.init.ones_(head.conv.weight)
         torch.nn.init.zeros_(head.conv.bias)
-        logits = head(coarse, [size, size])[:, :1]
+        logits = head(coarse, ramp)[:, :1]
         torch.testing.assert_close(logits[..., 8:-8], ramp[..., 8:-8], rtol=0, atol=1e-4)
 
 
