@@ -100,10 +100,20 @@ class Transformation:
         """The same on class numbers."""
         return self._apply(classes, mode="nearest", fill=-1.0)
 
+    @property
+    def keeps_the_grid(self) -> bool:
+        """Whether it is a flip or by a multiple of 90 degrees: an image of unequal sides is then turned as a whole."""
+        return self.flip is not None or self.angle_degrees % 90 == 0
+
     def _apply(self, x: Tensor, **how: Any) -> Tensor:
         if self.flip is not None:
             return flip_batch(x, axes=self.flip)
-        return x if self.angle_degrees == 0 else rotate_batch(x, self.angle_degrees, axis=self.axis, **how)
+        if self.angle_degrees == 0:
+            return x
+        if self.keeps_the_grid:
+            plane = [axis for axis in range(2, x.dim()) if axis - 2 != self.axis]
+            return torch.rot90(x, round(self.angle_degrees / 90), plane)
+        return rotate_batch(x, self.angle_degrees, axis=self.axis, **how)
 
 
 def sweep_transformations(
@@ -200,15 +210,18 @@ def _class_result(items: _Items, task: str) -> SweepResult:
 
 def _map_items(batch: Mapping[str, Tensor], moves: Mapping[str, Transformation], network: _Network, _: str) -> _Items:
     """Of each transformation and image its scores, and the Dice to the upright map, transformed; NaN for the identity."""
-    image, label = _square(batch["image"], background_value(batch["image"])), _square(batch["label"], -1.0)
-    upright, items = torch.empty(0), _Items()
+    images, labels = batch["image"], batch["label"]
+    whole, upright, items = (images, labels), torch.empty(0), _Items()
+    padded = _square(images, background_value(images)), _square(labels, -1.0)
     for name, move in moves.items():
+        image, label = whole if move.keeps_the_grid else padded
         score = probabilities(network(move(image)), "multi-class").cpu()
         if score.dim() != image.dim() or score.shape[1] < 2:
             raise ValueError(f"network must return maps (N, num_classes, *spatial), got shape {tuple(score.shape)}")
         if name == "0":
             upright = torch.where(label.cpu() >= 0, score.argmax(dim=1, keepdim=True), -1).float()
-        truth, expected = move.on_classes(label).cpu(), move.on_classes(upright)
+        decided = upright if move.keeps_the_grid else _square(upright, -1.0)
+        truth, expected = move.on_classes(label).cpu(), move.on_classes(decided)
         items[name] = []
         for index in range(len(score)):
             row = map_scores(*as_arrays(score[index], truth[index]), metrics=MAP_METRICS[:4])
@@ -245,8 +258,9 @@ def rotation_sweep(
 
     Of several processes (``ignite.distributed``) each calls this with its share of the data; all get the scores of the whole.
 
-    Class maps are transformed with their images (nearest value; what enters from outside does not count) after both were
-    padded to squares, so that nothing that a 90-degree rotation can keep is lost.
+    Class maps are transformed with their images (nearest value; what enters from outside does not count): by flips and
+    multiples of 90 degrees as they are, so that the scores upright are those of an evaluation, and by other angles after both
+    were padded to squares, so that less is lost.
 
     Args:
         network: from images to logits: ``(N, num_classes)``, or ``(N, num_classes, *spatial)`` for class maps; a module is

@@ -14,7 +14,15 @@ from ignite.engine import Engine
 from monai.data import MetaTensor
 from PIL import Image
 
-from monai_sre.evaluation import RotationSweep, SweepResult, Transformation, rotation_sweep, sweep_transformations
+from monai_sre.evaluation import (
+    RotationSweep,
+    SegmentationScore,
+    SweepResult,
+    Transformation,
+    rotation_sweep,
+    sweep_transformations,
+)
+from monai_sre.nets import SREUNet
 
 
 class CornerNet(torch.nn.Module):
@@ -186,6 +194,24 @@ def test_truth_turns_with_the_image(size: tuple[int, int]) -> None:
     for row in result.rows:
         assert [row[name] for name in ("Dice", "AUC", "sensitivity", "specificity")] == [1.0] * 4
     assert result.consistency == 1.0
+
+
+@pytest.mark.parametrize("size", [(9, 6), (6, 5, 8)])
+def test_upright_scores_are_those_of_an_evaluation(size: tuple[int, ...]) -> None:
+    """Unequal sides, a border that is not background, and a network that sees it: no padding changes the scores."""
+    network = SREUNet(len(size), 1, 3, (4, 4), kernel_size=3, norm="instance").eval()
+    images = torch.rand(2, 1, *size) + 1
+    labels = torch.randint(-1, 3, (2, 1, *size)).float()
+    turns = sweep_transformations(len(size), step=45)
+    result = rotation_sweep(network, [{"image": images, "label": labels}], turns, "segmentation")
+    for metric in ("Dice", "AUC", "sensitivity", "specificity"):
+        engine = Engine(lambda _, batch: (network(batch[0]).softmax(1).detach(), batch[1]))
+        SegmentationScore(metric).attach(engine, metric)
+        expected = engine.run([(images, labels)]).metrics[metric]
+        assert result.rows[0][metric] == pytest.approx(expected, abs=1e-9)
+        for row in result.rows:
+            if "flip" in row["transformation"] or int(row["transformation"].split()[0]) % 90 == 0:
+                assert row[metric] == pytest.approx(expected, abs=1e-6)
 
 
 def test_scores_of_a_net_that_does_not_turn() -> None:
