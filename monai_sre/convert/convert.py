@@ -54,6 +54,7 @@ _WITHOUT_COUNTERPART: dict[type[nn.Module], str] = {
 }
 
 
+@torch.inference_mode(False)  # parameters that can be trained later
 def convert_to_sre(
     network: nn.Module,
     kernel_size: int | Sequence[int] | None = None,

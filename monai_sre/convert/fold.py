@@ -21,6 +21,7 @@ from monai_sre.ops.conv import centred_conv, centred_conv_transpose, extra_paddi
 _REPARAMETRISING = (BasePruningMethod, SpectralNorm, WeightNorm)
 
 
+@torch.inference_mode(False)  # parameters that can be trained later
 def fold_sre(network: nn.Module) -> nn.Module:
     """Replace radial layers, in place, by plain convolutions with the kernels that they have now.
 

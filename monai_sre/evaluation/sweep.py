@@ -110,8 +110,8 @@ class Transformation:
             return flip_batch(x, axes=self.flip)
         if self.angle_degrees == 0:
             return x
-        if self.keeps_the_grid:
-            plane = [axis for axis in range(2, x.dim()) if axis - 2 != self.axis]
+        plane = [axis for axis in range(2, x.dim()) if axis - 2 != self.axis]
+        if self.keeps_the_grid and len(plane) == 2 and x.shape[plane[0]] != x.shape[plane[1]]:
             return torch.rot90(x, round(self.angle_degrees / 90), plane)
         return rotate_batch(x, self.angle_degrees, axis=self.axis, **how)
 
@@ -132,7 +132,7 @@ def sweep_transformations(
         ``{name: function of a batch (N, C, *spatial)}``, the identity ``"0"`` first.
 
     Raises:
-        ValueError: an argument is not one of those above, or ``step`` does not divide 360.
+        ValueError: an argument is not one of those above, or ``step`` does not divide 360 or is below 0.1.
 
     Example:
         >>> list(sweep_transformations(2, step=90))
@@ -144,8 +144,9 @@ def sweep_transformations(
         raise ValueError(f"spatial_dims must be 2 or 3, got {spatial_dims!r}")
     protocol = protocol_name(protocol)
     step = (10 if spatial_dims == 2 else 30) if step is None else step
-    if step <= 0 or abs(360 / step - round(360 / step)) > 1e-9:
-        raise ValueError(f"step must be a positive divisor of 360 degrees, got {step!r}")
+    known = isinstance(step, (int, float)) and not isinstance(step, bool) and 0.1 <= step <= 360
+    if not known or abs(360 / step - round(360 / step)) > 1e-9:
+        raise ValueError(f"step must be a positive divisor of 360 degrees, from 0.1 on, got {step!r}")
     found = {"0": Transformation(protocol=protocol)}
     for axis in [None] if spatial_dims == 2 else range(3):
         for index in range(1, round(360 / step)):
@@ -292,6 +293,8 @@ def rotation_sweep(
     own: _Items = {name: [] for name in transformations}
     with undisturbed(network, training=False):
         for batch in batches:
+            if len(batch["image"]) == 0:
+                continue
             _check_cubes(batch["image"])
             batch = {key: convert_to_tensor(batch[key], device=device) for key in ("image", "label")}
             for name, found in gather(batch, transformations, call, task).items():

@@ -261,6 +261,16 @@ def test_reparametrised(change: Callable[[nn.Module], Any], layer: type[nn.Modul
     assert len(calls) == 4  # the user's own hook is carried over
 
 
+@pytest.mark.parametrize("change", [convert_to_sre, fold_sre])
+def test_made_in_inference_mode_and_trained_later(change: Callable[[nn.Module], nn.Module]) -> None:
+    network = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ConvTranspose2d(4, 1, 2, 2))
+    network = convert_to_sre(network) if change is fold_sre else network
+    with torch.inference_mode():
+        network = change(network)
+    network(torch.randn(1, 1, 6, 5)).sum().backward()
+    assert all(parameter.grad is not None for parameter in network.parameters())
+
+
 def test_captured_by_export() -> None:
     """What the documentation names in place of ``torch.fx.symbolic_trace``."""
     network = fold_sre(SREUNet(2, 1, 2, channels=(4, 8))).eval()

@@ -89,7 +89,10 @@ def test_mode_is_restored() -> None:
     [
         ((4,), "spatial_dims must be"),
         ((2, "fancy"), "protocol must be"),
-        ((2, "bilinear_background", 25), "step must be"),
+        *(
+            ((2, "bilinear_background", step), "step must be a positive divisor of 360 degrees, from 0.1 on, got")
+            for step in (25, 0, -30, 720, 1e-9, float("nan"), float("inf"), True, "30")
+        ),
     ],
 )
 def test_bad_arguments(arguments: tuple, message: str) -> None:
@@ -275,9 +278,15 @@ def test_inferer_and_handler_on_maps(tmp_path: Path) -> None:
     assert (tmp_path / "sweep_bilinear_background.png").is_file()
 
 
+@pytest.mark.parametrize(("dims", "size"), [(2, (5, 6, 7)), (3, (5, 6)), (2, (6, 6, 6))])
+def test_transformations_of_other_images(dims: int, size: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="axis must be"):
+        sweep_transformations(dims, step=90)["90" if dims == 2 else "90 about axis 0"](torch.zeros(1, 1, *size))
+
+
 def test_steps_that_floating_point_cannot_divide_exactly() -> None:
     assert len(sweep_transformations(2, step=7.2, flips=False)) == 50
-    with pytest.raises(ValueError, match="step must be a positive divisor of 360 degrees, got 7"):
+    with pytest.raises(ValueError, match=r"step must be a positive divisor of 360 degrees, .*got 7"):
         sweep_transformations(2, step=7)
 
 
@@ -311,6 +320,7 @@ def test_maps_of_a_bfloat16_network() -> None:
     ("batches", "names", "task", "message"),
     [
         ([], ["0", "180"], "binary-class", "at least one image"),
+        ([{"image": torch.zeros(0, 1, 5, 5), "label": torch.zeros(0, 1)}], ["0"], "binary-class", "at least one image"),
         ([batch()], ["180"], "binary-class", r"must begin with the identity, '0', got \['180'\]"),
         ([batch()], ["0", "180"], "segmantation", "task must be one of .* got 'segmantation'"),
         ([batch()], ["0", "180"], "segmentation", r"maps \(N, num_classes, \*spatial\), got shape \(4, 2\)"),
