@@ -141,7 +141,7 @@ class SREUNet(nn.Module):
         deep_supervision: bool = False,
     ) -> None:
         super().__init__()
-        if spatial_dims not in (1, 2, 3):
+        if isinstance(spatial_dims, bool) or spatial_dims not in (1, 2, 3):
             raise ValueError(f"spatial_dims must be 1, 2 or 3, got {spatial_dims!r}")
         (in_channels,) = int_tuple("in_channels", in_channels, 1, minimum=1)
         (out_channels,) = int_tuple("out_channels", out_channels, 1, minimum=1)
@@ -150,7 +150,7 @@ class SREUNet(nn.Module):
             raise ValueError(f"channels must be two numbers or more, one per level, got {channels!r}")
         channels = int_tuple("channels", channels, len(channels), minimum=1)
         levels = len(channels)
-        if not isinstance(dropout_prob, (int, float)) or not 0 <= dropout_prob <= 1:
+        if isinstance(dropout_prob, bool) or not isinstance(dropout_prob, (int, float)) or not 0 <= dropout_prob <= 1:
             raise ValueError(f"dropout_prob must be a number from 0 to 1, got {dropout_prob!r}")
         check_flags(deep_supervision=deep_supervision)
         factors = _factors(strides, spatial_dims, levels)
