@@ -119,7 +119,8 @@ def _state_dict(checkpoint: str | PathLike[str] | Mapping[str, Any]) -> dict[str
             raise FileNotFoundError(f"there is no checkpoint {path!r}") from None
         except Exception as error:  # of many types: pickle's, zip's and torch's own
             raise ValueError(
-                f"{path!r} cannot be read as a checkpoint ({type(error).__name__}); expected a state dict, as torch.save writes it"
+                f"{path!r} cannot be read as a checkpoint ({type(error).__name__}); "
+                "expected a state dict, as torch.save writes it"
             ) from error
     else:
         content = checkpoint
