@@ -29,7 +29,11 @@ from monai_sre.evaluation import SweepResult, draw_sweep
 _DATASET = "demo_2d"
 
 
-def main(output_dir: str | Path, bundle: str | Path, epochs: int = 15) -> str:
+#: The bundle's configs, which the wheel holds too.
+BUNDLE = Path(__file__).parent / "bundles/medmnist_2d_classification"
+
+
+def main(output_dir: str | Path, bundle: str | Path = BUNDLE, epochs: int = 15) -> str:
     """Run the comparison.
 
     Args:
@@ -46,7 +50,7 @@ def main(output_dir: str | Path, bundle: str | Path, epochs: int = 15) -> str:
     output_dir, configs = Path(output_dir).resolve(), Path(bundle).resolve() / "configs"
     if not (configs / "train.json").is_file():
         raise FileNotFoundError(
-            f"bundle={str(bundle)!r} holds no configs/train.json: run from the project's root or name it"
+            f"bundle={str(bundle)!r} holds no configs/train.json; name the folder medmnist_2d_classification of a checkout"
         )
     train, evaluate = [configs / "train.json"], [configs / "train.json", configs / "evaluate.json"]
     networks: dict[str, tuple[list[Path], dict[str, Any]]] = {
@@ -110,7 +114,7 @@ def _table(rows: list[tuple[Any, ...]]) -> str:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m monai_sre.demo", description=__doc__.split("\n")[0])
     parser.add_argument("--output_dir", default="output/demo", help="folder of all results (default: %(default)s)")
-    parser.add_argument("--bundle", default="bundles/medmnist_2d_classification", help="folder of the 2-D bundle")
+    parser.add_argument("--bundle", default=BUNDLE, help="folder of the 2-D bundle (default: the one in this package)")
     parser.add_argument("--epochs", type=int, default=15, help="epochs of training per network (default: %(default)s)")
     arguments = parser.parse_args()
     logging.getLogger("ignite").setLevel(logging.WARNING)

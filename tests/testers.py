@@ -228,10 +228,12 @@ class _Tester:
         assert relative_error(scripted.train()(x), module.train()(x)) < 1e-10
 
     def test_trace(self, case: Case) -> None:
-        module, x = case.module(dtype=torch.float64), case.input(dtype=torch.float64)
-        traced = script_saved(torch.jit.trace(module, x))
-        x = x.flip(0) + 1
-        assert relative_error(traced(x), module(x)) < 1e-10
+        """A trace serves another batch and all sizes."""
+        module = case.module(dtype=torch.float64)
+        traced = script_saved(torch.jit.trace(module, case.input(dtype=torch.float64)))
+        for size in (case.shape[2:], *case.sizes):
+            x = case.input(size, torch.float64, batch=3) + 1
+            assert relative_error(traced(x), module(x)) < 1e-10
 
     def test_export(self, case: Case) -> None:
         """``torch.export`` with a free batch size."""

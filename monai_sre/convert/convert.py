@@ -31,7 +31,7 @@ from monai_sre.convert.rules import Kept, Replaced
 from monai_sre.convert.spacing import layer_spacings
 from monai_sre.layers.pool import CentredPadPool
 from monai_sre.nets.checkpoints import unwrapped
-from monai_sre.ops.arguments import int_tuple
+from monai_sre.ops.arguments import check_flags, int_tuple
 from monai_sre.symmetry.lattice import lattice_generators
 
 logger = logging.getLogger(__name__)
@@ -54,6 +54,7 @@ _WITHOUT_COUNTERPART: dict[type[nn.Module], str] = {
 }
 
 
+@torch.inference_mode(False)  # parameters that can be trained later
 def convert_to_sre(
     network: nn.Module,
     kernel_size: int | Sequence[int] | None = None,
@@ -136,6 +137,11 @@ def convert_to_sre(
         if parameter.is_meta:
             raise ValueError(f"network must hold values, but its parameter {name} is on the meta device")
     ndim = trial.spatial_dims_of(network)
+    check_flags(strict=strict)
+    try:
+        lengths = None if spacing is None else tuple(map(float, spacing))
+    except (TypeError, ValueError):
+        raise TypeError(f"spacing must be None or {ndim} positive lengths, got {spacing!r}") from None
     if kernel_size is not None:
         int_tuple("kernel_size", kernel_size, ndim, minimum=1)
     options = Options(
@@ -145,7 +151,7 @@ def convert_to_sre(
         init=init,
         circular=circular,
         orthonormal=orthonormal,
-        spacing=None if spacing is None else tuple(float(step) for step in spacing),
+        spacing=lengths,
         axes=None if axes is None else tuple(axes),
         algorithm=algorithm,
         antialias=antialias,

@@ -27,6 +27,7 @@ _REPARAMETRISING = (BasePruningMethod, SpectralNorm, WeightNorm)
 FORMS = ("auto", "rings", "dense")
 
 
+@torch.inference_mode(False)  # parameters that can be trained later
 def fold_sre(network: nn.Module, form: str = "auto") -> nn.Module:
     """Replace radial layers, in place, by plain convolutions with the kernels that they have now.
 
@@ -34,9 +35,8 @@ def fold_sre(network: nn.Module, form: str = "auto") -> nn.Module:
     becomes one of two forms. *Dense*: ``torch.nn.Conv*d`` itself; a strided one, and a transposed one of a converted network,
     is a subclass that centres its grid before it convolves. *Rings*: depthwise convolutions with the rings, and convolutions
     of one tap that mix their sums, a fraction of the multiply-adds; energies of harmonics share these sums. Train before
-    folding, not after: nothing holds folded kernels radial. Centring
-    depends on the sizes of the maps: a TorchScript file serves all sizes, an ONNX file only that which it was exported at, so
-    name no dynamic axes but the batch. For the same reason ``torch.fx.symbolic_trace`` takes no network with centred grids:
+    folding, not after: nothing holds folded kernels radial. A TorchScript file, scripted or traced, serves all sizes, and so
+    does an ONNX file with dynamic axes. ``torch.fx.symbolic_trace`` takes no network with centred grids:
     ``torch.export`` captures its graph. Weights that are pruned or normalised by hooks or parametrisations of
     ``torch.nn.utils`` are folded as they are now, into plain parameters.
 

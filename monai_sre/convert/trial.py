@@ -248,6 +248,8 @@ def why_inconclusive(network: nn.Module, arguments: Arguments) -> str:
     outputs = tensors_of(run(network, arguments))
     if not outputs:
         return "it returns no tensor that could be compared"
+    if any(bool(out.isnan().any()) for out in outputs):
+        return "its outputs are NaN"
     again = tensors_of(run(network, arguments, seed=1))
     if not _equal(outputs, again):
         return "it draws random numbers in eval mode"

@@ -35,6 +35,13 @@ def new_figure(width: float, height: float) -> Figure | None:
     return figure(figsize=(width, height), layout="constrained")
 
 
+def _save(figure: Figure, path: str | Path, dpi: int) -> None:
+    """As a picture in which names are shown as they are: a dollar sign starts no formula."""
+    for text in figure.findobj(lambda artist: hasattr(artist, "set_parse_math")):
+        text.set_parse_math(False)  # type: ignore[attr-defined]
+    figure.savefig(path, dpi=dpi)
+
+
 def draw_curves(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Losses on the left, metrics on the right, against the epoch.
 
@@ -59,7 +66,7 @@ def draw_curves(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         axes.grid(alpha=0.3)
         if axes.lines:
             axes.legend()
-    figure.savefig(path, dpi=120)
+    _save(figure, path, 120)
 
 
 def draw_confusion(matrix: np.ndarray, names: Sequence[str], path: Path) -> None:
@@ -80,7 +87,7 @@ def draw_confusion(matrix: np.ndarray, names: Sequence[str], path: Path) -> None
     axes.set_yticks(range(len(names)), short)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
-    figure.savefig(path, dpi=120)
+    _save(figure, path, 120)
 
 
 def draw_sweep(
@@ -124,7 +131,7 @@ def draw_sweep(
         label.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.6})
     axes.set_title(f"{metric} against rotation\n{title}" if title else f"{metric} against rotation", fontsize=11)
     figure.legend(loc="outside lower center", ncols=1, frameon=False)
-    figure.savefig(path, dpi=120)
+    _save(figure, path, 120)
 
 
 def draw_maps(shown: Sequence[tuple[np.ndarray, ...]], path: Path, titles: Sequence[str] = ()) -> None:
@@ -150,7 +157,7 @@ def draw_maps(shown: Sequence[tuple[np.ndarray, ...]], path: Path, titles: Seque
             axes.imshow(picture, cmap="gray", interpolation="nearest")
             axes.set_axis_off()
             axes.set_title("" if index else title, fontsize=10)
-    figure.savefig(path, dpi=110)
+    _save(figure, path, 110)
 
 
 def _slice(values: np.ndarray) -> np.ndarray:
@@ -236,7 +243,7 @@ def draw_activations(
     figure.supxlabel(
         "off by: root mean square difference, on that scale, from the map of the first row, rotated", size=9
     )
-    figure.savefig(path, dpi=110)
+    _save(figure, path, 110)
 
 
 class RotatedViews:

@@ -100,10 +100,20 @@ class Transformation:
         """The same on class numbers."""
         return self._apply(classes, mode="nearest", fill=-1.0)
 
+    @property
+    def keeps_the_grid(self) -> bool:
+        """Whether it is a flip or by a multiple of 90 degrees: an image of unequal sides is then turned as a whole."""
+        return self.flip is not None or self.angle_degrees % 90 == 0
+
     def _apply(self, x: Tensor, **how: Any) -> Tensor:
         if self.flip is not None:
             return flip_batch(x, axes=self.flip)
-        return x if self.angle_degrees == 0 else rotate_batch(x, self.angle_degrees, axis=self.axis, **how)
+        if self.angle_degrees == 0:
+            return x
+        plane = [axis for axis in range(2, x.dim()) if axis - 2 != self.axis]
+        if self.keeps_the_grid and len(plane) == 2 and x.shape[plane[0]] != x.shape[plane[1]]:
+            return torch.rot90(x, round(self.angle_degrees / 90), plane)
+        return rotate_batch(x, self.angle_degrees, axis=self.axis, **how)
 
 
 def sweep_transformations(
@@ -122,7 +132,7 @@ def sweep_transformations(
         ``{name: function of a batch (N, C, *spatial)}``, the identity ``"0"`` first.
 
     Raises:
-        ValueError: an argument is not one of those above, or ``step`` does not divide 360.
+        ValueError: an argument is not one of those above, or ``step`` does not divide 360 or is below 0.1.
 
     Example:
         >>> list(sweep_transformations(2, step=90))
@@ -134,8 +144,9 @@ def sweep_transformations(
         raise ValueError(f"spatial_dims must be 2 or 3, got {spatial_dims!r}")
     protocol = protocol_name(protocol)
     step = (10 if spatial_dims == 2 else 30) if step is None else step
-    if step <= 0 or abs(360 / step - round(360 / step)) > 1e-9:
-        raise ValueError(f"step must be a positive divisor of 360 degrees, got {step!r}")
+    known = isinstance(step, (int, float)) and not isinstance(step, bool) and 0.1 <= step <= 360
+    if not known or abs(360 / step - round(360 / step)) > 1e-9:
+        raise ValueError(f"step must be a positive divisor of 360 degrees, from 0.1 on, got {step!r}")
     found = {"0": Transformation(protocol=protocol)}
     for axis in [None] if spatial_dims == 2 else range(3):
         for index in range(1, round(360 / step)):
@@ -200,15 +211,18 @@ def _class_result(items: _Items, task: str) -> SweepResult:
 
 def _map_items(batch: Mapping[str, Tensor], moves: Mapping[str, Transformation], network: _Network, _: str) -> _Items:
     """Of each transformation and image its scores, and the Dice to the upright map, transformed; NaN for the identity."""
-    image, label = _square(batch["image"], background_value(batch["image"])), _square(batch["label"], -1.0)
-    upright, items = torch.empty(0), _Items()
+    images, labels = batch["image"], batch["label"]
+    whole, upright, items = (images, labels), torch.empty(0), _Items()
+    padded = _square(images, background_value(images)), _square(labels, -1.0)
     for name, move in moves.items():
+        image, label = whole if move.keeps_the_grid else padded
         score = probabilities(network(move(image)), "multi-class").cpu()
         if score.dim() != image.dim() or score.shape[1] < 2:
             raise ValueError(f"network must return maps (N, num_classes, *spatial), got shape {tuple(score.shape)}")
         if name == "0":
             upright = torch.where(label.cpu() >= 0, score.argmax(dim=1, keepdim=True), -1).float()
-        truth, expected = move.on_classes(label).cpu(), move.on_classes(upright)
+        decided = upright if move.keeps_the_grid else _square(upright, -1.0)
+        truth, expected = move.on_classes(label).cpu(), move.on_classes(decided)
         items[name] = []
         for index in range(len(score)):
             row = map_scores(*as_arrays(score[index], truth[index]), metrics=MAP_METRICS[:4])
@@ -245,8 +259,9 @@ def rotation_sweep(
 
     Of several processes (``ignite.distributed``) each calls this with its share of the data; all get the scores of the whole.
 
-    Class maps are transformed with their images (nearest value; what enters from outside does not count) after both were
-    padded to squares, so that nothing that a 90-degree rotation can keep is lost.
+    Class maps are transformed with their images (nearest value; what enters from outside does not count): by flips and
+    multiples of 90 degrees as they are, so that the scores upright are those of an evaluation, and by other angles after both
+    were padded to squares, so that less is lost.
 
     Args:
         network: from images to logits: ``(N, num_classes)``, or ``(N, num_classes, *spatial)`` for class maps; a module is
@@ -278,6 +293,8 @@ def rotation_sweep(
     own: _Items = {name: [] for name in transformations}
     with undisturbed(network, training=False):
         for batch in batches:
+            if len(batch["image"]) == 0:
+                continue
             _check_cubes(batch["image"])
             batch = {key: convert_to_tensor(batch[key], device=device) for key in ("image", "label")}
             for name, found in gather(batch, transformations, call, task).items():

@@ -36,6 +36,7 @@ class CentredWindowInferer(Inferer):
         device: where the output is gathered; ``None`` is the input's device.
 
     Raises:
+        TypeError: an argument is of the wrong type, or the network returns no tensor.
         ValueError: an argument is out of range.
 
     Example:
@@ -58,15 +59,15 @@ class CentredWindowInferer(Inferer):
         multiple_of: int = 1,
     ) -> None:
         super().__init__()
-        length = 1 if isinstance(roi_size, int) else len(roi_size)
+        length = len(roi_size) if isinstance(roi_size, Sequence) else 1
         self.roi_size = int_tuple("roi_size", roi_size, length, minimum=1)
         (self.multiple_of,) = int_tuple("multiple_of", multiple_of, 1, minimum=1)
         if any(size % self.multiple_of for size in self.roi_size):
             raise ValueError(f"roi_size must be a multiple of multiple_of={self.multiple_of}, got {roi_size!r}")
-        if not 0 <= overlap < 1:
+        if not isinstance(overlap, (int, float)) or not 0 <= overlap < 1:
             raise ValueError(f"overlap must be a number from 0 to below 1, got {overlap!r}")
         (self.batch_size,) = int_tuple("batch_size", batch_size, 1, minimum=1)
-        if not sigma > 0:
+        if not isinstance(sigma, (int, float)) or not sigma > 0:
             raise ValueError(f"sigma must be a positive number, got {sigma!r}")
         self.overlap, self.sigma = overlap, sigma
         self.inferer = SimpleInferer() if inferer is None else inferer
@@ -76,6 +77,8 @@ class CentredWindowInferer(Inferer):
         """Output of ``network`` on ``inputs``, shape ``(N, C, *spatial)``, window by window."""
         inputs = convert_to_tensor(inputs)  # without the metadata, which each window would copy
         spatial = inputs.shape[2:]
+        if inputs.numel() == 0:
+            raise ValueError(f"inputs must hold at least one pixel, got shape {tuple(inputs.shape)}")
         roi = self.roi_size * len(spatial) if len(self.roi_size) == 1 else self.roi_size
         if len(roi) != len(spatial):
             raise ValueError(f"roi_size={self.roi_size} does not have one size for each of {len(spatial)} spatial axes")
@@ -98,6 +101,10 @@ class CentredWindowInferer(Inferer):
             chosen = places[index : index + self.batch_size]
             batch = torch.stack([inputs[place] for place in chosen])
             found = self.inferer(batch.to(self.sw_device or inputs.device), network, *args, **kwargs)
+            if not isinstance(found, Tensor):
+                raise TypeError(
+                    f"the network must give one map per window, got {type(found).__name__}; is it in eval mode?"
+                )
             if found.shape[2:] != batch.shape[2:]:
                 raise ValueError(
                     f"the network gives maps of {tuple(found.shape[2:])} for windows of {tuple(batch.shape[2:])}; "

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
 from monai_sre.ops.arguments import check_flags, int_tuple
-from monai_sre.ops.grid import pad_ends
+from monai_sre.ops.grid import in_onnx_export, pad_ends, script_if_tracing
 from monai_sre.ops.pool import (
     BLUR_WIDTH,
     avg_pool_nd,
@@ -199,10 +200,9 @@ class CentredUpsample(nn.Module):
         (self.scale_factor,) = int_tuple("scale_factor", scale_factor, 1, minimum=1)
 
     def forward(self, x: Tensor, size: list[int] | None = None) -> Tensor:
-        target = [length * self.scale_factor for length in x.shape[2:]] if size is None else size
-        if len(target) != x.dim() - 2 or min(target) < 1:
-            raise ValueError(f"size must be {x.dim() - 2} sizes >= 1, one per spatial axis, got {target}")
-        return centred_upsample(x, self.scale_factor, target)
+        if size is not None and (len(size) != x.dim() - 2 or min(size) < 1):
+            raise ValueError(f"size must be {x.dim() - 2} sizes >= 1, one per spatial axis, got {size}")
+        return centred_upsample(x, self.scale_factor, size)
 
 
 class CentredNearest(nn.Module):
@@ -224,17 +224,26 @@ class CentredNearest(nn.Module):
         super().__init__()
         if (size is None) == (scale_factor is None):
             raise ValueError(f"give either size or scale_factor, got size={size!r} and scale_factor={scale_factor!r}")
-        self.size: list[int] = [] if size is None else [size] * 3 if isinstance(size, int) else list(size)
-        factors = scale_factor
-        self.factors: list[float] = (
-            [] if factors is None else [float(factors)] * 3 if isinstance(factors, (int, float)) else list(factors)
-        )
+        given: Any = scale_factor if size is None else size
+        self.scaled = size is None
+        self.values = [float(given)] * 3 if isinstance(given, (int, float)) else [float(value) for value in given]
 
     def forward(self, x: Tensor) -> Tensor:
-        size: list[int] = []
-        for axis in range(x.dim() - 2):
-            size.append(self.size[axis] if len(self.size) > 0 else int(x.size(axis + 2) * self.factors[axis]))
-        return centred_nearest(x, size)
+        return _nearest(x, self.values, self.scaled)
+
+
+@script_if_tracing
+def _nearest(x: Tensor, values: list[float], scaled: bool) -> Tensor:
+    size: list[int] = []
+    unit = 2_520_000_000  # of ratios of sizes in a graph: thirds, sevenths, and decimals up to the seventh place
+    for axis in range(x.dim() - 2):
+        if not scaled:
+            size.append(int(values[axis]))
+        elif in_onnx_export():
+            size.append(x.size(axis + 2) * int(round(unit * values[axis])) // unit)  # noqa: RUF046 - TorchScript
+        else:
+            size.append(int(x.size(axis + 2) * values[axis]))
+    return centred_nearest(x, size)
 
 
 class CentredPadPool(nn.Module):

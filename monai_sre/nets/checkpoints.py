@@ -88,6 +88,8 @@ def load_sre_checkpoint(network: nn.Module, checkpoint: str | PathLike[str] | Ma
             problems += [] if name in refused else [f"{name}: missing"]
         elif state[name].shape != tensor.shape:
             problems.append(f"{name}: shape {tuple(state[name].shape)}, the network has {tuple(tensor.shape)}")
+        elif state[name].is_floating_point() != tensor.is_floating_point():
+            problems.append(f"{name}: holds {state[name].dtype}, the network has {tensor.dtype}")
         elif state[name].is_floating_point() and not state[name].isfinite().all():
             problems.append(f"{name}: holds values that are not finite")
     problems += [f"{name}: not in the network" for name in state if name not in wanted]
@@ -116,8 +118,10 @@ def _state_dict(checkpoint: str | PathLike[str] | Mapping[str, Any]) -> dict[str
         except FileNotFoundError:
             raise FileNotFoundError(f"there is no checkpoint {path!r}") from None
         except Exception as error:  # of many types: pickle's, zip's and torch's own
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise ValueError(f"{path!r} cannot be read as a checkpoint: {reason}") from error
+            raise ValueError(
+                f"{path!r} cannot be read as a checkpoint ({type(error).__name__}); "
+                "expected a state dict, as torch.save writes it"
+            ) from error
     else:
         content = checkpoint
     for key in ("state_dict", "model", "network"):

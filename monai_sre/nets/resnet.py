@@ -123,14 +123,14 @@ class SREResNet(nn.Module):
         antialias: bool | float = False,
     ) -> None:
         super().__init__()
-        if spatial_dims not in (1, 2, 3):
+        if isinstance(spatial_dims, bool) or spatial_dims not in (1, 2, 3):
             raise ValueError(f"spatial_dims must be 1, 2 or 3, got {spatial_dims!r}")
         if depth not in tuple(_DEPTHS):
             raise ValueError(f"depth must be one of {tuple(_DEPTHS)}, got {depth!r}")
         (in_channels,) = int_tuple("in_channels", in_channels, 1, minimum=1)
         (num_classes,) = int_tuple("num_classes", num_classes, 1, minimum=1)
         (width,) = int_tuple("width", width, 1, minimum=1)
-        if not isinstance(dropout_prob, (int, float)) or not 0 <= dropout_prob <= 1:
+        if isinstance(dropout_prob, bool) or not isinstance(dropout_prob, (int, float)) or not 0 <= dropout_prob <= 1:
             raise ValueError(f"dropout_prob must be a number from 0 to 1, got {dropout_prob!r}")
         check_flags(max_pool=max_pool, checkpointing=checkpointing)
         strides = int_tuple("strides", strides, 4, minimum=1)

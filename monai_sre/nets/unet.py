@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from monai_sre.nets.blocks import LayerMaker, ResidualBlock, per_level
 from monai_sre.ops.arguments import check_flags, int_tuple
+from monai_sre.ops.grid import script_if_tracing
 from monai_sre.ops.pool import centred_upsample
 
 
@@ -44,7 +45,7 @@ class _Up(nn.Module):
         self.convs = convs
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        x = _refine(self.reduce(x), self.factors, list(skip.shape[2:]))
+        x = _refine(self.reduce(x), skip, self.factors)
         return self.convs(torch.cat([skip, x], dim=1))
 
 
@@ -56,8 +57,8 @@ class _DeepHead(nn.Module):
         self.factors = factors
         self.conv = Conv["CONV", spatial_dims](in_channels, out_channels, 1)
 
-    def forward(self, x: Tensor, size: list[int]) -> Tensor:
-        return _refine(self.conv(x), self.factors, size)
+    def forward(self, x: Tensor, like: Tensor) -> Tensor:
+        return _refine(self.conv(x), like, self.factors)
 
 
 class SREUNet(nn.Module):
@@ -139,7 +140,7 @@ class SREUNet(nn.Module):
         deep_supervision: bool = False,
     ) -> None:
         super().__init__()
-        if spatial_dims not in (1, 2, 3):
+        if isinstance(spatial_dims, bool) or spatial_dims not in (1, 2, 3):
             raise ValueError(f"spatial_dims must be 1, 2 or 3, got {spatial_dims!r}")
         (in_channels,) = int_tuple("in_channels", in_channels, 1, minimum=1)
         (out_channels,) = int_tuple("out_channels", out_channels, 1, minimum=1)
@@ -148,7 +149,7 @@ class SREUNet(nn.Module):
             raise ValueError(f"channels must be two numbers or more, one per level, got {channels!r}")
         channels = int_tuple("channels", channels, len(channels), minimum=1)
         levels = len(channels)
-        if not isinstance(dropout_prob, (int, float)) or not 0 <= dropout_prob <= 1:
+        if isinstance(dropout_prob, bool) or not isinstance(dropout_prob, (int, float)) or not 0 <= dropout_prob <= 1:
             raise ValueError(f"dropout_prob must be a number from 0 to 1, got {dropout_prob!r}")
         check_flags(deep_supervision=deep_supervision)
         factors = _factors(strides, spatial_dims, levels)
@@ -227,12 +228,14 @@ class SREUNet(nn.Module):
             return logits
         outputs = [logits]
         for index, head in enumerate(self.deep_heads):
-            outputs.append(head(levels[len(levels) - 2 - index], list(x.shape[2:])))
+            outputs.append(head(levels[len(levels) - 2 - index], x))
         return outputs
 
 
-def _refine(x: Tensor, factors: list[int], size: list[int]) -> Tensor:
-    """:func:`centred_upsample` with a factor of its own for each spatial axis."""
+@script_if_tracing
+def _refine(x: Tensor, like: Tensor, factors: list[int]) -> Tensor:
+    """:func:`centred_upsample` to the size of another map, with a factor of its own for each spatial axis."""
+    size = [like.size(axis + 2) for axis in range(len(factors))]
     if min(factors) == max(factors):
         return centred_upsample(x, factors[0], size)
     for axis in range(len(factors)):

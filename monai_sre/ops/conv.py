@@ -22,7 +22,16 @@ from torch import Tensor
 from torch.nn import functional
 
 from monai_sre.ops.arguments import int_tuple
-from monai_sre.ops.grid import centred_margin, half_of, join_neighbours, pad_ends, script_if_tracing
+from monai_sre.ops.grid import (
+    centred_margin,
+    centred_windows,
+    half_of,
+    in_onnx_export,
+    join_neighbours,
+    pad_ends,
+    script_if_tracing,
+    spread_to,
+)
 from monai_sre.ops.pool import centred_blur
 from monai_sre.ops.ring.convolution import is_exporting, may_define_gradient, ring_conv
 from monai_sre.ops.ring.cost import choose_algorithm, prefers_rings
@@ -207,6 +216,10 @@ def _on_centred_grid(
     if padding_mode != "zeros":
         x = pad_ends(x, padding, padding_mode)
         total = far_padding
+    if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript leaves a branch out only where this stands alone
+        if torch.onnx.is_in_onnx_export():  # no branch on a size
+            spread = [dilation[axis] * (taps.size(axis - ndim) - 1) + 1 for axis in range(ndim)]
+            return centred_windows(x, spread, stride, total), taps, [0] * ndim
     amounts: list[int] = []
     joins: list[int] = []
     for axis in range(ndim):
@@ -336,6 +349,7 @@ def extra_padding(
     """
     ndim = len(kernel_size)
     wanted = output_size[-ndim:]
+    exported = in_onnx_export()
     smallest: list[int] = []
     extra: list[int] = []
     fits = len(output_size) in (ndim, x.dim())
@@ -343,7 +357,8 @@ def extra_padding(
         full = (x.size(axis - ndim) - 1) * stride[axis] + dilation[axis] * (kernel_size[axis] - 1) + 1
         smallest.append(full - margin[axis] - output_padding[axis])
         extra.append(wanted[axis] - smallest[axis] if fits else -1)
-        fits = fits and 0 <= extra[axis] < max(stride[axis], dilation[axis])
+        if not exported:
+            fits = fits and 0 <= extra[axis] < max(stride[axis], dilation[axis])
     if not fits:
         raise ValueError(f"output_size must be {ndim} sizes from {smallest} up to a stride larger, got {output_size}")
     return extra
@@ -377,6 +392,15 @@ def centred_conv_transpose(
         tensor([[[1.0000, 1.0000, 0.5000, 0.0000, 0.0000, 0.0000]]])
     """
     ndim = len(stride)
+    if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript leaves a branch out only where this stands alone
+        if torch.onnx.is_in_onnx_export():  # no branch on a size
+            full = conv_transpose_nd(x, kernel, None, stride, [0] * ndim, [0] * ndim, groups, dilation)
+            spans = [full.size(axis + 2) - margin[axis] for axis in range(ndim)]
+            ends = [
+                max(step, spread) for step, spread in zip(stride, dilation, strict=True)
+            ]  # more than output padding
+            full = spread_to(full, spans, ends)
+            return full if bias is None else full + bias.reshape([-1] + [1] * ndim)
     joins = [1] * ndim
     crops: list[int] = []
     for axis in range(ndim):

@@ -20,20 +20,24 @@ from torch.nn import functional
 def script_if_tracing(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Scripted inside a trace, so that the trace serves all sizes.
 
-    But not for ONNX, whose runtimes fail on its loops: such a graph holds the centring of one size. That of the TorchScript
-    exporter refuses any other; that of ``torch.export`` must be told no dynamic spatial axes, as it drops guards on sizes.
+    But not for ONNX, whose runtimes fail on its loops: there such a function holds no branch on a size.
     """
     scripted = torch.jit.script_if_tracing(function)
 
     @wraps(scripted)
     def call(*args: Any, **kwargs: Any) -> Tensor:
-        if torch.onnx.is_in_onnx_export():
-            sizes = [int(length) for length in args[0].shape[1:]]
-            return function(args[0].expand([-1, *sizes]), *args[1:], **kwargs)
-        result: Tensor = scripted(*args, **kwargs)
+        result: Tensor = (function if torch.onnx.is_in_onnx_export() else scripted)(*args, **kwargs)
         return result
 
     return call
+
+
+def in_onnx_export() -> bool:
+    """Whether a graph for ONNX is captured: it may hold no branch on a size. TorchScript compiles both sides of ``if``."""
+    if torch.jit.is_scripting():
+        return False
+    else:  # noqa: RET505 - TorchScript would compile it
+        return torch.onnx.is_in_onnx_export()
 
 
 def pad_ends(x: Tensor, amounts: list[int], mode: str = "constant", value: float = 0.0) -> Tensor:
@@ -137,22 +141,6 @@ def centred_margin(size: int, reach: int, stride: int, total_padding: int, ceil_
     return half_of((count - 1) * stride + reach - size)
 
 
-def centred_margins(
-    x: Tensor, kernel_size: list[int], stride: list[int], padding: list[int], dilation: list[int], ceil_mode: bool
-) -> tuple[list[int], list[int]]:
-    """:func:`centred_margin` for all axes: what to pad at each end, and the width (1 or 2) of the joining window."""
-    ndim = len(kernel_size)
-    amounts: list[int] = []
-    joins: list[int] = []
-    for axis in range(ndim):
-        reach = dilation[axis] * (kernel_size[axis] - 1) + 1
-        size = x.size(axis - ndim)
-        amount, between = centred_margin(size, reach, stride[axis], 2 * padding[axis], ceil_mode)
-        amounts.append(amount)
-        joins.append(2 if between else 1)
-    return amounts, joins
-
-
 def join_neighbours(x: Tensor, joins: list[int], maximum: bool = False) -> Tensor:
     """Mean or maximum of neighbours along the last axes where ``joins`` is 2; ONNX runtimes refuse it as a padded pool."""
     for i in range(len(joins)):
@@ -164,16 +152,79 @@ def join_neighbours(x: Tensor, joins: list[int], maximum: bool = False) -> Tenso
     return x
 
 
-@script_if_tracing
-def centred_windows(x: Tensor, reach: list[int], stride: list[int], total_padding: list[int]) -> Tensor:
-    """What a window operation without padding reads to sample the last axes on a centred grid.
+def window_spans(
+    x: Tensor, reach: list[int], stride: list[int], total_padding: list[int], ceil_mode: bool = False
+) -> list[int]:
+    """Pixels from the first to the last tap of all windows of an operation, along each of the last axes.
 
     Args:
         x: shape ``(N, C, *spatial)`` or ``(C, *spatial)``.
-        reach: with ``stride`` and ``total_padding``, one integer per axis, the operation as :func:`window_count` takes it.
+        reach: with the other arguments, one integer per axis, the operation as :func:`window_count` takes it.
 
-    Returns:
-        Tensor padded with zeros, cropped, and joined with its neighbours by their mean where the grid lies between pixels.
+    Raises:
+        ValueError: no window fits.
+
+    Example:
+        >>> window_spans(torch.ones(1, 1, 8), reach=[3], stride=[2], total_padding=[2])
+        [9]
+    """
+    spans: list[int] = []
+    for axis in range(len(reach)):
+        size, step, total = x.size(axis - len(reach)), stride[axis], total_padding[axis]
+        if in_onnx_export():  # no branch on a size
+            count = (size + total - reach[axis]) // step + 1
+            if ceil_mode:
+                more, most = (size + total - reach[axis] + step - 1) // step, (size + total // 2 - 1) // step
+                count = (more + most - abs(more - most)) // 2 + 1
+        else:
+            count = window_count(size, reach[axis], step, total, ceil_mode)
+        spans.append((count - 1) * step + reach[axis])
+    return spans
+
+
+def spread_to(x: Tensor, spans: list[int], ends: list[int], value: float = 0.0, maximum: bool = False) -> Tensor:
+    """Pad or crop each of the last axes to a span, alike at both ends; where that is half a pixel, neighbours are joined.
+
+    Args:
+        x: shape ``(N, C, *spatial)`` or ``(C, *spatial)``.
+        spans: wanted sizes, one per axis.
+        ends: most that an axis may grow at each end.
+        value: what is added.
+        maximum: whether neighbours are joined by their maximum; else by their mean.
+
+    Example:
+        >>> spread_to(torch.tensor([[[1.0, 2.0, 3.0, 4.0]]]), [5], [1])
+        tensor([[[0.5000, 1.5000, 2.5000, 3.5000, 2.0000]]])
+    """
+    if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript leaves a branch out only where this stands alone
+        if torch.onnx.is_in_onnx_export():  # no branch on a size
+            x = pad_ends(x, ends, value=value) if any(ends) else x
+            for axis, span in enumerate(spans, x.dim() - len(spans)):
+                x = _middle(x, axis, span, maximum)
+            return x
+    amounts: list[int] = []
+    joins: list[int] = []
+    for axis in range(len(spans)):
+        amount, between = half_of(spans[axis] - x.size(axis - len(spans)))
+        amounts.append(amount)
+        joins.append(2 if between else 1)
+    if any([amount != 0 for amount in amounts]):  # noqa: C419 - TorchScript knows no generators
+        x = pad_ends(x, amounts, value=value)
+    return join_neighbours(x, joins, maximum)
+
+
+def _middle(x: Tensor, axis: int, length: int, maximum: bool = False) -> Tensor:
+    rest, steps = x.size(axis) - length, torch.arange(length, device=x.device)
+    first, second = (x.index_select(axis, steps + start) for start in (rest // 2, (rest + 1) // 2))
+    return torch.maximum(first, second) if maximum else (first + second) / 2
+
+
+@script_if_tracing
+def centred_windows(x: Tensor, reach: list[int], stride: list[int], total_padding: list[int]) -> Tensor:
+    """What a window operation without padding reads to sample the last axes on a centred grid; zeros outside of ``x``.
+
+    Args:
+        x: with the other arguments as in :func:`window_spans`.
 
     Raises:
         ValueError: no window fits.
@@ -182,14 +233,10 @@ def centred_windows(x: Tensor, reach: list[int], stride: list[int], total_paddin
         >>> centred_windows(torch.tensor([[[1.0, 2.0, 3.0, 4.0]]]), reach=[3], stride=[2], total_padding=[2])
         tensor([[[0.5000, 1.5000, 2.5000, 3.5000, 2.0000]]])
     """
-    amounts: list[int] = []
-    joins: list[int] = []
-    for axis in range(len(reach)):
-        size = x.size(axis - len(reach))
-        amount, between = centred_margin(size, reach[axis], stride[axis], total_padding[axis])
-        amounts.append(amount)
-        joins.append(2 if between else 1)
-    return join_neighbours(pad_ends(x, amounts), joins)
+    ends: list[int] = []
+    for total in total_padding:
+        ends.append((total + 1) // 2)
+    return spread_to(x, window_spans(x, reach, stride, total_padding), ends)
 
 
 def centred_fit(x: Tensor, size: list[int]) -> Tensor:
@@ -210,6 +257,16 @@ def centred_fit(x: Tensor, size: list[int]) -> Tensor:
         >>> centred_fit(torch.tensor([[[1.0, 3.0, 5.0, 7.0]]]), [2])
         tensor([[[3., 5.]]])
     """
+    if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript leaves a branch out only where this stands alone
+        if torch.onnx.is_in_onnx_export():  # no branch on a size
+            for axis, length in enumerate(size, x.dim() - len(size)):
+                rest, last = x.size(axis) - length, x.size(axis) - 1
+                steps = torch.arange(length, device=x.device) - length
+                near, far = (
+                    steps + (rest + 2 * length + up) // 2 for up in (0, 1)
+                )  # of what is not negative, rounded down
+                x = (x.index_select(axis, near.clamp(0, last)) + x.index_select(axis, far.clamp(0, last))) / 2
+            return x
     grow: list[int] = []
     crop: list[int] = []
     joins: list[int] = []

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from monai_sre.ops.grid import centred_margins, join_neighbours, pad_ends, script_if_tracing, window_count
+from monai_sre.ops.grid import in_onnx_export, pad_ends, script_if_tracing, spread_to, window_spans
 from monai_sre.ops.ring.convolution import is_eager_cpu_call, keep_subclass, under_transform
 
 #: Standard deviation of the filter, in steps of the coarse grid, where the caller names none: that of binomial weights of 7
@@ -63,14 +63,6 @@ def max_pool_nd(x: Tensor, kernel_size: list[int], stride: list[int], dilation: 
     return functional.max_pool3d(x, kernel_size, stride, padding, dilation)
 
 
-def _join_and_average(
-    x: Tensor, amounts: list[int], joins: list[int], kernel_size: list[int], stride: list[int]
-) -> Tensor:
-    if any([amount != 0 for amount in amounts]):  # noqa: C419 - TorchScript knows no generators
-        x = pad_ends(x, amounts)
-    return avg_pool_nd(join_neighbours(x, joins), kernel_size, stride)
-
-
 @script_if_tracing
 def centred_avg_pool(
     x: Tensor,
@@ -98,16 +90,29 @@ def centred_avg_pool(
         >>> centred_avg_pool(x, [2], [2], [0])  # windows around the pixels 1 and 3, the outer pixels by half
         tensor([[[1., 3.]]])
     """
-    amounts, joins = centred_margins(x, kernel_size, stride, padding, [1] * len(stride), ceil_mode)
-    total = _join_and_average(x, amounts, joins, kernel_size, stride)
+    reach, total = kernel_size, [2 * amount for amount in padding]
+    spans, ends = window_spans(x, reach, stride, total, ceil_mode), _ends(padding, stride, ceil_mode)
+    means = avg_pool_nd(spread_to(x, spans, ends), kernel_size, stride)
     counted = padding if count_include_pad else [0] * len(padding)
-    beyond = [amount - count for amount, count in zip(amounts, counted)]  # noqa: B905 - TorchScript knows no strict=
-    if max(beyond) <= 0:
-        return total
+    beyond = [end - count for end, count in zip(ends, counted)]  # noqa: B905 - TorchScript knows no strict=
+    grown = max(beyond) > 0
+    if not in_onnx_export():
+        needed = [spans[axis] - x.size(axis - len(spans)) - 2 * counted[axis] for axis in range(len(spans))]
+        grown = max(needed) > 0
+    if not grown:
+        return means
     # Share of each window that counts: the input and, on request, torch's padding, but not what centring added.
     present = torch.ones_like(x[:1, :1] if x.dim() == len(counted) + 2 else x[:1])
-    present = pad_ends(present, counted, value=1.0)
-    return total / _join_and_average(present, beyond, joins, kernel_size, stride)
+    present = spread_to(pad_ends(present, counted, value=1.0), spans, beyond)
+    return means / avg_pool_nd(present, kernel_size, stride)
+
+
+def _ends(padding: list[int], stride: list[int], ceil_mode: bool) -> list[int]:
+    """Most that centring adds at each end."""
+    ends: list[int] = []
+    for axis in range(len(padding)):
+        ends.append(padding[axis] + (stride[axis] // 2 if ceil_mode else 0))
+    return ends
 
 
 @script_if_tracing
@@ -137,14 +142,14 @@ def centred_max_pool(
         >>> centred_max_pool(x, [2], [2], [0], [1])
         tensor([[[3., 2.]]])
     """
-    amounts, joins = centred_margins(x, kernel_size, stride, padding, dilation, ceil_mode)
-    if any([amount != 0 for amount in amounts]):  # noqa: C419 - TorchScript knows no generators
-        x = pad_ends(x, amounts, value=float("-inf"))
-    return max_pool_nd(join_neighbours(x, joins, maximum=True), kernel_size, stride, dilation)
+    reach = [dilation[axis] * (kernel_size[axis] - 1) + 1 for axis in range(len(stride))]
+    spans = window_spans(x, reach, stride, [2 * amount for amount in padding], ceil_mode)
+    x = spread_to(x, spans, _ends(padding, stride, ceil_mode), value=float("-inf"), maximum=True)
+    return max_pool_nd(x, kernel_size, stride, dilation)
 
 
 @script_if_tracing
-def centred_upsample(x: Tensor, scale_factor: int, size: list[int]) -> Tensor:
+def centred_upsample(x: Tensor, scale_factor: int, size: list[int] | None = None) -> Tensor:
     """Linear interpolation onto a centred grid that is ``scale_factor`` times finer: the inverse grid of centred pooling.
 
     Output ``j`` of ``n`` lies at ``(m - 1) / 2 + (j - (n - 1) / 2) / scale_factor`` in pixels of the ``m`` inputs; outside,
@@ -153,7 +158,7 @@ def centred_upsample(x: Tensor, scale_factor: int, size: list[int]) -> Tensor:
     Args:
         x: shape ``(N, C, *spatial)``.
         scale_factor: how many times finer the output grid is.
-        size: sizes of the output, one per axis.
+        size: sizes of the output, one per axis; ``None`` is ``scale_factor`` times those of ``x``.
 
     Returns:
         Tensor of shape ``(N, C, *size)``.
@@ -165,9 +170,15 @@ def centred_upsample(x: Tensor, scale_factor: int, size: list[int]) -> Tensor:
         >>> centred_upsample(x, 2, [6])
         tensor([[[0., 1., 3., 5., 7., 8.]]])
     """
+    if size is None:
+        size = [scale_factor * x.size(axis) for axis in range(2, x.dim())]
     ndim = len(size)
     axes: list[int] = []
     matrices: list[Tensor] = []
+    if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript leaves a branch out only where this stands alone
+        if torch.onnx.is_in_onnx_export():  # no branch on a size
+            axes = list(range(x.dim() - ndim, x.dim()))
+            return _multiply_axes(x, axes, [_refining(x, axis, scale_factor, size[axis - x.dim()]) for axis in axes])
     for axis in range(ndim):
         here = x.dim() - ndim + axis
         if x.size(here) <= 96:  # on a CPU a matrix is faster than slices up to here, forward and backward
@@ -337,7 +348,7 @@ def centred_blur(x: Tensor, stride: list[int], width: float) -> Tensor:
         tensor([[True]])
     """
     ndim = len(stride)
-    counts = [int(x.size(axis - ndim)) for axis in range(ndim)]
+    counts = [x.size(axis - ndim) for axis in range(ndim)]
     return _sampled(x, [1] * ndim, counts, [width * step if step > 1 else 0.0 for step in stride])
 
 
@@ -361,7 +372,7 @@ def centred_blur_pool(x: Tensor, stride: list[int], width: float = BLUR_WIDTH) -
         torch.Size([1, 1, 4, 4])
     """
     ndim = len(stride)
-    counts = [(int(x.size(axis - ndim)) + stride[axis] - 1) // stride[axis] for axis in range(ndim)]
+    counts = [(x.size(axis - ndim) + stride[axis] - 1) // stride[axis] for axis in range(ndim)]
     return _sampled(x, stride, counts, [width * step if step > 1 else 0.0 for step in stride])
 
 
@@ -388,11 +399,12 @@ def blurred_avg_pool(
         torch.Size([1, 1, 3, 4])
     """
     ndim = len(stride)
+    spans = window_spans(x, kernel_size, stride, [2 * amount for amount in padding], ceil_mode)
     counts: list[int] = []
     sigmas: list[float] = []
     for axis in range(ndim):
         step, taps = stride[axis], kernel_size[axis]
-        counts.append(window_count(int(x.size(axis - ndim)), taps, step, 2 * padding[axis], ceil_mode))
+        counts.append((spans[axis] - taps) // step + 1)
         sigmas.append(max(width * step if step > 1 else 0.0, math.sqrt((taps * taps - 1) / 12)))
     return _sampled(x, stride, counts, sigmas)
 
@@ -427,13 +439,15 @@ def blurred_max_pool(
         tensor([[[0.0220, 0.3383, 0.8045, 0.3383, 0.0220]]])
     """
     ndim = len(stride)
-    counts: list[int] = []
+    reach = [dilation[axis] * (kernel_size[axis] - 1) + 1 for axis in range(ndim)]
+    spans = window_spans(x, reach, stride, [2 * amount for amount in padding], ceil_mode)
+    counts = [(spans[axis] - reach[axis]) // stride[axis] + 1 for axis in range(ndim)]
     ends: list[int] = []
     for axis in range(ndim):
-        size = int(x.size(axis - ndim))
-        reach = dilation[axis] * (kernel_size[axis] - 1) + 1
-        counts.append(window_count(size, reach, stride[axis], 2 * padding[axis], ceil_mode))
-        lacking = reach - size - 2 * padding[axis]
-        ends.append(padding[axis] + max(lacking + 1, 0) // 2)  # with ceil_mode, a window may be larger than the map
+        end = padding[axis]
+        if not in_onnx_export():
+            lacking = reach[axis] - x.size(axis - ndim) - 2 * end
+            end += max(lacking + 1, 0) // 2  # with ceil_mode, a window may be larger than the map
+        ends.append(end)
     x = max_pool_nd(pad_ends(x, ends, value=float("-inf")), kernel_size, [1] * ndim, dilation)
     return _sampled(x, stride, counts, [width * step if step > 1 else 0.0 for step in stride])

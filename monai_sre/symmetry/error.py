@@ -300,6 +300,8 @@ def _resolve(transforms: Transforms, x: Tensor, interpolation: str, margin: floa
         raise ValueError(f"x must hold floating-point numbers, got {x.dtype}")
     if not 1 <= ndim <= 3:
         raise ValueError(f"x must have shape (N, C, *spatial) with 1 to 3 spatial axes, got {tuple(x.shape)}")
+    if x.numel() == 0:
+        raise ValueError(f"x must hold at least one value, got shape {tuple(x.shape)}")
     if interpolation not in INTERPOLATIONS:
         raise ValueError(f"interpolation must be one of {tuple(INTERPOLATIONS)}, got {interpolation!r}")
     if not 0 <= margin < 1:

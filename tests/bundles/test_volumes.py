@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,32 @@ def test_patches_of_thin_volumes_are_padded(slabs: Path, tmp_path: Path, rotatio
     parser.update({**options, "pixdim": [], "patches_per_image": 1, "batch_size": 5})
     for batch in parser.get_parsed_content("train#dataloader"):
         assert batch["image"].shape == batch["label"].shape == (5, 1, 16, 16, 16)  # of 12 slices
+
+
+def test_classes_come_with_the_model(tmp_path: Path) -> None:
+    """Three classes are named in training only; evaluation gives the Dice of each by name, and maps hold all of them."""
+    rng = np.random.default_rng(0)
+    for number in range(4):
+        label = rng.integers(0, 3, (4, 3, 5)).repeat(4, 0).repeat(4, 1).repeat(4, 2).astype(np.uint8)
+        for name, array in (("imagesTr", label * 90.0 + rng.normal(0, 5, label.shape)), ("labelsTr", label)):
+            (tmp_path / name).mkdir(exist_ok=True)
+            nibabel.save(
+                nibabel.Nifti1Image(array.astype(array.dtype.char), np.eye(4)), tmp_path / name / f"{number}.nii.gz"
+            )
+    folder = tmp_path / "output"
+    names, small = ["background", "liver", "tumour"], {"network_def#channels": [4, 4], "network_def#kernel_size": 3}
+    train(tmp_path, folder, class_names=names, num_val=1, num_test=1, max_epochs=2, **small)
+    common = {"ckpt_dir": str(folder / "models"), "device": "cpu"}
+    options = {"dataset_dir": str(tmp_path), "num_val": 1, "num_test": 1, "sweep": True, "sweep_step": 90, **common}
+    running.run(BUNDLE, "train", "volumes", "evaluate", **options, output_dir=str(folder))
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["Dice"] == pytest.approx((metrics["Dice of liver"] + metrics["Dice of tumour"]) / 2)
+    upright = json.loads((folder / "sweep_nearest_zero.json").read_text())["rows"][0]
+    for metric in ("Dice", "AUC", "sensitivity", "specificity"):
+        assert upright[metric] == metrics[metric]
+    running.run(BUNDLE, "inference", input=str(tmp_path / "imagesTr/3.nii.gz"), output_dir=str(tmp_path), **common)
+    (row,) = rows(tmp_path / "segmentations.csv")
+    assert {"share of liver", "share of tumour"} <= set(row)
 
 
 def test_spacing_helps_on_slabs(slabs: Path, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from torch.utils._pytree import tree_leaves
 from monai_sre import SREConv2d, SREConvTranspose2d, convert_to_sre, fold_sre
 from monai_sre.layers.centred import CentredConv2d, CentredConvTranspose2d
 from monai_sre.nets import SREResNet, SREUNet
-from tests.nets.networks import ARCHITECTURES, Architecture
+from tests.nets.networks import ARCHITECTURES, Architecture, varied
 from tests.testers import relative_error
 
 SEGRESNET: dict[str, Any] = {
@@ -103,27 +103,75 @@ def test_onnx(name: str, ndim: int, dynamo: bool) -> None:
     assert relative_error([torch.from_numpy(np.array(item)) for item in out], wanted) < 1e-5
 
 
-@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
-@pytest.mark.parametrize(
-    ("network", "size"),
-    [(SREResNet(2, 1, 2, width=4, conv="harmonic"), (28, 24)), (SREUNet(2, 1, 2, channels=(4, 8)), (16, 20))],
-    ids=["SREResNet", "SREUNet"],
-)
-def test_onnx_serves_any_batch_and_refuses_other_sizes(network: nn.Module, size: tuple[int, int]) -> None:
-    """Never silently wrong: a graph holds the centring of one size."""
+def onnx_outputs(network: nn.Module, example: Tensor, dynamo: bool, *others: Tensor) -> list[Tensor]:
+    """Outputs of the exported network for other inputs, all axes but the channels being dynamic."""
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    network.eval()
+    free = [axis for axis in range(example.dim()) if axis != 1]
+    how: dict[str, Any] = {"dynamic_axes": {"x": {axis: f"d{axis}" for axis in free}}}
+    if dynamo:
+        how = {"dynamic_shapes": (dict.fromkeys(free, torch.export.Dim.DYNAMIC),)}
     buffer = io.BytesIO()
-    axes = {"x": {0: "n", 2: "h", 3: "w"}}
-    torch.onnx.export(network, (torch.randn(1, 1, *size),), buffer, dynamo=False, input_names=["x"], dynamic_axes=axes)
+    torch.onnx.export(network, (example,), buffer, dynamo=dynamo, verbose=False, input_names=["x"], **how)
     session = onnxruntime.InferenceSession(buffer.getvalue(), providers=["CPUExecutionProvider"])
-    x = torch.randn(3, 1, *size)
+    return [torch.from_numpy(session.run(None, {"x": x.numpy()})[0]) for x in others]
+
+
+#: Networks with centred grids that exports serve at every size: how they are made, and their number of spatial axes.
+ANY_SIZE: dict[str, tuple[Callable[[], nn.Module], int]] = {
+    "harmonic": (lambda: SREUNet(2, 1, 2, (2, 3, 4), kernel_size=3, conv="harmonic"), 2),
+    "strides": (lambda: SREUNet(2, 1, 2, (2, 3, 4), ((1, 2), (3, 2)), kernel_size=3, num_res_units=1), 2),
+    "blur 3d": (lambda: SREUNet(3, 1, 2, (2, 3), kernel_size=3, antialias=True), 3),
+    "ResNet": (lambda: SREResNet(2, 1, 2, width=4, kernel_size=3), 2),
+    "rings": (lambda: SREResNet(2, 1, 2, width=16, kernel_size=5, max_pool=True, conv="harmonic"), 2),
+    "UNet": (lambda: converted(nets.UNet, channels=(4, 8, 8), strides=(2, 2), norm="batch"), 2),
+    "UNet 3d": (lambda: converted(nets.UNet, 3, channels=(4, 8), strides=(2,), num_res_units=1, norm="batch"), 3),
+    "BasicUNet": (lambda: converted(nets.BasicUNet, features=(4, 4, 8, 8, 8, 4), norm="batch"), 2),
+    "pools": (lambda: convert_to_sre(pools(), verify=False), 2),
+}
+
+
+def converted(architecture: Callable[..., nn.Module], ndim: int = 2, **options: Any) -> nn.Module:
+    return convert_to_sre(architecture(spatial_dims=ndim, in_channels=1, out_channels=2, **options), verify=False)
+
+
+def pools() -> nn.Module:
+    """What pads, rounds up, leaves out padding, has gaps, or resamples by a ratio."""
+    return nn.Sequential(
+        nn.Conv2d(1, 16, 3, 3, 1, 2, padding_mode="replicate"),
+        nn.MaxPool2d(3, 2, 1, ceil_mode=True),
+        nn.AvgPool2d(3, 2, 1, ceil_mode=True, count_include_pad=False),
+        nn.Upsample(scale_factor=1.5),
+        nn.Conv2d(16, 16, 4, 2, 2),
+        nn.ConvTranspose2d(16, 4, 3, 2, 1, 1),
+    )
+
+
+@pytest.mark.parametrize("dynamo", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["torchscript", "export"])
+@pytest.mark.parametrize("name", ANY_SIZE)
+@pytest.mark.parametrize("fold", [False, True], ids=["network", "folded"])
+def test_graphs_serve_any_size(name: str, fold: bool, dynamo: bool) -> None:
+    """Traced, scripted, and in ONNX with dynamic axes: smaller, larger, odd, unequal, down to one pixel."""
+    make, ndim = ANY_SIZE[name]
+    network = varied(make()).eval()
+    network = fold_sre(network) if fold else network
+    example = torch.randn(2, 1, *((16, 24, 8) if name.startswith("UNet") else (19, 22, 9))[:ndim])
+    sizes = ((7, 6, 5), (13, 16, 8), (30, 1, 2), (1, 1, 1))
+    if name.startswith("UNet"):  # MONAI's takes what its strides divide
+        sizes = ((8, 4, 4), (12, 16, 8), (32, 4, 2), (4, 4, 2))
+    elif name in ("BasicUNet", "pools"):
+        sizes = ((17, 33, 1), (34, 49, 1), (48, 16, 1), (16, 16, 1))
+    others = [torch.randn(3, 1, *size[:ndim]) for size in sizes]
+    others += [torch.randn(1, 1, 100, 112)] if ndim == 2 else []  # of the lengths that are refined by slices
     with torch.no_grad():
-        assert relative_error(torch.from_numpy(session.run(None, {"x": x.numpy()})[0]), network(x)) < 1e-5
-    other = torch.randn(1, 1, size[0] + 1, size[1] + 2)
-    with pytest.raises(Exception, match="invalid expand shape"):
-        session.run(None, {"x": other.numpy()})
+        wanted = [network(x) for x in others]
+        graphs = {"script": torch.jit.script(network)} | {
+            f"trace of {x.shape}": torch.jit.trace(network, x) for x in (example, others[3])
+        }
+        found = {name: [graph(x) for x in others] for name, graph in graphs.items()}
+        found["onnx"] = onnx_outputs(network, example, dynamo, *others)
+    for kind, outputs in found.items():
+        assert relative_error(outputs, wanted) < 2e-5, kind
 
 
 def test_round_trip() -> None:
@@ -225,6 +273,16 @@ def test_reparametrised(change: Callable[[nn.Module], Any], layer: type[nn.Modul
     assert relative_error(folded(x), network(x)) <= 1e-12
     assert set(folded.state_dict()) == {"0.weight", "0.bias"}
     assert len(calls) == 4  # the user's own hook is carried over
+
+
+@pytest.mark.parametrize("change", [convert_to_sre, fold_sre])
+def test_made_in_inference_mode_and_trained_later(change: Callable[[nn.Module], nn.Module]) -> None:
+    network = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ConvTranspose2d(4, 1, 2, 2))
+    network = convert_to_sre(network) if change is fold_sre else network
+    with torch.inference_mode():
+        network = change(network)
+    network(torch.randn(1, 1, 6, 5)).sum().backward()
+    assert all(parameter.grad is not None for parameter in network.parameters())
 
 
 def test_captured_by_export() -> None:

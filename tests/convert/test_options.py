@@ -100,6 +100,19 @@ def test_profiles_of_the_wrong_type(profile: Any, conv: str) -> None:
         convert_to_sre(nn.Conv2d(1, 2, 3), profile=profile, conv=conv)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"strict": "no"}, "strict must be True or False, got 'no'"),
+        ({"spacing": 1.0}, "spacing must be None or 2 positive lengths, got 1.0"),
+        ({"spacing": "ab"}, "spacing must be None or 2 positive lengths, got 'ab'"),
+    ],
+)
+def test_arguments_of_the_wrong_type(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        convert_to_sre(nn.Conv2d(1, 2, 3), **options)
+
+
 def test_kernels_grow_by_whole_taps_at_both_ends() -> None:
     options = Options(kernel_size=(5, 9))
     assert options.enlarged((3, 3)) == [5, 9]

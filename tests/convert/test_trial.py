@@ -236,3 +236,10 @@ def test_stencils_are_exact_inside() -> None:
     stencils = [buffer for name, buffer in network.named_buffers() if name.endswith("stencils")]
     assert stencils
     assert {buffer.dtype for buffer in stencils} == {torch.float32}
+
+
+def test_weights_of_nan_are_named_as_such() -> None:
+    network = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1))
+    nn.init.constant_(network[0].weight, float("nan"))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="cannot be checked, as its outputs are NaN"):
+        convert_to_sre(network)

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import nn
 
 from monai_sre.evaluation import ClassActivation, SweepResult, draw_activations, draw_maps, draw_sweep
-from monai_sre.evaluation.figures import RotatedViews
+from monai_sre.evaluation.figures import RotatedViews, draw_confusion
 from monai_sre.nets import SREResNet
 from monai_sre.ops.pool import centred_upsample
 
@@ -42,6 +42,17 @@ def test_changes_are_those_of_the_maps_in_the_circle() -> None:
     expected = (turned - upright.rot90())[circle].square().mean().sqrt() / upright[circle].std(correction=0)
     assert seen["plain"].changes[1] == pytest.approx(float(expected), rel=1e-4)
     torch.testing.assert_close(seen["plain"].probabilities[1], float(logits.softmax(1)[1, seen["plain"].decided]))
+
+
+@pytest.mark.parametrize("name", ["$5^$", ""])
+def test_names_are_no_formulas(tmp_path: Path, name: str) -> None:
+    result = SweepResult([{"transformation": str(angle), "ACC": 0.5} for angle in range(0, 360, 90)], 1.0)
+    draw_confusion(np.eye(2, dtype=int), [name, "other"], tmp_path / "confusion.png")
+    draw_sweep({name: result}, tmp_path / "sweep.png", title=name)
+    shown = (np.zeros((1, 4, 4)), np.zeros((4, 4)), np.ones((4, 4)))
+    draw_maps([shown], tmp_path / "maps.png", [name] * 3)
+    draw_activations(networks(), torch.rand(1, 12, 12), tmp_path / "views.png", (0, 30), (name, "b", "c"))
+    assert len(list(tmp_path.glob("*.png"))) == 4
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -14,7 +14,15 @@ from ignite.engine import Engine
 from monai.data import MetaTensor
 from PIL import Image
 
-from monai_sre.evaluation import RotationSweep, SweepResult, Transformation, rotation_sweep, sweep_transformations
+from monai_sre.evaluation import (
+    RotationSweep,
+    SegmentationScore,
+    SweepResult,
+    Transformation,
+    rotation_sweep,
+    sweep_transformations,
+)
+from monai_sre.nets import SREUNet
 
 
 class CornerNet(torch.nn.Module):
@@ -81,7 +89,10 @@ def test_mode_is_restored() -> None:
     [
         ((4,), "spatial_dims must be"),
         ((2, "fancy"), "protocol must be"),
-        ((2, "bilinear_background", 25), "step must be"),
+        *(
+            ((2, "bilinear_background", step), "step must be a positive divisor of 360 degrees, from 0.1 on, got")
+            for step in (25, 0, -30, 720, 1e-9, float("nan"), float("inf"), True, "30")
+        ),
     ],
 )
 def test_bad_arguments(arguments: tuple, message: str) -> None:
@@ -188,6 +199,24 @@ def test_truth_turns_with_the_image(size: tuple[int, int]) -> None:
     assert result.consistency == 1.0
 
 
+@pytest.mark.parametrize("size", [(9, 6), (6, 5, 8)])
+def test_upright_scores_are_those_of_an_evaluation(size: tuple[int, ...]) -> None:
+    """Unequal sides, a border that is not background, and a network that sees it: no padding changes the scores."""
+    network = SREUNet(len(size), 1, 3, (4, 4), kernel_size=3, norm="instance").eval()
+    images = torch.rand(2, 1, *size) + 1
+    labels = torch.randint(-1, 3, (2, 1, *size)).float()
+    turns = sweep_transformations(len(size), step=45)
+    result = rotation_sweep(network, [{"image": images, "label": labels}], turns, "segmentation")
+    for metric in ("Dice", "AUC", "sensitivity", "specificity"):
+        engine = Engine(lambda _, batch: (network(batch[0]).softmax(1).detach(), batch[1]))
+        SegmentationScore(metric).attach(engine, metric)
+        expected = engine.run([(images, labels)]).metrics[metric]
+        assert result.rows[0][metric] == pytest.approx(expected, abs=1e-9)
+        for row in result.rows:
+            if "flip" in row["transformation"] or int(row["transformation"].split()[0]) % 90 == 0:
+                assert row[metric] == pytest.approx(expected, abs=1e-6)
+
+
 def test_scores_of_a_net_that_does_not_turn() -> None:
     """By hand: upside down nothing is right, at 90 degrees half of it; flips likewise."""
     result = sweep_maps(UpperHalf(), maps(8, 8), step=90)
@@ -249,9 +278,15 @@ def test_inferer_and_handler_on_maps(tmp_path: Path) -> None:
     assert (tmp_path / "sweep_bilinear_background.png").is_file()
 
 
+@pytest.mark.parametrize(("dims", "size"), [(2, (5, 6, 7)), (3, (5, 6)), (2, (6, 6, 6))])
+def test_transformations_of_other_images(dims: int, size: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="axis must be"):
+        sweep_transformations(dims, step=90)["90" if dims == 2 else "90 about axis 0"](torch.zeros(1, 1, *size))
+
+
 def test_steps_that_floating_point_cannot_divide_exactly() -> None:
     assert len(sweep_transformations(2, step=7.2, flips=False)) == 50
-    with pytest.raises(ValueError, match="step must be a positive divisor of 360 degrees, got 7"):
+    with pytest.raises(ValueError, match=r"step must be a positive divisor of 360 degrees, .*got 7"):
         sweep_transformations(2, step=7)
 
 
@@ -285,6 +320,7 @@ def test_maps_of_a_bfloat16_network() -> None:
     ("batches", "names", "task", "message"),
     [
         ([], ["0", "180"], "binary-class", "at least one image"),
+        ([{"image": torch.zeros(0, 1, 5, 5), "label": torch.zeros(0, 1)}], ["0"], "binary-class", "at least one image"),
         ([batch()], ["180"], "binary-class", r"must begin with the identity, '0', got \['180'\]"),
         ([batch()], ["0", "180"], "segmantation", "task must be one of .* got 'segmantation'"),
         ([batch()], ["0", "180"], "segmentation", r"maps \(N, num_classes, \*spatial\), got shape \(4, 2\)"),

@@ -104,6 +104,8 @@ def test_half_precision_is_gathered_in_float32(dtype: torch.dtype) -> None:
         ({"overlap": 1.0}, "overlap must be a number from 0 to below 1, got 1.0"),
         ({"batch_size": 0}, "batch_size must be an integer >= 1"),
         ({"sigma": 0.0}, "sigma must be a positive number, got 0.0"),
+        ({"sigma": float("nan")}, "sigma must be a positive number, got nan"),
+        ({"overlap": "0.5"}, "overlap must be a number from 0 to below 1, got '0.5'"),
     ],
 )
 def test_errors(options: dict, message: str) -> None:
@@ -125,6 +127,17 @@ def test_windows_of_a_multiple(size: tuple[int, int]) -> None:
     assert all(length % 4 == 0 for shape in shapes for length in shape)
     with pytest.raises(ValueError, match="roi_size must be a multiple of multiple_of=4, got 15"):
         CentredWindowInferer(15, multiple_of=4)
+
+
+def test_what_has_no_map() -> None:
+    with pytest.raises(TypeError, match=r"roi_size must be an integer >= 1.*got 8\.0"):
+        CentredWindowInferer(8.0)  # type: ignore[arg-type]
+    for size in ((0, 1, 8, 8), (1, 1, 8, 0)):
+        with pytest.raises(ValueError, match=r"inputs must hold at least one pixel, got shape \("):
+            CentredWindowInferer(4)(torch.zeros(size), nn.Identity())
+    deep = SREUNet(2, 1, 2, (2, 2, 2), kernel_size=3, deep_supervision=True)
+    with pytest.raises(TypeError, match="the network must give one map per window, got list; is it in eval mode"):
+        CentredWindowInferer(8)(torch.randn(1, 1, 8, 8), deep)
 
 
 def test_maps_of_another_size_are_refused() -> None:

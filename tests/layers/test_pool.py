@@ -57,6 +57,7 @@ class TestResampling(LayerTester):
             "max 3d blurred", lambda: CentredMaxPool3d(2, antialias=True), (2, 2, 4, 5, 6), sizes=((4, 4, 4), (5, 5, 5))
         ),
         Case("up 1d", lambda: CentredUpsample(3), (2, 2, 4), sizes=((5,), (1,))),
+        Case("nearest 2d", lambda: CentredNearest(scale_factor=1.5), (2, 2, 4, 5), sizes=((6, 6), (7, 7), (1, 3))),
         Case("up 2d", lambda: CentredUpsample(2), (2, 2, 3, 4), sizes=((3, 3), (4, 4), (1, 3))),
         Case("up 3d", lambda: CentredUpsample(2), (1, 2, 2, 3, 4), sizes=((2, 2, 2), (3, 3, 3))),
     )

@@ -1,4 +1,4 @@
-"""MONAI's networks, as narrow as they come: what the converter is tested on."""
+"""MONAI's networks, as narrow as they come: what the converter is tested on, and ``benchmarks.conversion`` measures."""
 
 from __future__ import annotations
 

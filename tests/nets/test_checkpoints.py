@@ -26,6 +26,10 @@ def test_unreadable_files(tmp_path: Path) -> None:
     torch.save(ours, tmp_path / "whole.pth")  # a pickled module would run code
     with pytest.raises(ValueError, match=r"whole.pth' cannot be read as a checkpoint"):
         load_sre_checkpoint(ours, tmp_path / "whole.pth")
+    (tmp_path / "empty.pth").write_bytes(b"")
+    for path in (tmp_path / "empty.pth", tmp_path):
+        with pytest.raises(ValueError, match=r"cannot be read as a checkpoint \(\w+\); expected a state dict"):
+            load_sre_checkpoint(ours, path)
     torch.save([1, 2], tmp_path / "list.pth")
     with pytest.raises(TypeError, match="checkpoint must be a path or a state dict"):
         load_sre_checkpoint(ours, tmp_path / "list.pth")
@@ -43,6 +47,17 @@ def test_our_own_and_foreign_state_dicts() -> None:
         load_sre_checkpoint(ours, {})
     with pytest.raises(TypeError, match="network must be an SREResNet, got dict"):
         load_sre_checkpoint({}, {})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.complex64, torch.bool])
+def test_weights_of_another_kind_are_refused(dtype: torch.dtype) -> None:
+    """Nothing is rounded or cut off without a word; half precision is taken."""
+    ours = SREResNet(2, 3, 5, width=8)
+    state = ours.state_dict()
+    with pytest.raises(ValueError, match=rf"conv1.weight: holds {dtype}, the network has torch.float32"):
+        load_sre_checkpoint(ours, {**state, "conv1.weight": state["conv1.weight"].to(dtype)})
+    half = {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
+    assert load_sre_checkpoint(ours, half) == "monai_sre"
 
 
 def test_our_own_state_dicts_in_their_wrappings() -> None:

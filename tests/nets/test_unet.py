@@ -203,7 +203,7 @@ def test_deep_maps_are_centred(size: int) -> None:
         coarse = stage[0](coarse)
         torch.nn.init.ones_(head.conv.weight)
         torch.nn.init.zeros_(head.conv.bias)
-        logits = head(coarse, [size, size])[:, :1]
+        logits = head(coarse, ramp)[:, :1]
         torch.testing.assert_close(logits[..., 8:-8], ramp[..., 8:-8], rtol=0, atol=1e-4)
 
 
@@ -240,6 +240,8 @@ def test_options_reach_the_layers() -> None:
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
+        ({"spatial_dims": True}, ValueError, "spatial_dims must be 1, 2 or 3, got True"),
+        ({"dropout_prob": True}, ValueError, "dropout_prob must be a number from 0 to 1, got True"),
         ({"spatial_dims": 4}, ValueError, "spatial_dims must be 1, 2 or 3, got 4"),
         ({"in_channels": 0}, ValueError, "in_channels must be an integer >= 1.*got 0"),
         ({"out_channels": "2"}, TypeError, "out_channels must be an integer >= 1.*got '2'"),

@@ -306,6 +306,8 @@ def test_bad_arguments(options: dict[str, Any], message: str) -> None:
 def test_bad_shapes() -> None:
     with pytest.raises(ValueError, match=r"x must have shape \(N, C, \*spatial\)"):
         equivariance_error(nn.ReLU(), torch.randn(4, 4))
+    with pytest.raises(ValueError, match=r"x must hold at least one value, got shape \(0, 1, 4, 4\)"):
+        equivariance_error(nn.ReLU(), torch.randn(0, 1, 4, 4))
     with pytest.raises(ValueError, match="transforms"):
         equivariance_error(nn.ReLU(), torch.randn(1, 1, 4), 15)
     with pytest.raises(ValueError, match="got no tensor"):
