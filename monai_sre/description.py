@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from monai.utils import instantiate
 from torch import nn
 
 import monai_sre
+from monai_sre.files import draft_of
 
 #: Of the JSON file beside ``model.pt``.
 FILE_NAME = "model.json"
@@ -167,7 +169,7 @@ def load_description(path: str | Path) -> ModelDescription:
         FileNotFoundError: it is not there.
         ValueError: it is no description of a model.
     """
-    path = Path(path).with_suffix(".json")
+    path = settled(Path(path).with_suffix(".json"))
     if not path.is_file():
         raise FileNotFoundError(
             f"{path} is missing: training writes it beside {path.with_suffix('.pt').name}, and a model needs both"
@@ -219,14 +221,39 @@ def check_weights(network: nn.Module, path: str | Path) -> None:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; expected the weights of a trained model")
+    fault = misfit(network, read_tensors(path))
+    if fault:
+        raise ValueError(f"{path} does not fit the network: {fault}")
+
+
+def read_tensors(path: Path) -> Any:
+    """What ``torch.save`` wrote to a file, on the CPU; nothing but tensors and plain containers is accepted.
+
+    Raises:
+        ValueError: it cannot be read, or is damaged; the message names it.
+    """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as file:  # PyTorch does not compare the checksums of what it reads
+                damaged = file.testzip()
+            if damaged:
+                raise ValueError(f"{damaged} is damaged")
+        return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # zip, pickle and torch each have their own
         raise ValueError(
-            f"{path} cannot be read as weights ({type(error).__name__}); expected a plain state dict, as torch.save writes it"
+            f"{path} cannot be read as weights ({type(error).__name__}); expected tensors, as torch.save writes them"
         ) from error
+
+
+def misfit(network: nn.Module, state: Any) -> str:
+    """Why a state dict is not that of a network; an empty text if it is.
+
+    Example:
+        >>> misfit(nn.Linear(2, 1), {"weight": torch.ones(1, 2)})
+        'bias is not in it'
+    """
     if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise ValueError(f"{path} holds no state dict of tensors; expected the weights of a trained model")
+        return "it must hold a state dict of tensors"
     own = network.state_dict()
     faults = [f"{name} is not in it" for name in own if name not in state]
     faults += [f"the network has no {name}" for name in state if name not in own]
@@ -236,6 +263,10 @@ def check_weights(network: nn.Module, path: str | Path) -> None:
             faults.append(f"{name} has shape {tuple(theirs.shape)}, the network's is {tuple(ours.shape)}")
         elif ours.is_floating_point() != theirs.is_floating_point():
             faults.append(f"{name} holds {theirs.dtype}, the network's is {ours.dtype}")
-    if faults:
-        more = f"; and {len(faults) - 1} more differences" if len(faults) > 1 else ""
-        raise ValueError(f"{path} does not fit the network: {faults[0]}{more}")
+    return faults[0] + (f"; and {len(faults) - 1} more differences" if len(faults) > 1 else "") if faults else ""
+
+
+def settled(path: Path) -> Path:
+    """The description beside weights: its draft, where a process ended after the weights got their name and before it did."""
+    draft = draft_of(path)
+    return draft if draft.is_file() and not draft_of(path.with_suffix(".pt")).is_file() else path

@@ -137,7 +137,7 @@ def weights(kind: str, path: Path) -> None:
         ("missing", "model.pt is missing"),
         ("text", "model.pt cannot be read as weights"),
         ("empty", "model.pt cannot be read as weights"),
-        ("list", "model.pt holds no state dict"),
+        ("list", "model.pt does not fit the network: it must hold a state dict of tensors"),
         ("names", "model.pt does not fit the network: weight is not in it; and 1 more differences"),
         ("integers", "weight holds torch.int64, the network's is torch.float32"),
         ("shape", r"weight has shape \(1, 2\), the network's is \(1, 3\)"),

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from monai.data import Dataset, MetaTensor
+from monai.transforms import TraceableTransform, Transform
+from monai.utils import TraceKeys
 
 from monai_sre.data.reader import IMAGE_ENDINGS
 
@@ -51,6 +53,9 @@ def _is_shown_image(path: Path) -> bool:
 def earlier_outputs(folder: Path) -> set[Path]:
     """What inferences have written below a folder and nobody has changed since: resolved paths, by the list kept there.
 
+    Raises:
+        ValueError: the list is damaged; the message names it.
+
     Example:
         >>> import tempfile
         >>> folder = Path(tempfile.mkdtemp()).resolve()
@@ -67,7 +72,12 @@ def earlier_outputs(folder: Path) -> set[Path]:
         return set()
     lines = record.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
     stamps = {name: stamp for stamp, _, name in (line.partition(" ") for line in lines)}
-    return {(folder / name).resolve() for name, stamp in stamps.items() if _stamp(folder / name) == stamp}
+    try:
+        return {(folder / name).resolve() for name, stamp in stamps.items() if stamp and _stamp(folder / name) == stamp}
+    except (OSError, ValueError) as error:  # of what can be no name
+        raise ValueError(
+            f"{record} is damaged ({error}); remove it, and the outputs of before count as inputs"
+        ) from error
 
 
 def note_output(path: Path, folder: Path) -> None:
@@ -133,15 +143,32 @@ class ImageFiles(Dataset):
     ) -> None:
         super().__init__(data=find_images(data), transform=transform)
         self.names = relative_names(self.data)
+        self._ids = {id(part): id(part) for part in _traceable(transform)}
         self.empty = MetaTensor(torch.zeros(num_channels, *[size] * spatial_dims))
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """In a worker that was not forked, keep the ids of the first process: by them MONAI finds what undoes a transform."""
+        self.__dict__.update(state)
+        self._ids = dict(zip(map(id, _traceable(self.transform)), state["_ids"].values(), strict=True))
 
     def _transform(self, index: int) -> Any:
         path = str(self.data[index])
         try:
             image, error = self.transform({"image": path})["image"], ""
+            for applied in getattr(image, "applied_operations", []):
+                applied[TraceKeys.ID] = self._ids.get(applied[TraceKeys.ID], applied[TraceKeys.ID])
         except Exception as problem:  # each reader has its own exceptions for a damaged file
             image, error = self.empty, _sentence(path, problem)
         return {"image": image, "path": path, "name": self.names[index], "error": error}
+
+
+def _traceable(part: Any) -> Iterator[TraceableTransform]:
+    """A transform, and those within it, that leave their id in what they are applied to."""
+    if isinstance(part, TraceableTransform):
+        yield part
+    within = part if isinstance(part, (list, tuple)) else vars(part).values() if isinstance(part, Transform) else ()
+    for item in within:
+        yield from _traceable(item)
 
 
 def _sentence(path: str, problem: BaseException) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from monai_sre.data.geometry import rotate_batch
 from monai_sre.evaluation.activation import ClassActivation
+from monai_sre.files import write_whole
 from monai_sre.symmetry.rotation import disc, rotate
 
 if TYPE_CHECKING:
@@ -59,7 +61,7 @@ def draw_curves(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         axes.grid(alpha=0.3)
         if axes.lines:
             axes.legend()
-    figure.savefig(path, dpi=120)
+    write_whole({path: partial(figure.savefig, dpi=120)})
 
 
 def draw_confusion(matrix: np.ndarray, names: Sequence[str], path: Path) -> None:
@@ -80,7 +82,7 @@ def draw_confusion(matrix: np.ndarray, names: Sequence[str], path: Path) -> None
     axes.set_yticks(range(len(names)), short)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
-    figure.savefig(path, dpi=120)
+    write_whole({path: partial(figure.savefig, dpi=120)})
 
 
 def draw_sweep(
@@ -124,7 +126,7 @@ def draw_sweep(
         label.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.6})
     axes.set_title(f"{metric} against rotation\n{title}" if title else f"{metric} against rotation", fontsize=11)
     figure.legend(loc="outside lower center", ncols=1, frameon=False)
-    figure.savefig(path, dpi=120)
+    write_whole({path: partial(figure.savefig, dpi=120)})
 
 
 def draw_maps(shown: Sequence[tuple[np.ndarray, ...]], path: Path, titles: Sequence[str] = ()) -> None:
@@ -150,7 +152,7 @@ def draw_maps(shown: Sequence[tuple[np.ndarray, ...]], path: Path, titles: Seque
             axes.imshow(picture, cmap="gray", interpolation="nearest")
             axes.set_axis_off()
             axes.set_title("" if index else title, fontsize=10)
-    figure.savefig(path, dpi=110)
+    write_whole({Path(path): partial(figure.savefig, dpi=110)})
 
 
 def _slice(values: np.ndarray) -> np.ndarray:
@@ -236,7 +238,7 @@ def draw_activations(
     figure.supxlabel(
         "off by: root mean square difference, on that scale, from the map of the first row, rotated", size=9
     )
-    figure.savefig(path, dpi=110)
+    write_whole({Path(path): partial(figure.savefig, dpi=110)})
 
 
 class RotatedViews:

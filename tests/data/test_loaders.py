@@ -144,7 +144,7 @@ def test_each_item_is_drawn_anew_in_each_repeat() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batch_size": 7}, "6 items with repeats=1 do not fill one batch of batch_size=7"),
+        ({"batch_size": 7}, r"6 images with repeats=1 \(patches_per_image of a bundle\) do not fill one batch of batch_size=7"),
         ({"batch_size": 0}, "batch_size must be an integer >= 1, got 0"),
         ({"batch_size": 2, "repeats": 0}, "repeats must be an integer >= 1, got 0"),
     ],
