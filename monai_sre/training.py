@@ -30,10 +30,12 @@ from torch.utils._pytree import tree_map
 from monai_sre.data import BatchLoader, EpochLoader, LabelledImages, mix_seed
 from monai_sre.description import FILE_NAME, describe, misfit, read_tensors, settled
 from monai_sre.evaluation.metrics import area_under_curve, scalar_metrics
-from monai_sre.files import writable_folder, write_whole
+from monai_sre.files import draft_of, writable_folder, write_whole
 from monai_sre.ops.arguments import as_flag, int_tuple, listed
 
 _LOGGER = logging.getLogger(__name__)
+#: What ``last.pt`` holds the state dicts of.
+_PARTS = ("network", "optimizer", "lr_scheduler")
 _UNKNOWN_NETWORK = (
     f"{FILE_NAME} cannot hold how this network is made, so evaluation and inference will need the same network_def again. "
     'Write network_def as {"_target_": "monai_sre.description.make_network", "target": class, argument: value, ...}, with '
@@ -149,7 +151,7 @@ class Checkpoints:
         overwrite: bool | str = False,
     ) -> None:
         self.folder, self.evaluator, self.metric = Path(ckpt_dir), evaluator, metric
-        self.parts: dict[str, Any] = {"network": network, "optimizer": optimizer, "lr_scheduler": lr_scheduler}
+        self.parts: dict[str, Any] = dict(zip(_PARTS, (network, optimizer, lr_scheduler), strict=True))
         self.description = dict(description or {})
         self.resume, (self.patience,) = as_flag("resume", resume), int_tuple("early_stopping", patience, 1, minimum=0)
         self.overwrite = as_flag("overwrite", overwrite)
@@ -172,6 +174,12 @@ class Checkpoints:
             path = writable_folder(self.folder, "ckpt_dir") / FILE_NAME
             if settled(path) != path:
                 settled(path).replace(path)
+            for name in (
+                FILE_NAME,
+                "model.pt",
+                "last.pt",
+            ):  # drafts of a process that was killed, in an order that settles
+                draft_of(self.folder / name).unlink(missing_ok=True)
         self.evaluator.add_event_handler(Events.COMPLETED, self._mark)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._save)
 
@@ -192,7 +200,7 @@ class Checkpoints:
                 raise ValueError(f"its network is not this one: {fault}")
             for group, own in zip(state["optimizer"]["param_groups"], optimizer.param_groups, strict=False):
                 if group.keys() - own.keys() and own.keys() - group.keys():
-                    raise ValueError(f"its optimizer is not a {type(optimizer).__name__}, it has {sorted(group)}")
+                    raise ValueError(f"its optimizer is no {type(optimizer).__name__}: it has {listed(sorted(group))}")
             optimizer.load_state_dict(state["optimizer"])
             if isinstance(scheduler, ReduceLROnPlateau):
                 scheduler.load_state_dict(state["lr_scheduler"])
@@ -254,6 +262,9 @@ def _write_content(content: Any, path: Path) -> None:
 
 def _check_progress(state: Any, length: int) -> None:
     """Raise if ``last.pt`` does not say how far a training of so many iterations per epoch has come."""
+    for name, part in {"content": state, **{name: state[name] for name in _PARTS if isinstance(state, dict)}}.items():
+        if not isinstance(part, dict):
+            raise ValueError(f"its {name} must be a dictionary, got {type(part).__name__}")
     for name, least in (("epoch", 1), ("waited", 0)):
         if type(state[name]) is not int or state[name] < least:
             raise ValueError(f"{name} must be a whole number from {least}, got {state[name]!r}")
@@ -266,7 +277,9 @@ def _check_progress(state: Any, length: int) -> None:
 
 def _steps_done(schedule: Any) -> Any:
     """How often the schedule of a state dict was stepped; one that chains others counts nothing itself."""
-    return schedule["last_epoch"] if "last_epoch" in schedule else _steps_done(schedule["_schedulers"][0])
+    while "last_epoch" not in schedule and "_schedulers" in schedule:
+        schedule = schedule["_schedulers"][0]
+    return schedule["last_epoch"]
 
 
 def _sentence(error: Exception) -> str:

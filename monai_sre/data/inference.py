@@ -73,6 +73,8 @@ def earlier_outputs(folder: Path) -> set[Path]:
     lines = record.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
     stamps = {name: stamp for stamp, _, name in (line.partition(" ") for line in lines)}
     try:
+        if any("\0" in name for name in stamps):
+            raise ValueError("a name holds a NUL byte")
         return {(folder / name).resolve() for name, stamp in stamps.items() if stamp and _stamp(folder / name) == stamp}
     except (OSError, ValueError) as error:  # of what can be no name
         raise ValueError(

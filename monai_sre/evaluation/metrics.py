@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from skimage.morphology import skeletonize
 from torch import Tensor
 
 from monai_sre.data.info import MULTI_LABEL, TASKS
+from monai_sre.ops.arguments import listed
 
 MAP_METRICS = ("Dice", "AUC", "sensitivity", "specificity", "clDice")
 NAN = float("nan")
@@ -88,7 +90,7 @@ def accuracy(scores: np.ndarray, labels: np.ndarray, task: str) -> float:
     return float((scores.argmax(axis=1) == labels).mean())
 
 
-def area_under_curve(scores: np.ndarray, labels: np.ndarray, task: str) -> float:
+def area_under_curve(scores: np.ndarray, labels: np.ndarray, task: str, class_names: Sequence[str] = ()) -> float:
     """Area under the ROC curve (Yang et al., 2023): of the last class if binary, else the mean over classes or labels.
 
     A class that no sample, or every sample, belongs to has no curve: it is left out of the mean, with a warning. NaN if
@@ -98,6 +100,7 @@ def area_under_curve(scores: np.ndarray, labels: np.ndarray, task: str) -> float
         scores: shape ``(N, num_classes)``, in 0..1.
         labels: shape ``(N,)`` or ``(N, 1)``, or ``(N, num_classes)`` of 0 and 1 for multi-label tasks.
         task: MedMNIST's name of the kind of task.
+        class_names: one per class, for the warning.
 
     Raises:
         ValueError: the shapes do not fit, or the task is unknown.
@@ -115,9 +118,9 @@ def area_under_curve(scores: np.ndarray, labels: np.ndarray, task: str) -> float
         truth[:, -1] = labels == 1
     chosen = [number - 1] if task == "binary-class" else range(number)
     areas = {index: _area(truth[:, index], scores[:, index]) for index in chosen}
-    missing = [index for index, area in areas.items() if np.isnan(area)]
+    missing = [str(class_names[index] if class_names else index) for index, area in areas.items() if np.isnan(area)]
     if missing:
-        warnings.warn(f"no ROC curve for classes {missing}: all samples agree on them", stacklevel=2)
+        warnings.warn(f"no ROC curve of class {listed(missing)}: it holds all samples, or none", stacklevel=2)
     return nan_mean(list(areas.values()))
 
 
@@ -257,6 +260,7 @@ class ClassificationScore(IgniteMetricHandler):
     Args:
         metric: ``"ACC"`` or ``"AUC"``.
         task: MedMNIST's name of the kind of task.
+        class_names: one per class, for warnings.
         output_transform: takes the engine's output to ``(scores, labels)``, as ``from_engine(["score", "label"])`` does.
 
     Raises:
@@ -271,8 +275,17 @@ class ClassificationScore(IgniteMetricHandler):
         0.6667
     """
 
-    def __init__(self, metric: str, task: str, output_transform: Any = lambda output: output) -> None:
-        computes = {"ACC": accuracy, "AUC": area_under_curve}
+    def __init__(
+        self,
+        metric: str,
+        task: str,
+        output_transform: Any = lambda output: output,
+        class_names: Sequence[str] = (),
+    ) -> None:
+        computes: dict[str, Callable[..., float]] = {
+            "ACC": accuracy,
+            "AUC": partial(area_under_curve, class_names=class_names),
+        }
         if metric not in computes:
             raise ValueError(f"metric must be one of {tuple(computes)}, got {metric!r}")
         gathered = _Gathered(

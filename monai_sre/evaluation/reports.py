@@ -204,7 +204,7 @@ class ClassificationReport(_Report):
             "task": self.task,
             "num_images": len(truth),
             "ACC": accuracy(scores, truth, self.task),
-            "AUC": area_under_curve(scores, truth, self.task),
+            "AUC": area_under_curve(scores, truth, self.task, names),
         }
         write_json(self.output_dir / "metrics.json", metrics)
         self._write_confusion(scores, truth)

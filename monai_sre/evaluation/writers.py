@@ -23,6 +23,7 @@ from monai_sre.data.info import MULTI_LABEL
 from monai_sre.data.reader import is_nifti
 from monai_sre.evaluation.activation import ClassActivation
 from monai_sre.evaluation.windows import FileInferer
+from monai_sre.files import writable_folder, write_whole
 from monai_sre.ops.arguments import as_flag
 
 __all__ = ["FileTable", "PredictionWriter", "SegmentationWriter", "save_map"]
@@ -109,26 +110,33 @@ class FileTable(ABC):
         """Write a map where it belongs, and note it as an output.
 
         Raises:
-            OSError: see :meth:`claim`; or it cannot be written.
+            OSError: see :meth:`claim`; or it cannot be written, and is not there.
         """
         target = self.claim(name, ending, source)
-        save_map(values, Path(source), target, affine)
-        note_output(target, self.path.parent)
+        write_whole({target: lambda draft: save_map(values, Path(source), draft, affine)})
+        try:
+            note_output(target, self.path.parent)
+        except OSError:
+            target.unlink()  # which would be an input from now on
+            raise
         return target
 
     def _start(self, _: Engine) -> None:
         self.rows, self._claimed, self._written = [], set(), 0
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        writable_folder(self.path.parent)
         self._earlier = earlier_outputs(self.path.parent)
         self.path.write_text("")
 
     def _append(self, _: Engine) -> None:
         """Add the newest rows to the file: whatever stops the run, it holds all files so far."""
-        with self.path.open("a", newline="", encoding="utf-8", errors="surrogateescape") as file:
-            writer = csv.DictWriter(file, list(self.rows[0]))
-            if self._written == 0:
-                writer.writeheader()
-            writer.writerows(self.rows[self._written :])
+        try:
+            with self.path.open("a", newline="", encoding="utf-8", errors="surrogateescape") as file:
+                writer = csv.DictWriter(file, list(self.rows[0]))
+                if self._written == 0:
+                    writer.writeheader()
+                writer.writerows(self.rows[self._written :])
+        except OSError as error:
+            raise OSError(f"{self.path} cannot be written (is the disk full?): {error}") from error
         self._written = len(self.rows)
 
     @abstractmethod

@@ -68,3 +68,11 @@ def test_names_that_are_no_images(tmp_path: Path) -> None:
     for name in ("a.PPM", "b.gif", "c.webp"):
         (tmp_path / name).touch()
     assert [path.name for path in find_images([tmp_path])] == ["a.PPM", "b.gif", "c.webp"]
+
+
+@pytest.mark.parametrize("line", ["12-34 a\0b.png", "12-34 " + 999 * "a"])
+def test_a_damaged_list_of_outputs_is_named(tmp_path: Path, line: str) -> None:
+    Image.new("L", (4, 4)).save(tmp_path / "a.png")
+    (tmp_path / ".monai_sre_outputs").write_text(line)
+    with pytest.raises(ValueError, match=r"\.monai_sre_outputs is damaged \(.*\); remove it"):
+        find_images(tmp_path)
