@@ -20,12 +20,19 @@ from torch import nn
 from monai_sre.data import FitSquared, ImageFiles, ReadImaged, ScaleToUnitd
 from monai_sre.evaluation import CentredWindowInferer, FileInferer, PredictionWriter, SegmentationWriter, probabilities
 from monai_sre.nets import SREResNet
+from tests.test_files import full_disk
 
 # Segmentations --------------------------------------------------------------------------------------------------------
 
 
 def segment(
-    source: Path, target: Path, dims: int, transforms: Any = (), classes: int = 2, network: Any = None
+    source: Path,
+    target: Path,
+    dims: int,
+    transforms: Any = (),
+    classes: int = 2,
+    network: Any = None,
+    **loading: Any,
 ) -> SegmentationWriter:
     """Decide for the classes 0, 1, 2, ... by thresholds at 1/2, 3/2, ... of what the transforms give, or by a network."""
     chain = Compose([ReadImaged("image", dims, 1), *transforms])
@@ -44,7 +51,7 @@ def segment(
 
     engine = Engine(process)
     writer.attach(engine)
-    engine.run(DataLoader(ImageFiles(source, chain, 1, dims), batch_size=1))
+    engine.run(DataLoader(ImageFiles(source, chain, 1, dims), batch_size=1, **loading))
     return writer
 
 
@@ -102,6 +109,38 @@ def test_class_maps_keep_grid_affine_and_header(tmp_path: Path, affine: np.ndarr
     for index in (1, 2):
         overlap = 2 * ((found == index) & (values == index)).sum() / ((found == index).sum() + (values == index).sum())
         assert overlap > 0.95
+
+
+@pytest.mark.parametrize("context", ["fork", "forkserver", "spawn"])
+def test_maps_come_back_to_their_grid_from_any_worker_process(tmp_path: Path, context: str) -> None:
+    """Of transforms of which two are of one kind; in a process that was not forked, all are other objects."""
+    values = np.random.default_rng(0).integers(0, 2, (9, 12, 7)).astype(np.int16)
+    nibabel.save(nibabel.Nifti1Image(values, AFFINES["RAS"]), tmp_path / "a.nii.gz")
+    geometry = [Orientationd("image", "LAS", labels=None), Orientationd("image", "PIR", labels=None)]
+    geometry += [Spacingd("image", (1.0, 1.0, 1.0), mode="nearest")]
+    for name, workers in {"alone": {}, "workers": {"num_workers": 1, "multiprocessing_context": context}}.items():
+        segment(tmp_path / "a.nii.gz", tmp_path / name, 3, geometry, **workers)
+        assert [row["error"] for row in table(tmp_path / name)] == [""]
+    alone, workers = (
+        np.asarray(nibabel.load(tmp_path / name / "a_seg.nii.gz").dataobj) for name in ("alone", "workers")
+    )
+    assert np.array_equal(alone, workers)
+    assert np.array_equal(workers, values)
+
+
+def test_a_full_disk_ends_in_the_row_of_the_file_and_leaves_no_part_of_a_map(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.random.default_rng(0).integers(0, 2, (90, 90)))
+    with full_disk(2000):
+        segment(tmp_path / "a.npy", tmp_path / "out", 2)
+    (row,) = table(tmp_path / "out")
+    assert "its map cannot be written: " in row["error"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["segmentations.csv"]
+
+
+def test_a_disk_that_is_full_for_the_table_names_it(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.zeros((4, 4), dtype=np.int64))
+    with full_disk(200), pytest.raises(OSError, match=r"segmentations\.csv cannot be written \(is the disk full\?\): "):
+        segment(tmp_path / "a.npy", tmp_path / "out" / (150 * "x"), 2)
 
 
 def test_bad_files_are_listed_and_the_others_done(tmp_path: Path) -> None:
