@@ -68,8 +68,9 @@ def write_whole(files: Mapping[Path, Callable[[Path], object]]) -> None:
     except BaseException as error:
         for other in reversed(list(files)):
             draft_of(other).unlink(missing_ok=True)
-        if isinstance(error, (OSError, RuntimeError)):  # the latter of torch's writer
-            raise OSError(f"{path} cannot be written (is the disk full?): {error}") from error
+        if isinstance(error, (OSError, RuntimeError)):  # the latter of torch's writer, which does not say why
+            hint = " (is the disk full?)" if isinstance(error, RuntimeError) else ""
+            raise OSError(f"{path} cannot be written{hint}: {error}") from error
         raise
     for path in files:
         draft_of(path).replace(path)

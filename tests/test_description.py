@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,12 @@ def weights(kind: str, path: Path) -> None:
         path.write_text("no weights")
     elif kind == "empty":
         path.touch()
+    elif kind == "pickle":
+        path.write_bytes(pickle.dumps(other))
+    elif kind == "one bit":
+        torch.save({"weight": torch.full((1, 3), 2.0), "bias": torch.ones(1)}, path)
+        two, four = (torch.full((3,), value).numpy().tobytes() for value in (2.0, 4.0))
+        path.write_bytes(path.read_bytes().replace(two, four))
     elif kind == "list":
         torch.save([torch.ones(1)], path)
     elif kind == "names":
@@ -137,6 +144,8 @@ def weights(kind: str, path: Path) -> None:
         ("missing", "model.pt is missing"),
         ("text", "model.pt cannot be read as weights"),
         ("empty", "model.pt cannot be read as weights"),
+        ("pickle", "model.pt cannot be read as weights"),
+        ("one bit", "model.pt cannot be read as weights"),
         ("list", "model.pt does not fit the network: it must hold a state dict of tensors"),
         ("names", "model.pt does not fit the network: weight is not in it; and 1 more differences"),
         ("integers", "weight holds torch.int64, the network's is torch.float32"),

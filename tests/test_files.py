@@ -33,7 +33,7 @@ def test_a_full_disk_leaves_the_old_file_no_draft_and_one_sentence(tmp_path: Pat
         "json": lambda: write_json(path, 4000 * "x"),
         "pt": lambda: write_whole({path: lambda draft: torch.save(torch.zeros(4000), draft)}),
     }
-    with full_disk(1000), pytest.raises(OSError, match=rf"a\.{kind} cannot be written \(is the disk full\?\): "):
+    with full_disk(1000), pytest.raises(OSError, match=rf"a\.{kind} cannot be written( \(is the disk full\?\))?: "):
         writers[kind]()
     assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [(path.name, "old")]
     writers[kind]()

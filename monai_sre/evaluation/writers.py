@@ -136,7 +136,7 @@ class FileTable(ABC):
                     writer.writeheader()
                 writer.writerows(self.rows[self._written :])
         except OSError as error:
-            raise OSError(f"{self.path} cannot be written (is the disk full?): {error}") from error
+            raise OSError(f"{self.path} cannot be written: {error}") from error
         self._written = len(self.rows)
 
     @abstractmethod

@@ -139,7 +139,7 @@ def test_a_full_disk_ends_in_the_row_of_the_file_and_leaves_no_part_of_a_map(tmp
 
 def test_a_disk_that_is_full_for_the_table_names_it(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.zeros((4, 4), dtype=np.int64))
-    with full_disk(200), pytest.raises(OSError, match=r"segmentations\.csv cannot be written \(is the disk full\?\): "):
+    with full_disk(200), pytest.raises(OSError, match=r"segmentations\.csv cannot be written: "):
         segment(tmp_path / "a.npy", tmp_path / "out" / (150 * "x"), 2)
 
 
