@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import math
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from monai.utils import instantiate
@@ -18,6 +18,16 @@ from monai_sre.files import draft_of
 
 #: Of the JSON file beside ``model.pt``.
 FILE_NAME = "model.json"
+#: What the values are that others are made of; options of a bundle are checked as such (:mod:`monai_sre.options`).
+_KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "task": ("a text", lambda value: isinstance(value, str)),
+    "class_names": (
+        "a list of names",
+        lambda value: isinstance(value, list) and bool(value) and all(isinstance(item, (str, int)) for item in value),
+    ),
+    "spatial_dims": ("2 or 3", lambda value: value in (2, 3)),
+    "num_channels": ("a whole number from 1", lambda value: isinstance(value, int) and value >= 1),
+}
 #: Attribute of a network that says how it was made.
 _NOTE = "_monai_sre_description"
 
@@ -79,6 +89,8 @@ class ModelDescription(Mapping[str, Any]):
             if isinstance(value, dict) and "_target_" in value:  # a network within, such as one to be converted
                 arguments[name] = ModelDescription({"network": value}, self.source).network()
         try:
+            if not _makes_a_network(instantiate(entry["_target_"], "callable")):  # a file of data runs nothing else
+                raise TypeError(f"{entry['_target_']} is no nn.Module and no function that is annotated to return one")
             network: nn.Module = instantiate(entry["_target_"], "default", **arguments)
         except Exception as error:  # each network has its own
             cause = error.__cause__ or error
@@ -86,11 +98,17 @@ class ModelDescription(Mapping[str, Any]):
         return network
 
 
+def _makes_a_network(target: Any) -> bool:
+    kind = target if isinstance(target, type) else get_type_hints(target).get("return")
+    return isinstance(kind, type) and issubclass(kind, nn.Module)
+
+
 def make_network(target: str, **arguments: Any) -> nn.Module:
     """Build a network and note how, so that training can write it beside the weights: a config's ``network_def``.
 
     Args:
-        target: the network's class or function by its full name, as ``_target_`` has it in MONAI's configs.
+        target: the network's class by its full name, as ``_target_`` has it in MONAI's configs, or that of a function which
+            is annotated to return a network.
         arguments: its arguments; a network among them, such as that of :func:`monai_sre.convert_to_sre`, should come from
             this function too.
 
@@ -180,6 +198,9 @@ def load_description(path: str | Path) -> ModelDescription:
         raise ValueError(f"{path} is no description of a model: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path} is no description of a model: it must hold one JSON object")
+    for name, (expected, good) in _KINDS.items():
+        if name in values and not good(values[name]):
+            raise ValueError(f"{path} is no description of a model: {name} must be {expected}, got {values[name]!r}")
     return ModelDescription(values, str(path))
 
 

@@ -21,6 +21,7 @@ import ignite.distributed as idist
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
+from monai.data import CacheDataset
 from monai.inferers import SimpleInferer
 from monai.utils import set_determinism
 from torch import Tensor, nn
@@ -28,7 +29,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torch.utils._pytree import tree_map
 
 from monai_sre.data import BatchLoader, EpochLoader, LabelledImages, mix_seed
-from monai_sre.description import FILE_NAME, describe, misfit, read_tensors, settled
+from monai_sre.description import FILE_NAME, describe, load_description, misfit, read_tensors, settled
 from monai_sre.evaluation.metrics import area_under_curve, scalar_metrics
 from monai_sre.files import draft_of, writable_folder, write_whole
 from monai_sre.ops.arguments import as_flag, int_tuple, listed
@@ -36,6 +37,8 @@ from monai_sre.ops.arguments import as_flag, int_tuple, listed
 _LOGGER = logging.getLogger(__name__)
 #: What ``last.pt`` holds the state dicts of.
 _PARTS = ("network", "optimizer", "lr_scheduler")
+#: Of a description, what may change in a training that goes on.
+_FREE = ("data", "roi_size", "window_multiple")
 _UNKNOWN_NETWORK = (
     f"{FILE_NAME} cannot hold how this network is made, so evaluation and inference will need the same network_def again. "
     'Write network_def as {"_target_": "monai_sre.description.make_network", "target": class, argument: value, ...}, with '
@@ -134,7 +137,8 @@ class Checkpoints:
         OSError: a file cannot be written; those saved before are as they were.
         TypeError: JSON cannot hold the description.
         ValueError: an argument cannot work; ``last.pt`` is damaged, of another network or optimizer, or of more epochs than
-            ``max_epochs``; the validation data are of one class; or, in the training, the metric is NaN.
+            ``max_epochs``; ``model.json`` is that of other classes, sizes or intensities; the validation data are of one
+            class; or, in the training, the metric is NaN.
     """
 
     def __init__(
@@ -208,6 +212,7 @@ class Checkpoints:
             raise ValueError(f"cannot resume from {path}: {_sentence(error)}") from error
         network.load_state_dict(state["network"])
         self.best, self.waited, epoch = state["best"], state["waited"], state["epoch"]
+        self._check_description()
         if epoch > engine.state.max_epochs:
             raise ValueError(
                 f"{path} holds a training of {epoch} epochs, more than max_epochs={engine.state.max_epochs}"
@@ -224,6 +229,16 @@ class Checkpoints:
                     scheduler.step()
         engine.state.epoch = epoch
         engine.state.iteration = epoch * length
+
+    def _check_description(self) -> None:
+        """Refuse to go on with other values than those that ``model.json`` holds, but for what only inference needs."""
+        if not settled(self.folder / FILE_NAME).is_file():
+            return
+        earlier = load_description(self.folder / FILE_NAME)
+        free = {*_FREE, "network"} if earlier.get("network") is None else {*_FREE}
+        for name, value in json.loads(json.dumps(self.description)).items():
+            if name not in free and name in earlier and earlier[name] != value:
+                raise ValueError(f"{earlier.source} has {name}={earlier[name]!r}, and this training {value!r}")
 
     def _end(self, engine: Engine, epoch: int) -> None:
         engine.state.epoch = epoch  # which ignite has set to 0 where nothing is left to do
@@ -289,6 +304,12 @@ def _sentence(error: Exception) -> str:
 
 def _check_labels(training: Any, validation: Any) -> None:
     """Refuse validation images that are all of one class, and warn of classes that no image of the training has."""
+    masks = getattr(validation, "dataset", None)
+    if isinstance(masks, CacheDataset):  # in memory already; each process has a share
+        items = (masks[index] for index in range(len(masks)))
+        found = [bool((item["label"] > 0).any()) for item in items if "label" in item]
+        if not idist.all_reduce(int(any(found) or not found)):
+            raise ValueError("no validation mask has any foreground, so no epoch can be chosen by them")
     for loader in (validation, training):
         data = getattr(loader, "dataset", None)
         if not isinstance(data, LabelledImages):

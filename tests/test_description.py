@@ -106,14 +106,35 @@ def test_only_what_json_can_hold_describes_a_model() -> None:
         ('{"network": {"_target_": "monai_sre.nets.Nothing"}}', ValueError, "the network cannot be built"),
         ('{"network": {"_target_": "monai_sre.nets.SREResNet", "spatial_dims": 7}}', ValueError, "cannot be built"),
         ('{"size": 28}', ValueError, "model.json has no 'network'; it holds size"),
+        ('{"task": null}', ValueError, "model.json is no description of a model: task must be a text, got None"),
+        ('{"class_names": "ab"}', ValueError, "class_names must be a list of names, got 'ab'"),
+        ('{"class_names": [["a"]]}', ValueError, r"class_names must be a list of names, got \[\['a'\]\]"),
+        ('{"spatial_dims": "2"}', ValueError, "spatial_dims must be 2 or 3, got '2'"),
+        ('{"num_channels": 0}', ValueError, "num_channels must be a whole number from 1, got 0"),
+        (
+            '{"network": {"_target_": "os.mkdir", "path": "run"}}',
+            ValueError,
+            "os.mkdir is no nn.Module and no function",
+        ),
+        (
+            '{"network": {"_target_": "torch.hub.load", "repo_or_dir": "a/b"}}',
+            ValueError,
+            "torch.hub.load is no nn.Mod",
+        ),
+        ('{"network": {"_target_": "pathlib.Path"}}', ValueError, "pathlib.Path is no nn.Module"),
     ],
 )
-def test_a_damaged_description(tmp_path: Path, content: str | None, error: type[Exception], message: str) -> None:
+def test_a_damaged_description(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str | None, error: type[Exception], message: str
+) -> None:
+    """Which runs nothing, either."""
     path = tmp_path / "model.json"
+    monkeypatch.chdir(tmp_path)
     if content is not None:
         path.write_text(content)
     with pytest.raises(error, match=message):
         load_description(path).network()
+    assert not (tmp_path / "run").exists()
 
 
 def weights(kind: str, path: Path) -> None:

@@ -12,6 +12,7 @@ import ignite.distributed as idist
 import pytest
 import torch
 from ignite.engine import Engine, Events
+from monai.data import CacheDataset, DataLoader
 from monai.optimizers import WarmupCosineSchedule
 from torch import nn
 from torch.optim import lr_scheduler as schedules
@@ -229,6 +230,29 @@ def test_a_damaged_checkpoint_is_named_and_nothing_is_lost(tmp_path: Path, damag
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
 
 
+@pytest.mark.parametrize(
+    ("changes", "refused"),
+    [
+        ({"class_names": ["a", "c"]}, r"model\.json has class_names=\['a', 'b'\], and this training \['a', 'c'\]"),
+        ({"size": 32}, r"model\.json has size=28, and this training 32"),
+        ({"intensity_range": [0, 9]}, r"model\.json has intensity_range=None, and this training \[0, 9\]"),
+        ({"data": "elsewhere.json", "roi_size": 64}, ""),
+    ],
+    ids=["classes", "size", "intensities", "what may change"],
+)
+def test_a_training_does_not_go_on_as_another(tmp_path: Path, changes: dict[str, Any], refused: str) -> None:
+    values = {"class_names": ("a", "b"), "size": 28, "intensity_range": None, "data": "mine.json", "roi_size": 32}
+    run_epochs(tmp_path, [0.1], description=values)
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    if refused:
+        with pytest.raises(ValueError, match=refused):
+            run_epochs(tmp_path, [0.1, 0.2], description={**values, **changes}, resume=True)
+        assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+    else:
+        run_epochs(tmp_path, [0.1, 0.2], description={**values, **changes}, resume=True)
+        assert load_description(tmp_path / "model.pt")["data"] == "elsewhere.json"
+
+
 def test_a_complete_training_resumes_to_its_end(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """As one that was killed before its picture: no epoch is trained, and all that runs at the end does."""
     run_epochs(tmp_path, [0.1, 0.9])
@@ -312,6 +336,26 @@ def test_validation_of_one_class_is_refused_before_the_first_step(
     attach(bad, good, tmp_path / "models")
     missing = "; ".join(each for each in names if each != name)
     assert caplog.messages == [f"none of the 3 training images is of class {missing}"]
+
+
+def test_validation_masks_without_foreground_are_refused_before_the_first_step(tmp_path: Path) -> None:
+    network = torch.nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(network.parameters(), lr=1.0)
+    for value in (1, 0):
+        trainer, validator = (Engine(lambda *_: None) for _ in range(2))
+        masks = CacheDataset(
+            [{"label": torch.full((1, 2, 2), -value)}, {"label": torch.eye(2)[None] * value}], progress=False
+        )
+        validator.data_loader = DataLoader(masks)  # type: ignore[attr-defined]
+        saver = Checkpoints(
+            tmp_path / str(value), network, optimizer, schedules.ConstantLR(optimizer), validator, "dice"
+        )
+        if value:
+            saver.attach(trainer)
+        else:
+            with pytest.raises(ValueError, match="no validation mask has any foreground"):
+                saver.attach(trainer)
+    assert [path.name for path in tmp_path.iterdir()] == ["1"]
 
 
 def test_nothing_is_chosen_by_nan(tmp_path: Path) -> None:
