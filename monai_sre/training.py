@@ -232,13 +232,12 @@ class Checkpoints:
 
     def _check_description(self) -> None:
         """Refuse to go on with other values than those that ``model.json`` holds, but for what only inference needs."""
-        if not settled(self.folder / FILE_NAME).is_file():
-            return
-        earlier = load_description(self.folder / FILE_NAME)
-        free = {*_FREE, "network"} if earlier.get("network") is None else {*_FREE}
+        path = self.folder / FILE_NAME
+        earlier = dict(load_description(path)) if settled(path).is_file() else {}
         for name, value in json.loads(json.dumps(self.description)).items():
-            if name not in free and name in earlier and earlier[name] != value:
-                raise ValueError(f"{earlier.source} has {name}={earlier[name]!r}, and this training {value!r}")
+            free = name in _FREE or (name == "network" and earlier.get(name) is None)
+            if not free and name in earlier and earlier[name] != value:
+                raise ValueError(f"{path} has {name}={earlier[name]!r}, and this training {value!r}")
 
     def _end(self, engine: Engine, epoch: int) -> None:
         engine.state.epoch = epoch  # which ignite has set to 0 where nothing is left to do
