@@ -178,11 +178,8 @@ class Checkpoints:
             path = writable_folder(self.folder, "ckpt_dir") / FILE_NAME
             if settled(path) != path:
                 settled(path).replace(path)
-            for name in (
-                FILE_NAME,
-                "model.pt",
-                "last.pt",
-            ):  # drafts of a process that was killed, in an order that settles
+            # Drafts of a process that was killed; that of the description first, as alone it counts.
+            for name in (FILE_NAME, "model.pt", "last.pt"):
                 draft_of(self.folder / name).unlink(missing_ok=True)
         self.evaluator.add_event_handler(Events.COMPLETED, self._mark)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._save)

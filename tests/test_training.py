@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import multiprocessing
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -297,6 +299,37 @@ def test_an_end_between_weights_and_description_leaves_a_pair(tmp_path: Path, mo
     )
     assert saved_weight(tmp_path) == 2.0
     assert sorted(file.name for file in tmp_path.iterdir()) == ["last.pt", "model.json", "model.pt"]
+
+
+def killed_at(step: int, folder: Path, scores: list[float]) -> None:
+    """Train, and end the process before it settles a draft on the disk, or gives it its name, for the so manieth time."""
+    left = iter(range(step, -1, -1))
+    for place, name in ((os, "fsync"), (Path, "replace")):
+        real = getattr(place, name)
+
+        def counted(*arguments: Any, real: Any = real) -> Any:
+            return real(*arguments) if next(left) else os._exit(9)
+
+        setattr(place, name, counted)
+    run_epochs(folder, scores)
+
+
+def test_a_kill_at_any_step_of_a_save_loses_nothing(tmp_path: Path) -> None:
+    scores = [0.1, 0.9, 0.5, 0.95]  # the weight of the network is the number of its epoch
+    run_epochs(tmp_path / "whole", scores)
+    whole = {path.name: path.read_bytes() for path in (tmp_path / "whole").glob("*.json")}
+    for step in range(3 * 6 + 2):  # three epochs with a new model and one without
+        folder = tmp_path / str(step)
+        process = multiprocessing.get_context("fork").Process(target=killed_at, args=(step, folder, scores))
+        process.start()
+        process.join()
+        assert process.exitcode == 9
+        if (folder / "model.pt").exists():
+            assert load_description(folder / "model.pt")["epoch"] == saved_weight(folder)
+        run_epochs(folder, scores, resume=(folder / "last.pt").exists())
+        assert (saved_weight(folder), saved_weight(folder, "last.pt")) == (4.0, 4.0)
+        assert {path.name: path.read_bytes() for path in folder.glob("*.json")} == whole
+        assert sorted(path.name for path in folder.iterdir()) == ["last.pt", "model.json", "model.pt"]
 
 
 def test_a_folder_of_checkpoints_that_takes_no_files_is_named(tmp_path: Path) -> None:

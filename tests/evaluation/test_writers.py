@@ -137,6 +137,20 @@ def test_a_full_disk_ends_in_the_row_of_the_file_and_leaves_no_part_of_a_map(tmp
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["segmentations.csv"]
 
 
+def test_a_map_that_cannot_be_listed_as_an_output_is_not_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would be an input of the next inference."""
+    np.save(tmp_path / "a.npy", np.zeros((4, 4), dtype=np.int64))
+
+    def full(*_: Any) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("monai_sre.evaluation.writers.note_output", full)
+    segment(tmp_path / "a.npy", tmp_path / "out", 2)
+    (row,) = table(tmp_path / "out")
+    assert row["error"].endswith("a.npy: its map cannot be written: OSError: No space left on device")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["segmentations.csv"]
+
+
 def test_a_disk_that_is_full_for_the_table_names_it(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.zeros((4, 4), dtype=np.int64))
     with full_disk(200), pytest.raises(OSError, match=r"segmentations\.csv cannot be written: "):
