@@ -99,6 +99,8 @@ class ModelDescription(Mapping[str, Any]):
 
 
 def _makes_a_network(target: Any) -> bool:
+    if str(getattr(target, "__module__", "")).startswith("monai.networks.nets."):  # whose functions are not annotated
+        return True
     kind = target if isinstance(target, type) else get_type_hints(target).get("return")
     return isinstance(kind, type) and issubclass(kind, nn.Module)
 
@@ -107,8 +109,8 @@ def make_network(target: str, **arguments: Any) -> nn.Module:
     """Build a network and note how, so that training can write it beside the weights: a config's ``network_def``.
 
     Args:
-        target: the network's class by its full name, as ``_target_`` has it in MONAI's configs, or that of a function which
-            is annotated to return a network.
+        target: the network's class by its full name, as ``_target_`` has it in MONAI's configs, or that of a function of
+            MONAI's networks, or of another one which is annotated to return a network.
         arguments: its arguments; a network among them, such as that of :func:`monai_sre.convert_to_sre`, should come from
             this function too.
 

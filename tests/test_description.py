@@ -34,8 +34,10 @@ BASIC = {"block": "basic", "layers": [1, 1, 1, 1], "block_inplanes": [4, 4, 4, 4
             {"spatial_dims": 2, "in_channels": 1, "num_classes": 3, "width": 4, "conv": ["harmonic", {"orders": [1]}]},
         ),
         ("monai.networks.nets.ResNet", {**BASIC, "spatial_dims": 3, "n_input_channels": 1, "num_classes": 2}),
+        ("monai_sre.nets.sre_resnet18", {"spatial_dims": 2, "in_channels": 1, "num_classes": 2, "width": 4}),
+        ("monai.networks.nets.MedNeXtS", {"spatial_dims": 2, "in_channels": 1}),
     ],
-    ids=["SREResNet", "ResNet"],
+    ids=["SREResNet", "ResNet", "a function of ours", "a function of MONAI"],
 )
 def test_a_network_is_built_again_from_its_description(tmp_path: Path, target: str, arguments: dict[str, Any]) -> None:
     network = make_network(target, **arguments)
@@ -46,7 +48,7 @@ def test_a_network_is_built_again_from_its_description(tmp_path: Path, target: s
     assert (model["epoch"], model["metrics"]) == (3, {"val_auc": 0.9, "val_loss": None})
     twin = load_network(path)
     twin.load_state_dict(network.state_dict())
-    x = torch.randn(2, 1, *[12] * arguments["spatial_dims"])
+    x = torch.randn(2, 1, *[16] * arguments["spatial_dims"])
     torch.testing.assert_close(twin.eval()(x), network.eval()(x), rtol=0, atol=0)
     assert network_entry(copy.deepcopy(network)) == network_entry(network)
 

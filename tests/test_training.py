@@ -302,7 +302,7 @@ def test_an_end_between_weights_and_description_leaves_a_pair(tmp_path: Path, mo
 
 
 def killed_at(step: int, folder: Path, scores: list[float]) -> None:
-    """Train, and end the process before it settles a draft on the disk, or gives it its name, for the so manieth time."""
+    """Train, and end the process before it settles a draft on the disk, or gives it its name, after that many such steps."""
     left = iter(range(step, -1, -1))
     for place, name in ((os, "fsync"), (Path, "replace")):
         real = getattr(place, name)

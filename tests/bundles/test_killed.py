@@ -65,7 +65,7 @@ def files(folder: Path) -> list[Any]:
     [(CLASSIFICATION[2], classification), (SEGMENTATION, segmentation)],
     ids=["classification", "segmentation"],
 )
-def test_a_training_that_was_killed_is_that_of_nobodys_interruption(tmp_path: Path, bundle: Path, data: Any) -> None:
+def test_a_training_that_was_killed_ends_as_one_that_was_not(tmp_path: Path, bundle: Path, data: Any) -> None:
     options = {**data(tmp_path), "dataset_dir": str(tmp_path)}
     began = time.monotonic()
     whole = start(bundle, options, tmp_path / "whole")
