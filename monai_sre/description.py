@@ -27,6 +27,11 @@ _KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     ),
     "spatial_dims": ("2 or 3", lambda value: value in (2, 3)),
     "num_channels": ("a whole number from 1", lambda value: isinstance(value, int) and value >= 1),
+    "axcodes": ("null or a text", lambda value: value is None or isinstance(value, str)),
+    "pixdim": (
+        "null or a list of numbers",
+        lambda value: value is None or (isinstance(value, list) and all(isinstance(x, (int, float)) for x in value)),
+    ),
 }
 #: Attribute of a network that says how it was made.
 _NOTE = "_monai_sre_description"

@@ -112,6 +112,8 @@ def test_only_what_json_can_hold_describes_a_model() -> None:
         ('{"class_names": "ab"}', ValueError, "class_names must be a list of names, got 'ab'"),
         ('{"class_names": [["a"]]}', ValueError, r"class_names must be a list of names, got \[\['a'\]\]"),
         ('{"spatial_dims": "2"}', ValueError, "spatial_dims must be 2 or 3, got '2'"),
+        ('{"axcodes": 3}', ValueError, "axcodes must be null or a text, got 3"),
+        ('{"pixdim": ["a"]}', ValueError, r"pixdim must be null or a list of numbers, got \['a'\]"),
         ('{"num_channels": 0}', ValueError, "num_channels must be a whole number from 1, got 0"),
         (
             '{"network": {"_target_": "os.mkdir", "path": "run"}}',

@@ -304,11 +304,9 @@ def _turned_apart(image: str, mask: str) -> str:
                 found.append(picture.getexif().get(ExifTags.Base.Orientation, 1))
         except Exception:  # no picture, or none that Pillow opens
             found.append(1)
-    return (
-        ""
-        if found[0] == found[1]
-        else f": the EXIF orientation of the image is {found[0]}, that of the mask {found[1]}"
-    )
+    if found[0] == found[1]:
+        return ""
+    return f": the EXIF orientation of the image is {found[0]}, that of the mask {found[1]}"
 
 
 def _two_classes(mask: Tensor, name: str) -> Tensor:

@@ -431,3 +431,16 @@ def test_class_names_must_be_those_of_the_network(tmp_path: Path) -> None:
     writer.attach(engine)
     with pytest.raises(ValueError, match=r"class_names must be 3 names, as the network says, got \['a', 'b'\]"):
         engine.run(DataLoader(ImageFiles(tmp_path, ReadImaged("image", 2, 1), 1, 2), batch_size=1))
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_as_many_names_as_the_network_has_classes(tmp_path: Path, count: int) -> None:
+    np.save(tmp_path / "a.npy", np.eye(4))
+    network = lambda x: torch.cat([x, -x], dim=1)  # noqa: E731
+    with pytest.raises(ValueError, match=r"class_names must be 2 names, as the network says, got \['class 0'"):
+        segment(tmp_path / "a.npy", tmp_path / "out", 2, classes=count, network=network)
+
+
+def test_an_unknown_task_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"task must be one of .*'multi-class'.*, got 'regression'"):
+        PredictionWriter(tmp_path, "regression", ["a", "b"])
