@@ -89,4 +89,4 @@ def test_a_training_that_was_killed_ends_as_one_that_was_not(tmp_path: Path, bun
         torch.testing.assert_close(tensors(folder), tensors(tmp_path / "whole"), rtol=0, atol=0)
         assert files(folder) == files(tmp_path / "whole")
         assert (folder / "learning_curves.png").is_file()
-    assert killed >= TRAININGS
+    assert killed >= TRAININGS, killed
