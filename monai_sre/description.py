@@ -4,18 +4,35 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from monai.utils import instantiate
 from torch import nn
 
 import monai_sre
+from monai_sre.files import draft_of
 
 #: Of the JSON file beside ``model.pt``.
 FILE_NAME = "model.json"
+#: What the values are that others are made of; options of a bundle are checked as such (:mod:`monai_sre.options`).
+_KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "task": ("a text", lambda value: isinstance(value, str)),
+    "class_names": (
+        "a list of names",
+        lambda value: isinstance(value, list) and bool(value) and all(isinstance(item, (str, int)) for item in value),
+    ),
+    "spatial_dims": ("2 or 3", lambda value: value in (2, 3)),
+    "num_channels": ("a whole number from 1", lambda value: isinstance(value, int) and value >= 1),
+    "axcodes": ("null or a text", lambda value: value is None or isinstance(value, str)),
+    "pixdim": (
+        "null or a list of numbers",
+        lambda value: value is None or (isinstance(value, list) and all(isinstance(x, (int, float)) for x in value)),
+    ),
+}
 #: Attribute of a network that says how it was made.
 _NOTE = "_monai_sre_description"
 
@@ -77,6 +94,8 @@ class ModelDescription(Mapping[str, Any]):
             if isinstance(value, dict) and "_target_" in value:  # a network within, such as one to be converted
                 arguments[name] = ModelDescription({"network": value}, self.source).network()
         try:
+            if not _makes_a_network(instantiate(entry["_target_"], "callable")):  # a file of data runs nothing else
+                raise TypeError(f"{entry['_target_']} is no nn.Module and no function that is annotated to return one")
             network: nn.Module = instantiate(entry["_target_"], "default", **arguments)
         except Exception as error:  # each network has its own
             cause = error.__cause__ or error
@@ -84,11 +103,19 @@ class ModelDescription(Mapping[str, Any]):
         return network
 
 
+def _makes_a_network(target: Any) -> bool:
+    if str(getattr(target, "__module__", "")).startswith("monai.networks.nets."):  # whose functions are not annotated
+        return True
+    kind = target if isinstance(target, type) else get_type_hints(target).get("return")
+    return isinstance(kind, type) and issubclass(kind, nn.Module)
+
+
 def make_network(target: str, **arguments: Any) -> nn.Module:
     """Build a network and note how, so that training can write it beside the weights: a config's ``network_def``.
 
     Args:
-        target: the network's class or function by its full name, as ``_target_`` has it in MONAI's configs.
+        target: the network's class by its full name, as ``_target_`` has it in MONAI's configs, or that of a function of
+            MONAI's networks, or of another one which is annotated to return a network.
         arguments: its arguments; a network among them, such as that of :func:`monai_sre.convert_to_sre`, should come from
             this function too.
 
@@ -167,10 +194,10 @@ def load_description(path: str | Path) -> ModelDescription:
         FileNotFoundError: it is not there.
         ValueError: it is no description of a model.
     """
-    path = Path(path).with_suffix(".json")
+    path = settled(Path(path).with_suffix(".json"))
     if not path.is_file():
         raise FileNotFoundError(
-            f"{path} is missing: training writes it beside {path.with_suffix('.pt').name}, and a model needs both"
+            f"{path.absolute()} is missing: training writes it beside {path.with_suffix('.pt').name}, and a model needs both"
         )
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -178,6 +205,9 @@ def load_description(path: str | Path) -> ModelDescription:
         raise ValueError(f"{path} is no description of a model: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path} is no description of a model: it must hold one JSON object")
+    for name, (expected, good) in _KINDS.items():
+        if name in values and not good(values[name]):
+            raise ValueError(f"{path} is no description of a model: {name} must be {expected}, got {values[name]!r}")
     return ModelDescription(values, str(path))
 
 
@@ -219,14 +249,39 @@ def check_weights(network: nn.Module, path: str | Path) -> None:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; expected the weights of a trained model")
+    fault = misfit(network, read_tensors(path))
+    if fault:
+        raise ValueError(f"{path} does not fit the network: {fault}")
+
+
+def read_tensors(path: Path) -> Any:
+    """What ``torch.save`` wrote to a file, on the CPU; nothing but tensors and plain containers is accepted.
+
+    Raises:
+        ValueError: it cannot be read, or is damaged; the message names it.
+    """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as file:  # PyTorch does not compare the checksums of what it reads
+                damaged = file.testzip()
+            if damaged:
+                raise ValueError(f"{damaged} is damaged")
+        return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # zip, pickle and torch each have their own
         raise ValueError(
-            f"{path} cannot be read as weights ({type(error).__name__}); expected a plain state dict, as torch.save writes it"
+            f"{path} cannot be read as weights ({type(error).__name__}); expected tensors, as torch.save writes them"
         ) from error
+
+
+def misfit(network: nn.Module, state: Any) -> str:
+    """Why a state dict is not that of a network; an empty text if it is.
+
+    Example:
+        >>> misfit(nn.Linear(2, 1), {"weight": torch.ones(1, 2)})
+        'bias is not in it'
+    """
     if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise ValueError(f"{path} holds no state dict of tensors; expected the weights of a trained model")
+        return "it must hold a state dict of tensors"
     own = network.state_dict()
     faults = [f"{name} is not in it" for name in own if name not in state]
     faults += [f"the network has no {name}" for name in state if name not in own]
@@ -236,6 +291,10 @@ def check_weights(network: nn.Module, path: str | Path) -> None:
             faults.append(f"{name} has shape {tuple(theirs.shape)}, the network's is {tuple(ours.shape)}")
         elif ours.is_floating_point() != theirs.is_floating_point():
             faults.append(f"{name} holds {theirs.dtype}, the network's is {ours.dtype}")
-    if faults:
-        more = f"; and {len(faults) - 1} more differences" if len(faults) > 1 else ""
-        raise ValueError(f"{path} does not fit the network: {faults[0]}{more}")
+    return faults[0] + (f"; and {len(faults) - 1} more differences" if len(faults) > 1 else "") if faults else ""
+
+
+def settled(path: Path) -> Path:
+    """The description beside weights: its draft, where a process ended after the weights got their name and before it did."""
+    draft = draft_of(path)
+    return draft if draft.is_file() and not draft_of(path.with_suffix(".pt")).is_file() else path

@@ -13,24 +13,32 @@ import logging
 import math
 import warnings
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ignite.distributed as idist
+import numpy as np
 import torch
 from ignite.engine import Engine, Events
+from monai.data import CacheDataset
 from monai.inferers import SimpleInferer
 from monai.utils import set_determinism
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torch.utils._pytree import tree_map
 
-from monai_sre.data import BatchLoader, EpochLoader, mix_seed
-from monai_sre.description import FILE_NAME, describe
-from monai_sre.evaluation.metrics import scalar_metrics
-from monai_sre.ops.arguments import as_flag, int_tuple
+from monai_sre.data import BatchLoader, EpochLoader, LabelledImages, mix_seed
+from monai_sre.description import FILE_NAME, describe, load_description, misfit, read_tensors, settled
+from monai_sre.evaluation.metrics import area_under_curve, scalar_metrics
+from monai_sre.files import draft_of, writable_folder, write_whole
+from monai_sre.ops.arguments import as_flag, int_tuple, listed
 
 _LOGGER = logging.getLogger(__name__)
+#: What ``last.pt`` holds the state dicts of.
+_PARTS = ("network", "optimizer", "lr_scheduler")
+#: Of a description, what may change in a training that goes on.
+_FREE = ("data", "roi_size", "window_multiple")
 _UNKNOWN_NETWORK = (
     f"{FILE_NAME} cannot hold how this network is made, so evaluation and inference will need the same network_def again. "
     'Write network_def as {"_target_": "monai_sre.description.make_network", "target": class, argument: value, ...}, with '
@@ -120,12 +128,17 @@ class Checkpoints:
     learning rate, it goes on along the rates of a run that had them from the start. ``ReduceLROnPlateau`` goes on from the
     rate that it had reached.
 
+    A training that is complete, or was stopped early, has nothing to go on with: resumed, it ends at once, which draws its
+    learning curves if they are missing.
+
     Raises:
         FileNotFoundError: ``resume`` is on and there is no ``last.pt``.
         FileExistsError: the folder holds a training, and neither ``resume`` nor ``overwrite`` is on.
+        OSError: a file cannot be written; those saved before are as they were.
         TypeError: JSON cannot hold the description.
-        ValueError: an argument cannot work; ``last.pt`` cannot be read or is of another network, or the training it holds is
-            complete; or, in the training, the metric is NaN.
+        ValueError: an argument cannot work; ``last.pt`` is damaged, of another network or optimizer, or of more epochs than
+            ``max_epochs``; ``model.json`` is that of other classes, sizes or intensities; the validation data are of one
+            class; or, in the training, the metric is NaN.
     """
 
     def __init__(
@@ -142,7 +155,7 @@ class Checkpoints:
         overwrite: bool | str = False,
     ) -> None:
         self.folder, self.evaluator, self.metric = Path(ckpt_dir), evaluator, metric
-        self.parts: dict[str, Any] = {"network": network, "optimizer": optimizer, "lr_scheduler": lr_scheduler}
+        self.parts: dict[str, Any] = dict(zip(_PARTS, (network, optimizer, lr_scheduler), strict=True))
         self.description = dict(description or {})
         self.resume, (self.patience,) = as_flag("resume", resume), int_tuple("early_stopping", patience, 1, minimum=0)
         self.overwrite = as_flag("overwrite", overwrite)
@@ -160,7 +173,14 @@ class Checkpoints:
                 f"ckpt_dir={str(self.folder)!r} holds a training already: resume=true goes on with it, overwrite=true "
                 "replaces it, and another output_dir keeps both"
             )
-        self.folder.mkdir(parents=True, exist_ok=True)
+        _check_labels(getattr(engine, "data_loader", None), getattr(self.evaluator, "data_loader", None))
+        if idist.get_rank() == 0:
+            path = writable_folder(self.folder, "ckpt_dir") / FILE_NAME
+            if settled(path) != path:
+                settled(path).replace(path)
+            # Drafts of a process that was killed; that of the description first, as alone it counts.
+            for name in (FILE_NAME, "model.pt", "last.pt"):
+                draft_of(self.folder / name).unlink(missing_ok=True)
         self.evaluator.add_event_handler(Events.COMPLETED, self._mark)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._save)
 
@@ -171,19 +191,32 @@ class Checkpoints:
         path = self.folder / "last.pt"
         if not path.is_file():
             raise FileNotFoundError(f"resume=True, but ckpt_dir={str(self.folder)!r} holds no last.pt to resume from")
-        scheduler, optimizer = self.parts["lr_scheduler"], self.parts["optimizer"]
+        network, optimizer, scheduler = self.parts.values()
         options = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+        state, length = read_tensors(path), engine.state.epoch_length or 1
         try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            self.parts["network"].load_state_dict(state["network"])
+            _check_progress(state, length)
+            fault = misfit(network, state["network"])
+            if fault:
+                raise ValueError(f"its network is not this one: {fault}")
+            for group, own in zip(state["optimizer"]["param_groups"], optimizer.param_groups, strict=False):
+                if group.keys() - own.keys() and own.keys() - group.keys():
+                    raise ValueError(f"its optimizer is no {type(optimizer).__name__}: it has {listed(sorted(group))}")
             optimizer.load_state_dict(state["optimizer"])
             if isinstance(scheduler, ReduceLROnPlateau):
                 scheduler.load_state_dict(state["lr_scheduler"])
-            self.best, self.waited, epoch = state["best"], state["waited"], state["epoch"]
-        except Exception as error:
-            raise ValueError(f"cannot resume from {path}: it is damaged or of another network ({error})") from error
-        if epoch >= engine.state.max_epochs:
-            raise ValueError(f"{path} holds a training that is complete at epoch {epoch}; give a larger max_epochs")
+        except Exception as error:  # of what is not there, or of another kind
+            raise ValueError(f"cannot resume from {path}: {_sentence(error)}") from error
+        network.load_state_dict(state["network"])
+        self.best, self.waited, epoch = state["best"], state["waited"], state["epoch"]
+        self._check_description()
+        if epoch > engine.state.max_epochs:
+            raise ValueError(
+                f"{path} holds a training of {epoch} epochs, more than max_epochs={engine.state.max_epochs}"
+            )
+        if epoch == engine.state.max_epochs or (self.patience and self.waited >= self.patience):
+            _LOGGER.warning("%s: complete at epoch %d; a larger max_epochs or early_stopping goes on", path, epoch)
+            engine.add_event_handler(Events.STARTED, self._end, epoch)
         if not isinstance(scheduler, ReduceLROnPlateau):
             for group, own in zip(optimizer.param_groups, options, strict=True):
                 group.update(own)
@@ -192,7 +225,20 @@ class Checkpoints:
                 for _ in range(_steps_done(state["lr_scheduler"])):
                     scheduler.step()
         engine.state.epoch = epoch
-        engine.state.iteration = epoch * engine.state.epoch_length
+        engine.state.iteration = epoch * length
+
+    def _check_description(self) -> None:
+        """Refuse to go on with other values than those that ``model.json`` holds, but for what only inference needs."""
+        path = self.folder / FILE_NAME
+        earlier = dict(load_description(path)) if settled(path).is_file() else {}
+        for name, value in json.loads(json.dumps(self.description)).items():
+            free = name in _FREE or (name == "network" and earlier.get(name) is None)
+            if not free and name in earlier and earlier[name] != value:
+                raise ValueError(f"{path} has {name}={earlier[name]!r}, and this training {value!r}")
+
+    def _end(self, engine: Engine, epoch: int) -> None:
+        engine.state.epoch = epoch  # which ignite has set to 0 where nothing is left to do
+        engine.terminate()
 
     def _save(self, engine: Engine) -> None:
         if self._validated:
@@ -214,19 +260,69 @@ class Checkpoints:
         self._write({"last.pt": {**state, "best": self.best, "waited": self.waited, "epoch": engine.state.epoch}})
 
     def _write(self, files: Mapping[str, Any]) -> None:
-        """Write all drafts first, then give them their names."""
-        if idist.get_rank() != 0:
-            return
-        for name, content in files.items():
-            draft = self.folder / f"{name}.tmp"
-            if name.endswith(".json"):
-                draft.write_text(json.dumps(content, indent=4) + "\n", encoding="utf-8")
-            else:
-                torch.save(content, draft)
-        for name in files:
-            (self.folder / f"{name}.tmp").replace(self.folder / name)
+        if idist.get_rank() == 0:
+            write_whole({self.folder / name: partial(_write_content, content) for name, content in files.items()})
 
 
-def _steps_done(schedule: dict[str, Any]) -> int:
+def _write_content(content: Any, path: Path) -> None:
+    if path.suffix == ".json":
+        path.write_text(json.dumps(content, indent=4) + "\n", encoding="utf-8")
+    else:
+        torch.save(content, path)
+
+
+def _check_progress(state: Any, length: int) -> None:
+    """Raise if ``last.pt`` does not say how far a training of so many iterations per epoch has come."""
+    for name, part in {"content": state, **{name: state[name] for name in _PARTS if isinstance(state, dict)}}.items():
+        if not isinstance(part, dict):
+            raise ValueError(f"its {name} must be a dictionary, got {type(part).__name__}")
+    for name, least in (("epoch", 1), ("waited", 0)):
+        if type(state[name]) is not int or state[name] < least:
+            raise ValueError(f"{name} must be a whole number from {least}, got {state[name]!r}")
+    if not isinstance(state["best"], float) or math.isnan(state["best"]):
+        raise ValueError(f"best must be a number, got {state['best']!r}")
+    steps, most = _steps_done(state["lr_scheduler"]), state["epoch"] * length
+    if type(steps) is not int or not 0 <= steps <= most:
+        raise ValueError(f"the steps of its schedule must be a whole number up to {most}, got {steps!r}")
+
+
+def _steps_done(schedule: Any) -> Any:
     """How often the schedule of a state dict was stepped; one that chains others counts nothing itself."""
-    return int(schedule["last_epoch"]) if "last_epoch" in schedule else _steps_done(schedule["_schedulers"][0])
+    while "last_epoch" not in schedule and "_schedulers" in schedule:
+        schedule = schedule["_schedulers"][0]
+    return schedule["last_epoch"]
+
+
+def _sentence(error: Exception) -> str:
+    """The message of an error in one line; a missing entry has only its name."""
+    return f"it has no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
+
+
+def _check_labels(training: Any, validation: Any) -> None:
+    """Refuse validation images that are all of one class, and warn of classes that no image of the training has."""
+    masks = getattr(validation, "dataset", None)
+    if isinstance(masks, CacheDataset):  # in memory already; each process has a share
+        items = (masks[index] for index in range(len(masks)))
+        found = [bool((item["label"] > 0).any()) for item in items if "label" in item]
+        if not idist.all_reduce(int(any(found) or not found)):
+            raise ValueError("no validation mask has any foreground, so no epoch can be chosen by them")
+    for loader in (validation, training):
+        data = getattr(loader, "dataset", None)
+        if not isinstance(data, LabelledImages):
+            continue
+        task, names = data.info.task, data.info.class_names
+        labels = data.labels.cpu().numpy()
+        truth = labels > 0.5 if labels.ndim == 2 else labels[:, None] == np.arange(len(names))
+        there = truth.any(axis=0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            alike = math.isnan(area_under_curve(np.zeros(truth.shape), labels, task))
+        if alike and loader is validation:
+            raise ValueError(
+                f"all {len(labels)} validation images of {data.info.name!r} have the same class "
+                f"({listed([*np.array(names)[there]])}), so no epoch can be chosen by them; some must be of another class"
+            )
+        if loader is training and not there.all() and idist.get_rank() == 0:
+            _LOGGER.warning(
+                "none of the %d training images is of class %s", len(labels), listed([*np.array(names)[~there]])
+            )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,10 @@ BASIC = {"block": "basic", "layers": [1, 1, 1, 1], "block_inplanes": [4, 4, 4, 4
             {"spatial_dims": 2, "in_channels": 1, "num_classes": 3, "width": 4, "conv": ["harmonic", {"orders": [1]}]},
         ),
         ("monai.networks.nets.ResNet", {**BASIC, "spatial_dims": 3, "n_input_channels": 1, "num_classes": 2}),
+        ("monai_sre.nets.sre_resnet18", {"spatial_dims": 2, "in_channels": 1, "num_classes": 2, "width": 4}),
+        ("monai.networks.nets.MedNeXtS", {"spatial_dims": 2, "in_channels": 1}),
     ],
-    ids=["SREResNet", "ResNet"],
+    ids=["SREResNet", "ResNet", "a function of ours", "a function of MONAI"],
 )
 def test_a_network_is_built_again_from_its_description(tmp_path: Path, target: str, arguments: dict[str, Any]) -> None:
     network = make_network(target, **arguments)
@@ -45,7 +48,7 @@ def test_a_network_is_built_again_from_its_description(tmp_path: Path, target: s
     assert (model["epoch"], model["metrics"]) == (3, {"val_auc": 0.9, "val_loss": None})
     twin = load_network(path)
     twin.load_state_dict(network.state_dict())
-    x = torch.randn(2, 1, *[12] * arguments["spatial_dims"])
+    x = torch.randn(2, 1, *[16] * arguments["spatial_dims"])
     torch.testing.assert_close(twin.eval()(x), network.eval()(x), rtol=0, atol=0)
     assert network_entry(copy.deepcopy(network)) == network_entry(network)
 
@@ -105,14 +108,37 @@ def test_only_what_json_can_hold_describes_a_model() -> None:
         ('{"network": {"_target_": "monai_sre.nets.Nothing"}}', ValueError, "the network cannot be built"),
         ('{"network": {"_target_": "monai_sre.nets.SREResNet", "spatial_dims": 7}}', ValueError, "cannot be built"),
         ('{"size": 28}', ValueError, "model.json has no 'network'; it holds size"),
+        ('{"task": null}', ValueError, "model.json is no description of a model: task must be a text, got None"),
+        ('{"class_names": "ab"}', ValueError, "class_names must be a list of names, got 'ab'"),
+        ('{"class_names": [["a"]]}', ValueError, r"class_names must be a list of names, got \[\['a'\]\]"),
+        ('{"spatial_dims": "2"}', ValueError, "spatial_dims must be 2 or 3, got '2'"),
+        ('{"axcodes": 3}', ValueError, "axcodes must be null or a text, got 3"),
+        ('{"pixdim": ["a"]}', ValueError, r"pixdim must be null or a list of numbers, got \['a'\]"),
+        ('{"num_channels": 0}', ValueError, "num_channels must be a whole number from 1, got 0"),
+        (
+            '{"network": {"_target_": "os.mkdir", "path": "run"}}',
+            ValueError,
+            "os.mkdir is no nn.Module and no function",
+        ),
+        (
+            '{"network": {"_target_": "torch.hub.load", "repo_or_dir": "a/b"}}',
+            ValueError,
+            "torch.hub.load is no nn.Mod",
+        ),
+        ('{"network": {"_target_": "pathlib.Path"}}', ValueError, "pathlib.Path is no nn.Module"),
     ],
 )
-def test_a_damaged_description(tmp_path: Path, content: str | None, error: type[Exception], message: str) -> None:
+def test_a_damaged_description(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str | None, error: type[Exception], message: str
+) -> None:
+    """Which runs nothing, either."""
     path = tmp_path / "model.json"
+    monkeypatch.chdir(tmp_path)
     if content is not None:
         path.write_text(content)
     with pytest.raises(error, match=message):
         load_description(path).network()
+    assert not (tmp_path / "run").exists()
 
 
 def weights(kind: str, path: Path) -> None:
@@ -121,6 +147,12 @@ def weights(kind: str, path: Path) -> None:
         path.write_text("no weights")
     elif kind == "empty":
         path.touch()
+    elif kind == "pickle":
+        path.write_bytes(pickle.dumps(other))
+    elif kind == "one bit":
+        torch.save({"weight": torch.full((1, 3), 2.0), "bias": torch.ones(1)}, path)
+        two, four = (torch.full((3,), value).numpy().tobytes() for value in (2.0, 4.0))
+        path.write_bytes(path.read_bytes().replace(two, four))
     elif kind == "list":
         torch.save([torch.ones(1)], path)
     elif kind == "names":
@@ -137,7 +169,9 @@ def weights(kind: str, path: Path) -> None:
         ("missing", "model.pt is missing"),
         ("text", "model.pt cannot be read as weights"),
         ("empty", "model.pt cannot be read as weights"),
-        ("list", "model.pt holds no state dict"),
+        ("pickle", "model.pt cannot be read as weights"),
+        ("one bit", "model.pt cannot be read as weights"),
+        ("list", "model.pt does not fit the network: it must hold a state dict of tensors"),
         ("names", "model.pt does not fit the network: weight is not in it; and 1 more differences"),
         ("integers", "weight holds torch.int64, the network's is torch.float32"),
         ("shape", r"weight has shape \(1, 2\), the network's is \(1, 3\)"),

@@ -121,6 +121,19 @@ def test_the_last_line_of_a_command_is_the_cause_and_nothing_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_last_line_is_our_sentence_where_that_of_a_library_lies_behind_it(tmp_path: Path) -> None:
+    (tmp_path / "model.json").write_bytes((BUNDLE / "models/model.json").read_bytes())
+    (tmp_path / "model.pt").touch()
+    run = [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(BUNDLE / "configs/inference.json")]
+    run += ["--ckpt_dir", str(tmp_path), "--input", str(BUNDLE / "docs")]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(run, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=200)
+    assert done.stderr.strip().splitlines()[-1] == (
+        f"ValueError: {tmp_path / 'model.pt'} cannot be read as weights (EOFError); "
+        "expected tensors, as torch.save writes them"
+    )
+
+
 def test_all_options_of_the_configs_have_a_kind() -> None:
     """And those that stand beside them in the configs, but for structures, are checked."""
     for path in sorted((ROOT / "bundles").glob("*/configs/*.json")):

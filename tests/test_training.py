@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import multiprocessing
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,12 +14,14 @@ import ignite.distributed as idist
 import pytest
 import torch
 from ignite.engine import Engine, Events
+from monai.data import CacheDataset, DataLoader
 from monai.optimizers import WarmupCosineSchedule
 from torch import nn
 from torch.optim import lr_scheduler as schedules
 
 import monai_sre
-from monai_sre.description import make_network, network_entry
+from monai_sre.data import BatchLoader, DatasetInfo, LabelledImages
+from monai_sre.description import load_description, make_network, network_entry
 from monai_sre.nets import SREUNet
 from monai_sre.training import AutocastInferer, Checkpoints, EpochSeed
 
@@ -52,6 +56,8 @@ def run_epochs(
         folder, network, optimizer, scheduler, validator, "score", description, resume, patience, overwrite
     )
     saver.attach(trainer)
+    trainer.ended = []  # type: ignore[attr-defined]
+    trainer.add_event_handler(Events.COMPLETED, lambda engine: engine.ended.append(engine.state.epoch))
     trainer.run([0], max_epochs=len(scores))
     return trainer, saver
 
@@ -150,6 +156,239 @@ def test_a_new_training_replaces_no_other_one_untold(tmp_path: Path) -> None:
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
     run_epochs(tmp_path, [0.5], overwrite=True)
     assert saved_weight(tmp_path) == saved_weight(tmp_path, "last.pt") == 1.0
+
+
+def without(name: str) -> Callable[[dict[str, Any]], Any]:
+    return lambda state: {key: value for key, value in state.items() if key != name}
+
+
+def with_(name: str, value: Any) -> Callable[[dict[str, Any]], Any]:
+    return lambda state: {**state, name: value}
+
+
+def weight(value: torch.Tensor, name: str = "weight") -> Callable[[dict[str, Any]], Any]:
+    return lambda state: {**state, "network": {name: value}}
+
+
+DAMAGED: dict[str, tuple[Any, str]] = {
+    "empty": (b"", "cannot be read as weights"),
+    "text": (b"no checkpoint", "cannot be read as weights"),
+    "half": (lambda content: content[: len(content) // 2], "cannot be read as weights"),
+    "one byte": (lambda content: content.replace(b"\x00\x00\x00@", b"\x00\x00\x00A", 1), "cannot be read as weights"),
+    "pickle": (lambda state: {**state, "best": Path("x")}, "cannot be read as weights"),
+    "list": (lambda state: [1], "its content must be a dictionary, got list"),
+    "no network": (without("network"), "it has no 'network'"),
+    "no optimizer": (without("optimizer"), "it has no 'optimizer'"),
+    "no schedule": (without("lr_scheduler"), "it has no 'lr_scheduler'"),
+    "no best": (without("best"), "it has no 'best'"),
+    "no epoch": (without("epoch"), "it has no 'epoch'"),
+    "epoch x": (with_("epoch", "x"), "epoch must be a whole number from 1, got 'x'"),
+    "epoch -3": (with_("epoch", -3), "epoch must be a whole number from 1, got -3"),
+    "epoch NaN": (with_("epoch", float("nan")), "epoch must be a whole number from 1, got nan"),
+    "epoch 1.5": (with_("epoch", 1.5), "epoch must be a whole number from 1, got 1.5"),
+    "epoch true": (with_("epoch", True), "epoch must be a whole number from 1, got True"),
+    "waited -1": (with_("waited", -1), "waited must be a whole number from 0, got -1"),
+    "best NaN": (with_("best", float("nan")), "best must be a number, got nan"),
+    "best text": (with_("best", "0.9"), "best must be a number, got '0.9'"),
+    "schedule 10^12": (
+        with_("lr_scheduler", {"last_epoch": 10**12}),
+        "must be a whole number up to 2, got 1000000000000",
+    ),
+    "schedule x": (with_("lr_scheduler", {"last_epoch": "x"}), "must be a whole number up to 2, got 'x'"),
+    "schedule empty": (with_("lr_scheduler", {}), "it has no 'last_epoch'"),
+    "schedule list": (with_("lr_scheduler", [1]), "its lr_scheduler must be a dictionary, got list"),
+    "shape": (weight(torch.ones(2, 1)), "weight has shape (2, 1), the network's is (1, 1)"),
+    "name": (weight(torch.ones(1, 1), "kernel"), "weight is not in it; and 1 more differences"),
+    "integers": (weight(torch.ones(1, 1, dtype=torch.int64)), "weight holds torch.int64"),
+    "no tensor": (weight("x"), "it must hold a state dict of tensors"),  # type: ignore[arg-type]
+    "optimizer empty": (with_("optimizer", {}), "it has no 'param_groups'"),
+    "optimizer text": (with_("optimizer", "x"), "its optimizer must be a dictionary, got str"),
+    "no groups": (with_("optimizer", {"state": {}, "param_groups": []}), "different number of parameter groups"),
+    "other optimizer": (
+        with_("optimizer", torch.optim.Adam([torch.nn.Parameter(torch.ones(1, 1))]).state_dict()),
+        "its optimizer is no SGD: it has amsgrad; betas; ",
+    ),
+}
+
+
+@pytest.mark.parametrize(("damage", "message"), DAMAGED.values(), ids=DAMAGED)
+def test_a_damaged_checkpoint_is_named_and_nothing_is_lost(tmp_path: Path, damage: Any, message: str) -> None:
+    run_epochs(tmp_path, [0.1, 0.9])
+    path = tmp_path / "last.pt"
+    content = path.read_bytes()
+    if isinstance(damage, bytes):
+        path.write_bytes(damage)
+    else:
+        try:
+            torch.save(damage(torch.load(path, weights_only=True)), path)
+        except (AttributeError, TypeError):
+            path.write_bytes(damage(content))
+    assert path.read_bytes() != content
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    with pytest.raises(ValueError, match=r"last\.pt") as caught:
+        run_epochs(tmp_path, [0.1, 0.9, 0.5], resume=True)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "refused"),
+    [
+        ({"class_names": ["a", "c"]}, r"model\.json has class_names=\['a', 'b'\], and this training \['a', 'c'\]"),
+        ({"size": 32}, r"model\.json has size=28, and this training 32"),
+        ({"intensity_range": [0, 9]}, r"model\.json has intensity_range=None, and this training \[0, 9\]"),
+        ({"data": "elsewhere.json", "roi_size": 64}, ""),
+    ],
+    ids=["classes", "size", "intensities", "what may change"],
+)
+def test_a_training_does_not_go_on_as_another(tmp_path: Path, changes: dict[str, Any], refused: str) -> None:
+    values = {"class_names": ("a", "b"), "size": 28, "intensity_range": None, "data": "mine.json", "roi_size": 32}
+    run_epochs(tmp_path, [0.1], description=values)
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    if refused:
+        with pytest.raises(ValueError, match=refused):
+            run_epochs(tmp_path, [0.1, 0.2], description={**values, **changes}, resume=True)
+        assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+    else:
+        run_epochs(tmp_path, [0.1, 0.2], description={**values, **changes}, resume=True)
+        assert load_description(tmp_path / "model.pt")["data"] == "elsewhere.json"
+
+
+def test_a_complete_training_resumes_to_its_end(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As one that was killed before its picture: no epoch is trained, and all that runs at the end does."""
+    run_epochs(tmp_path, [0.1, 0.9])
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    trainer, _ = run_epochs(tmp_path, [0.1, 0.9], resume=True)
+    assert trainer.state.epoch == 2
+    assert trainer.ended == [2]  # type: ignore[attr-defined]
+    assert "last.pt: complete at epoch 2; a larger max_epochs or early_stopping goes on" in caplog.text
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+    with pytest.raises(ValueError, match="holds a training of 2 epochs, more than max_epochs=1"):
+        run_epochs(tmp_path, [0.1], resume=True)
+
+
+def test_a_training_that_was_stopped_early_resumes_to_its_end(tmp_path: Path) -> None:
+    scores = [0.5, 0.4, 0.3, 0.9]
+    run_epochs(tmp_path, scores, patience=2)
+    trainer, _ = run_epochs(tmp_path, scores, patience=2, resume=True)
+    assert (trainer.state.epoch, saved_weight(tmp_path)) == (3, 1.0)
+    trainer, _ = run_epochs(tmp_path, scores, patience=3, resume=True)
+    assert (trainer.state.epoch, saved_weight(tmp_path)) == (4, 4.0)
+
+
+def test_an_end_between_weights_and_description_leaves_a_pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The training is killed after the weights got their name, and goes on."""
+    rename = Path.replace
+
+    def stop(self: Path, target: Path) -> Path:
+        if target.name == "model.json" and saved_weight(tmp_path) == 2.0:
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "replace", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run_epochs(tmp_path, [0.1, 0.9])
+    monkeypatch.undo()
+    assert saved_weight(tmp_path) == 2.0
+    assert json.loads((tmp_path / "model.json").read_text())["epoch"] == 1
+    assert load_description(tmp_path / "model.pt")["epoch"] == 2
+    run_epochs(tmp_path, [0.1, 0.05], resume=True)  # where the same epoch scores otherwise
+    assert (
+        load_description(tmp_path / "model.pt")["epoch"] == json.loads((tmp_path / "model.json").read_text())["epoch"]
+    )
+    assert saved_weight(tmp_path) == 2.0
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["last.pt", "model.json", "model.pt"]
+
+
+def killed_at(step: int, folder: Path, scores: list[float]) -> None:
+    """Train, and end the process before it settles a draft on the disk, or gives it its name, after that many such steps."""
+    left = iter(range(step, -1, -1))
+    for place, name in ((os, "fsync"), (Path, "replace")):
+        real = getattr(place, name)
+
+        def counted(*arguments: Any, real: Any = real) -> Any:
+            return real(*arguments) if next(left) else os._exit(9)
+
+        setattr(place, name, counted)
+    run_epochs(folder, scores)
+
+
+def test_a_kill_at_any_step_of_a_save_loses_nothing(tmp_path: Path) -> None:
+    scores = [0.1, 0.9, 0.5, 0.95]  # the weight of the network is the number of its epoch
+    run_epochs(tmp_path / "whole", scores)
+    whole = {path.name: path.read_bytes() for path in (tmp_path / "whole").glob("*.json")}
+    for step in range(3 * 6 + 2):  # three epochs with a new model and one without
+        folder = tmp_path / str(step)
+        process = multiprocessing.get_context("fork").Process(target=killed_at, args=(step, folder, scores))
+        process.start()
+        process.join()
+        assert process.exitcode == 9
+        if (folder / "model.pt").exists():
+            assert load_description(folder / "model.pt")["epoch"] == saved_weight(folder)
+        run_epochs(folder, scores, resume=(folder / "last.pt").exists())
+        assert (saved_weight(folder), saved_weight(folder, "last.pt")) == (4.0, 4.0)
+        assert {path.name: path.read_bytes() for path in folder.glob("*.json")} == whole
+        assert sorted(path.name for path in folder.iterdir()) == ["last.pt", "model.json", "model.pt"]
+
+
+def test_a_folder_of_checkpoints_that_takes_no_files_is_named(tmp_path: Path) -> None:
+    (tmp_path / "models").write_text("a file")
+    with pytest.raises(OSError, match=r"ckpt_dir='.*models' is no folder that can be written to: "):
+        run_epochs(tmp_path / "models", [0.1])
+
+
+TASKS = {
+    "binary-class": ([[0, 1, 0], [1, 1, 1]], "c1"),
+    "multi-class": ([[0, 1, 2], [2, 2, 2]], "c2"),
+    "multi-label, binary-class": ([[[0, 1], [1, 0], [1, 1]], [[1, 0], [1, 0], [1, 0]]], "c0"),
+}
+
+
+@pytest.mark.parametrize(("task", "labels", "name"), [(task, *rest) for task, rest in TASKS.items()], ids=TASKS)
+def test_validation_of_one_class_is_refused_before_the_first_step(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, task: str, labels: list[Any], name: str
+) -> None:
+    names = tuple(f"c{number}" for number in range(3 if task == "multi-class" else 2))
+    info = DatasetInfo("toy", 2, 4, task, 1, len(names), names)
+    good, bad = (BatchLoader(LabelledImages(torch.zeros(3, 1, 4, 4), torch.tensor(each), info)) for each in labels)
+
+    def attach(training: BatchLoader, validation: BatchLoader, folder: Path) -> None:
+        network = torch.nn.Linear(1, 1)
+        optimizer = torch.optim.SGD(network.parameters(), lr=1.0)
+        trainer, validator = (Engine(lambda *_: None) for _ in range(2))
+        trainer.data_loader, validator.data_loader = training, validation  # type: ignore[attr-defined]
+        schedule = schedules.ConstantLR(optimizer)
+        Checkpoints(folder, network, optimizer, schedule, validator, "val_auc").attach(trainer)
+
+    with pytest.raises(ValueError, match=rf"^all 3 validation images of 'toy' have the same class \({name}\)"):
+        attach(good, bad, tmp_path / "models")
+    assert not (tmp_path / "models").exists()
+    attach(good, good, tmp_path / "models")
+    assert not caplog.records
+    attach(bad, good, tmp_path / "models")
+    missing = "; ".join(each for each in names if each != name)
+    assert caplog.messages == [f"none of the 3 training images is of class {missing}"]
+
+
+def test_validation_masks_without_foreground_are_refused_before_the_first_step(tmp_path: Path) -> None:
+    network = torch.nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(network.parameters(), lr=1.0)
+    for value in (1, 0):
+        trainer, validator = (Engine(lambda *_: None) for _ in range(2))
+        masks = CacheDataset(
+            [{"label": torch.full((1, 2, 2), -value)}, {"label": torch.eye(2)[None] * value}], progress=False
+        )
+        validator.data_loader = DataLoader(masks)  # type: ignore[attr-defined]
+        saver = Checkpoints(
+            tmp_path / str(value), network, optimizer, schedules.ConstantLR(optimizer), validator, "dice"
+        )
+        if value:
+            saver.attach(trainer)
+        else:
+            with pytest.raises(ValueError, match="no validation mask has any foreground"):
+                saver.attach(trainer)
+    assert [path.name for path in tmp_path.iterdir()] == ["1"]
 
 
 def test_nothing_is_chosen_by_nan(tmp_path: Path) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from monai.data import Dataset, MetaTensor
+from monai.transforms import TraceableTransform, Transform
+from monai.utils import TraceKeys
 
 from monai_sre.data.reader import IMAGE_ENDINGS, is_foreign
 
@@ -65,6 +67,9 @@ def _is_hidden(path: Path) -> bool:
 
 def earlier_outputs(folder: Path) -> set[Path]:
     """What inferences have written below a folder and nobody has changed since: resolved paths, by the list kept there.
+
+    Raises:
+        ValueError: the list is damaged; the message names it.
 
     Example:
         >>> import tempfile
@@ -149,15 +154,32 @@ class ImageFiles(Dataset):
     ) -> None:
         super().__init__(data=find_images(data), transform=transform)
         self.names = relative_names(self.data)
+        self._ids = {id(part): id(part) for part in _traceable(transform)}
         self.empty = MetaTensor(torch.zeros(num_channels, *[size] * spatial_dims))
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """In a worker that was not forked, keep the ids of the first process: by them MONAI finds what undoes a transform."""
+        self.__dict__.update(state)
+        self._ids = dict(zip(map(id, _traceable(self.transform)), state["_ids"].values(), strict=True))
 
     def _transform(self, index: int) -> Any:
         path = str(self.data[index])
         try:
             image, error = self.transform({"image": path})["image"], ""
+            for applied in getattr(image, "applied_operations", []):
+                applied[TraceKeys.ID] = self._ids.get(applied[TraceKeys.ID], applied[TraceKeys.ID])
         except Exception as problem:  # each reader has its own exceptions for a damaged file
             image, error = self.empty, _sentence(path, problem)
         return {"image": image, "path": path, "name": self.names[index], "error": error}
+
+
+def _traceable(part: Any) -> Iterator[TraceableTransform]:
+    """A transform, and those within it, that leave their id in what they are applied to."""
+    if isinstance(part, TraceableTransform):
+        yield part
+    within = part if isinstance(part, (list, tuple)) else vars(part).values() if isinstance(part, Transform) else ()
+    for item in within:
+        yield from _traceable(item)
 
 
 def _sentence(path: str, problem: BaseException) -> str:

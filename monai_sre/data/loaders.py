@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -190,7 +191,9 @@ class BatchLoader:
 class EpochLoader(DataLoader):
     """MONAI's ``DataLoader`` in a random order, reproducible from any epoch on: a resumed run sees what a whole one does.
 
-    :class:`monai_sre.training.EpochSeed` tells it the epoch.
+    Each item is drawn with a seed of its own, made of ``seed``, the epoch, the rank and the item's place in the epoch: with
+    any number of worker processes, however they are started and however long they live, the batches are the same.
+    :class:`monai_sre.training.EpochSeed` tells it the epoch; without that, each iteration counts as one epoch, from 0.
 
     Args:
         dataset: a MONAI data set with a ``transform``.
@@ -225,27 +228,56 @@ class EpochLoader(DataLoader):
         )
         if len(dataset) * repeats < batch_size:
             raise ValueError(
-                f"{len(dataset)} items with repeats={repeats} do not fill one batch of batch_size={batch_size}"
+                f"{len(dataset)} images with repeats={repeats} (patches_per_image of a bundle) do not fill one batch of "
+                f"batch_size={batch_size}"
             )
-        self._seed = seed
-        self._rank = process_place()[0] if rank is None else rank
-        order = _EpochOrder(len(dataset), repeats, seed)
-        super().__init__(dataset, batch_size=batch_size, sampler=order, drop_last=True, **options)
+        order = _EpochOrder(len(dataset), repeats, seed, process_place()[0] if rank is None else rank)
+        # A generator of its own, as the seed of the workers is drawn from it and not from the numbers of the training.
+        options = {"generator": torch.Generator().manual_seed(seed), **options}
+        super().__init__(_SeededItems(dataset), batch_size=batch_size, sampler=order, drop_last=True, **options)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose order and random numbers the next iteration uses."""
-        self.sampler.epoch = epoch  # type: ignore[attr-defined]
-        set_rnd(self.dataset.transform, mix_seed(self._seed, epoch, self._rank) % 2**32)  # type: ignore[attr-defined]
+        self.sampler.epoch = int(epoch)  # type: ignore[attr-defined]
 
 
-class _EpochOrder(Sampler[int]):
-    def __init__(self, size: int, repeats: int, seed: int) -> None:
-        self.size, self.repeats, self.seed, self.epoch = size, repeats, seed, 0
+class _EpochOrder(Sampler[tuple[int, int]]):
+    """Index and seed of each item of an epoch."""
+
+    def __init__(self, size: int, repeats: int, seed: int, rank: int) -> None:
+        self.size, self.repeats, self.seed, self.rank, self.epoch = size, repeats, seed, rank, 0
 
     def __len__(self) -> int:
         return self.size * self.repeats
 
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(mix_seed(self.seed, self.epoch))
-        for _ in range(self.repeats):
-            yield from torch.randperm(self.size, generator=generator).tolist()
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        epoch, self.epoch = self.epoch, self.epoch + 1
+        generator = torch.Generator().manual_seed(mix_seed(self.seed, epoch))
+        order = torch.cat([torch.randperm(self.size, generator=generator) for _ in range(self.repeats)])
+        for place, index in enumerate(order.tolist()):
+            yield index, mix_seed(self.seed, epoch, self.rank, place) % 2**32
+
+
+class _SeededItems(Dataset):
+    """Items of another data set, each drawn with a seed for its transforms and for the generators of the process."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        super().__init__(dataset.data, dataset.transform)
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, chosen: Any) -> Any:
+        index, seed = chosen
+        states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+        try:
+            random.seed(seed)
+            np.random.seed(seed)  # noqa: NPY002
+            torch.default_generator.manual_seed(seed)
+            set_rnd(self.transform, seed)
+            return self.dataset[index]
+        finally:  # the training's own numbers go on as if nothing had been drawn
+            random.setstate(states[0])
+            np.random.set_state(states[1])  # noqa: NPY002
+            torch.set_rng_state(states[2])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import InvertibleTransform, MapTransform
 from monai.utils import TraceKeys, convert_to_tensor
+from PIL import ExifTags, Image
 from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional
@@ -33,6 +35,7 @@ __all__ = [
     "scale_to_unit",
 ]
 
+_LOGGER = logging.getLogger(__name__)
 #: Share of the foreground that may lie outside of a field of view.
 _OUTSIDE = 0.05
 #: Endings of pictures that keep their pixels as they are, and of those that blur them.
@@ -256,6 +259,7 @@ class ClassMapd(MapTransform):
 
     With two classes the background is 0 and the foreground any other value (1, 255, grey or RGB). A picture whose edges are
     blurred, as JPEG leaves them, is split at half of its largest value. With more classes, the values are the class numbers.
+    A picture and its mask that are turned by different EXIF orientations are logged as a warning.
 
     Args:
         keys: of the masks, shape ``(C, *spatial)``.
@@ -281,9 +285,13 @@ class ClassMapd(MapTransform):
         image = d[self.image_key]
         for key in self.key_iterator(d):
             mask, name = d[key], _name(d[key], key)
+            turned = _turned_apart(_name(image, self.image_key), name)
             if mask.shape[1:] != image.shape[1:]:
-                raise ValueError(
-                    f"{name} has shape {tuple(mask.shape[1:])} and its image {tuple(image.shape[1:])}; they must be alike"
+                shapes = f"shape {tuple(mask.shape[1:])} and its image {tuple(image.shape[1:])}"
+                raise ValueError(f"{name} has {shapes}; they must be alike{turned}")
+            if turned:
+                _LOGGER.warning(
+                    "%s%s; if it was not drawn on the picture as displayed, remove the orientation", name, turned
                 )
             _check_place(image, mask, name)
             if not bool(mask.isfinite().all()):
@@ -302,6 +310,20 @@ class ClassMapd(MapTransform):
                 )
             d[key] = mask
         return d
+
+
+def _turned_apart(image: str, mask: str) -> str:
+    """What to add to a message where an image and its mask are turned by different EXIF orientations."""
+    found = []
+    for name in (image, mask):
+        try:
+            with Image.open(name) as picture:
+                found.append(picture.getexif().get(ExifTags.Base.Orientation, 1))
+        except Exception:  # no picture, or none that Pillow opens
+            found.append(1)
+    if found[0] == found[1]:
+        return ""
+    return f": the EXIF orientation of the image is {found[0]}, that of the mask {found[1]}"
 
 
 def _two_classes(mask: Tensor, name: str) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from monai_sre.data.geometry import rotate_batch
 from monai_sre.evaluation.activation import ClassActivation
+from monai_sre.files import write_whole
 from monai_sre.symmetry.rotation import disc, rotate
 
 if TYPE_CHECKING:
@@ -39,7 +41,7 @@ def _save(figure: Figure, path: str | Path, dpi: int) -> None:
     """As a picture in which names are shown as they are: a dollar sign starts no formula."""
     for text in figure.findobj(lambda artist: hasattr(artist, "set_parse_math")):
         text.set_parse_math(False)  # type: ignore[attr-defined]
-    figure.savefig(path, dpi=dpi)
+    write_whole({Path(path): partial(figure.savefig, dpi=dpi)})
 
 
 def draw_curves(rows: Sequence[Mapping[str, Any]], path: Path) -> None:

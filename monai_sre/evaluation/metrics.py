@@ -15,6 +15,7 @@ from skimage.morphology import skeletonize
 from torch import Tensor
 
 from monai_sre.data.info import MULTI_LABEL, TASKS
+from monai_sre.ops.arguments import listed
 
 MAP_METRICS = ("Dice", "AUC", "sensitivity", "specificity", "clDice")
 NAN = float("nan")
@@ -89,9 +90,7 @@ def accuracy(scores: np.ndarray, labels: np.ndarray, task: str) -> float:
     return float((scores.argmax(axis=1) == labels).mean())
 
 
-def area_under_curve(
-    scores: np.ndarray, labels: np.ndarray, task: str, class_names: Sequence[str] | None = None
-) -> float:
+def area_under_curve(scores: np.ndarray, labels: np.ndarray, task: str, class_names: Sequence[str] = ()) -> float:
     """Area under the ROC curve (Yang et al., 2023): of the last class if binary, else the mean over classes or labels.
 
     A class that no sample, or every sample, belongs to has no curve: it is left out of the mean, with a warning. NaN if
@@ -119,10 +118,9 @@ def area_under_curve(
         truth[:, -1] = labels == 1
     chosen = [number - 1] if task == "binary-class" else range(number)
     areas = {index: _area(truth[:, index], scores[:, index]) for index in chosen}
-    missing = [index for index, area in areas.items() if np.isnan(area)]
+    missing = [str(class_names[index] if class_names else index) for index, area in areas.items() if np.isnan(area)]
     if missing:
-        names = [f"{index} ({class_names[index]!r})" if class_names else str(index) for index in missing]
-        warnings.warn(f"no ROC curve for class {', '.join(names)}: all samples agree on it", stacklevel=2)
+        warnings.warn(f"no ROC curve of class {listed(missing)}: it holds all samples, or none", stacklevel=2)
     return nan_mean(list(areas.values()))
 
 
@@ -262,7 +260,7 @@ class ClassificationScore(IgniteMetricHandler):
     Args:
         metric: ``"ACC"`` or ``"AUC"``.
         task: MedMNIST's name of the kind of task.
-        class_names: see :func:`area_under_curve`.
+        class_names: one per class, for warnings.
         output_transform: takes the engine's output to ``(scores, labels)``, as ``from_engine(["score", "label"])`` does.
 
     Raises:
@@ -282,7 +280,7 @@ class ClassificationScore(IgniteMetricHandler):
         metric: str,
         task: str,
         output_transform: Any = lambda output: output,
-        class_names: Sequence[str] | None = None,
+        class_names: Sequence[str] = (),
     ) -> None:
         computes: dict[str, Callable[..., float]] = {
             "ACC": accuracy,

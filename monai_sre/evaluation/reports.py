@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import csv
-import json
 import logging
-import math
-import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from itertools import chain, zip_longest
@@ -19,7 +16,6 @@ import torch
 from ignite.engine import Engine, Events
 from monai.utils import convert_to_tensor
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
 from monai_sre.data.info import MULTI_LABEL
 from monai_sre.evaluation.figures import draw_confusion, draw_curves, draw_maps
@@ -33,6 +29,7 @@ from monai_sre.evaluation.metrics import (
     nan_mean,
     scalar_metrics,
 )
+from monai_sre.files import writable_folder, write_csv, write_json
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -46,6 +43,10 @@ class LearningCurves:
         output_dir: folder of both files, created if need be.
         evaluator: the validation engine; its metrics that are numbers become columns in the epochs that it ran in.
         optimizer: its learning rate becomes a column.
+
+    Raises:
+        OSError: the folder cannot be written to; found out before any epoch.
+        ValueError: in a resumed run, ``metrics.csv`` does not hold the epochs so far; likewise.
 
     Example:
         >>> import tempfile
@@ -81,12 +82,30 @@ class LearningCurves:
             self.evaluator.add_event_handler(Events.COMPLETED, self._mark)
 
     def _start(self, engine: Engine) -> None:
-        self._rows, path = [], self.output_dir / "metrics.csv"
         if idist.get_rank() == 0:
             writable_folder(self.output_dir)
-        if engine.state.epoch > 0 and path.is_file():
-            with path.open(newline="") as file:
-                self._rows = [row for row in csv.DictReader(file) if int(row["epoch"]) <= engine.state.epoch]
+        self._rows = self._earlier(engine.state.epoch)
+
+    def _earlier(self, epoch: int) -> list[dict[str, Any]]:
+        """The rows in the file up to an epoch, one per epoch without a gap, all values numbers or empty."""
+        path = self.output_dir / "metrics.csv"
+        if epoch == 0 or not path.is_file():
+            return []
+        try:
+            with path.open(newline="", encoding="utf-8") as file:
+                rows: list[dict[str, Any]] = list(csv.DictReader(file, restval="no value", strict=True))
+            for row in rows:
+                for value in row.values():
+                    float(value or 0)  # of a row that is too long or too short: a list, or a word
+            rows = [row for row in rows if int(row["epoch"]) <= epoch]
+            numbers = [int(row["epoch"]) for row in rows]
+            if numbers != list(range(epoch - len(rows) + 1, epoch + 1)) or not rows:
+                raise ValueError(f"its epochs are {numbers}, and the training is at epoch {epoch}")
+        except (KeyError, TypeError, ValueError, csv.Error) as error:
+            raise ValueError(
+                f"{path} is no table of the epochs so far ({type(error).__name__}: {error}); move it away to go on without it"
+            ) from error
+        return rows
 
     def _collect(self, engine: Engine) -> None:
         output: Any = engine.state.output
@@ -108,9 +127,10 @@ class LearningCurves:
         if idist.get_rank() == 0:
             write_csv(self.output_dir / "metrics.csv", self._rows)
 
-    def _draw(self, _: Engine) -> None:
-        if idist.get_rank() == 0 and self._rows:
-            draw_curves(self._rows, self.output_dir / "learning_curves.png")
+    def _draw(self, engine: Engine) -> None:
+        rows = self._rows or self._earlier(engine.state.epoch)  # a training that was complete has no epoch of its own
+        if idist.get_rank() == 0 and rows:
+            draw_curves(rows, self.output_dir / "learning_curves.png")
 
 
 class _Report(ABC):
@@ -252,45 +272,3 @@ class SegmentationReport(_Report):
         draw_maps(self._shown, self.output_dir / "segmentations.png")
         shown = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
         _LOGGER.info("%d images: %s -> %s", len(items), shown, self.output_dir)
-
-
-def writable_folder(path: Path) -> Path:
-    """Create a folder and prove that it takes files, before a long run and not behind it.
-
-    Raises:
-        OSError: it does not; the message names it.
-
-    Example:
-        >>> import tempfile
-        >>> writable_folder(Path(tempfile.mkdtemp()) / "a/b").is_dir()
-        True
-    """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            pass
-    except OSError as error:
-        raise OSError(f"output_dir={str(path)!r} is no folder that can be written to: {error}") from error
-    return path
-
-
-def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Write rows with the union of their columns, whole or not at all."""
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    draft = path.with_suffix(".tmp")
-    with draft.open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(rows)
-    draft.replace(path)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write indented JSON, whole or not at all; NaN, which JSON does not know, becomes ``null``."""
-    draft = path.with_suffix(".tmp")
-    draft.write_text(json.dumps(tree_map(_finite, content), indent=2, allow_nan=False) + "\n")
-    draft.replace(path)
-
-
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value

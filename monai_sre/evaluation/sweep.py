@@ -28,8 +28,8 @@ from monai_sre.evaluation.metrics import (
     nan_mean,
     probabilities,
 )
-from monai_sre.evaluation.reports import writable_folder, write_csv, write_json
 from monai_sre.evaluation.windows import pad_around
+from monai_sre.files import writable_folder, write_csv, write_json
 from monai_sre.ops.arguments import as_flag
 from monai_sre.symmetry.error import undisturbed
 

@@ -19,10 +19,11 @@ from monai.utils import convert_to_tensor
 from torch import Tensor, nn
 
 from monai_sre.data.inference import earlier_outputs, note_output
-from monai_sre.data.info import MULTI_LABEL
+from monai_sre.data.info import MULTI_LABEL, TASKS
 from monai_sre.data.reader import is_nifti
 from monai_sre.evaluation.activation import ClassActivation
 from monai_sre.evaluation.windows import FileInferer
+from monai_sre.files import writable_folder, write_whole
 from monai_sre.ops.arguments import as_flag
 
 __all__ = ["FileTable", "PredictionWriter", "SegmentationWriter", "save_map"]
@@ -109,26 +110,33 @@ class FileTable(ABC):
         """Write a map where it belongs, and note it as an output.
 
         Raises:
-            OSError: see :meth:`claim`; or it cannot be written.
+            OSError: see :meth:`claim`; or it cannot be written, and is not there.
         """
         target = self.claim(name, ending, source)
-        save_map(values, Path(source), target, affine)
-        note_output(target, self.path.parent)
+        write_whole({target: lambda draft: save_map(values, Path(source), draft, affine)})
+        try:
+            note_output(target, self.path.parent)
+        except OSError:
+            target.unlink()  # which would be an input from now on
+            raise
         return target
 
     def _start(self, _: Engine) -> None:
         self.rows, self._claimed, self._written = [], set(), 0
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        writable_folder(self.path.parent)
         self._earlier = earlier_outputs(self.path.parent)
         self.path.write_text("")
 
     def _append(self, _: Engine) -> None:
         """Add the newest rows to the file: whatever stops the run, it holds all files so far."""
-        with self.path.open("a", newline="", encoding="utf-8", errors="surrogateescape") as file:
-            writer = csv.DictWriter(file, list(self.rows[0]))
-            if self._written == 0:
-                writer.writeheader()
-            writer.writerows(self.rows[self._written :])
+        try:
+            with self.path.open("a", newline="", encoding="utf-8", errors="surrogateescape") as file:
+                writer = csv.DictWriter(file, list(self.rows[0]))
+                if self._written == 0:
+                    writer.writeheader()
+                writer.writerows(self.rows[self._written :])
+        except OSError as error:
+            raise OSError(f"{self.path} cannot be written: {error}") from error
         self._written = len(self.rows)
 
     @abstractmethod
@@ -154,8 +162,8 @@ class PredictionWriter(FileTable):
 
     Raises:
         OSError: the folder cannot be written to; found out before any inference.
-        ValueError: ``activation_maps`` is no yes or no, the network has no such layer or is missing; or, at inference, it
-            does not give one score per class name.
+        ValueError: the task is unknown, ``activation_maps`` is no yes or no, the network has no such layer or is missing; or,
+            at inference, it does not give one score per class name.
     """
 
     def __init__(
@@ -169,6 +177,8 @@ class PredictionWriter(FileTable):
         preprocessing: InvertibleTransform | None = None,
     ) -> None:
         super().__init__(Path(output_dir) / "predictions.csv", preprocessing)
+        if task not in TASKS:
+            raise ValueError(f"task must be one of {TASKS}, got {task!r}")
         self.task, self.class_names = task, [str(name) for name in class_names]
         self.activation = None
         if as_flag("activation_maps", activation_maps):
@@ -180,10 +190,7 @@ class PredictionWriter(FileTable):
         batch: Any = engine.state.batch
         output: Any = engine.state.output
         scores = output["score"].cpu().numpy()
-        if scores.shape[1] != len(self.class_names):
-            raise ValueError(
-                f"class_names must be {scores.shape[1]} names, as the network says, got {self.class_names}"
-            )
+        _check_names(self.class_names, scores.shape[1])
         images = decollate_batch(output["image"]) if self.activation is not None else [None] * len(scores)
         columns = [batch[key] for key in ("path", "name", "error")]
         for image, score, path, name, error in zip(images, scores, *columns, strict=True):
@@ -228,6 +235,7 @@ class SegmentationWriter(FileTable):
 
     Raises:
         OSError: the folder cannot be written to; found out before any inference.
+        ValueError: at inference, the network does not give one score per class name.
     """
 
     def __init__(
@@ -253,6 +261,7 @@ class SegmentationWriter(FileTable):
                 error = f"{path}: the network gives NaN"
             shares = {f"share of {title}": "" for title in self.class_names[1:]}
             if not error:
+                _check_names(self.class_names, len(score))
                 try:
                     classes = self._classes(image, score)
                     row["output"] = str(self._save(classes, path, name))
@@ -316,6 +325,11 @@ def save_map(values: np.ndarray, source: Path, target: Path, affine: Tensor | No
         header["cal_min"] = header["cal_max"] = 0
         kind = nibabel.Nifti2Image if isinstance(header, nibabel.Nifti2Header) else nibabel.Nifti1Image
         nibabel.save(kind(values, image.affine, header), target)
+
+
+def _check_names(class_names: Sequence[str], count: int) -> None:
+    if len(class_names) != count:
+        raise ValueError(f"class_names must be {count} names, as the network says, got {list(class_names)}")
 
 
 def _cause(problem: BaseException) -> str:

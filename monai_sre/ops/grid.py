@@ -214,8 +214,14 @@ def spread_to(x: Tensor, spans: list[int], ends: list[int], value: float = 0.0, 
 
 
 def _middle(x: Tensor, axis: int, length: int, maximum: bool = False) -> Tensor:
-    rest, steps = x.size(axis) - length, torch.arange(length, device=x.device)
-    first, second = (x.index_select(axis, steps + start) for start in (rest // 2, (rest + 1) // 2))
+    """For ONNX: the middle of one axis, its neighbours joined whether it lies between pixels or not."""
+    starts = ((x.size(axis) - length) // 2, (x.size(axis) - length + 1) // 2)
+    if torch.jit.is_tracing():
+        x = x.movedim(axis, 0)
+        first, second = (x[start : start + length].movedim(0, axis) for start in starts)
+    else:  # where a slice would guard its ends, and so the sizes
+        steps = torch.arange(length, device=x.device)
+        first, second = (x.index_select(axis, steps + start) for start in starts)
     return torch.maximum(first, second) if maximum else (first + second) / 2
 
 

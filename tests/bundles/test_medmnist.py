@@ -91,19 +91,23 @@ def test_a_resumed_run_repeats_an_uninterrupted_one(toy_dir: Path, trained: dict
         torch.testing.assert_close(resumed, whole, rtol=0, atol=0)
 
 
-def test_resuming_what_is_complete_missing_or_damaged_is_refused(toy_dir: Path, tmp_path: Path) -> None:
+def test_resuming_what_is_missing_or_damaged_is_refused_and_what_is_complete_gets_its_picture(
+    toy_dir: Path, tmp_path: Path
+) -> None:
     options = {**toy(2, toy_dir), "output_dir": str(tmp_path), "max_epochs": 1}
     with pytest.raises(RuntimeError) as caught:
         train(2, **options, resume=True)
     assert "no last.pt" in causes(caught.value)
     train(2, **options)
-    with pytest.raises(RuntimeError) as caught:
-        train(2, **options, resume=True)
-    assert "complete at epoch 1" in causes(caught.value)
+    before = {name: (tmp_path / name).read_bytes() for name in ("metrics.csv", "models/last.pt", "models/model.pt")}
+    (tmp_path / "learning_curves.png").unlink()  # as if the process had been killed before
+    train(2, **options, resume=True)
+    assert (tmp_path / "learning_curves.png").is_file()
+    assert {name: (tmp_path / name).read_bytes() for name in before} == before
     (tmp_path / "models/last.pt").write_bytes(b"damaged")
     with pytest.raises(RuntimeError) as caught:
         train(2, **options, resume=True)
-    assert "cannot resume from" in causes(caught.value)
+    assert "last.pt cannot be read" in causes(caught.value)
 
 
 def test_early_stopping_ends_the_training(toy_dir: Path, tmp_path: Path) -> None:

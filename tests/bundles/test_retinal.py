@@ -104,6 +104,20 @@ def test_a_resumed_run_repeats_an_uninterrupted_one(eyes: Path, tmp_path: Path) 
     torch.testing.assert_close(*states, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("context", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
+def test_worker_processes_train_as_the_process_itself_does(
+    eyes: Path, trained: Path, tmp_path: Path, context: str
+) -> None:
+    """However they are started, and also when the training is resumed while they would have lived on."""
+    workers = {"num_workers": 1, "multiprocessing_context": context, "persistent_workers": True}
+    options = toy(eyes, **{f"train#dataloader#{name}": value for name, value in workers.items()})
+    options |= {f"validate#dataloader#{name}": value for name, value in workers.items()} if context == "spawn" else {}
+    options |= {"lr_scheduler#T_max": 4, "output_dir": str(tmp_path)}
+    run("train", **options, max_epochs=2)
+    run("train", **options, max_epochs=3, resume=True)
+    assert rows(tmp_path / "metrics.csv") == rows(trained / "metrics.csv")[:3]
+
+
 def test_a_datalist_takes_the_place_of_a_folder(eyes: Path, trained: Path, tmp_path: Path) -> None:
     """The same pairs listed give the same training."""
     numbers = {"training": range(6), "validation": range(6, 8), "test": range(8, 10)}

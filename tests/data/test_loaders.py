@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -103,10 +106,15 @@ def test_items_slices_and_arguments() -> None:
 # MONAI's loader -------------------------------------------------------------------------------------------------------
 
 
+def from_the_process(x: torch.Tensor) -> torch.Tensor:
+    """A transform that draws from the generators of its process."""
+    return x * (1 + torch.rand(1) / 999 + np.random.random() / 999 + random.random() / 999)  # noqa: NPY002
+
+
 def dataset(kind: type = Dataset) -> Dataset:
     """Items 1 to 6, each times a random factor."""
     data = [np.full((1, 2), float(value), dtype=np.float32) for value in range(1, 7)]
-    return kind(data, Compose([RandScaleIntensity(factors=0.1, prob=1.0)]))
+    return kind(data, Compose([RandScaleIntensity(factors=0.1, prob=1.0), from_the_process]))
 
 
 def epoch(loader: EpochLoader, number: int) -> torch.Tensor:
@@ -114,17 +122,40 @@ def epoch(loader: EpochLoader, number: int) -> torch.Tensor:
     return torch.cat(list(loader))[:, 0, 0]
 
 
-@pytest.mark.parametrize("kind", [Dataset, CacheDataset])
-@pytest.mark.parametrize("workers", [0, 1])
-def test_an_epoch_is_the_same_whatever_went_before(kind: type, workers: int) -> None:
-    """As in a run that is resumed; under the global seed that EpochSeed sets where there are worker processes."""
-    first, second = (EpochLoader(dataset(kind), 2, repeats=2, seed=5, num_workers=workers) for _ in range(2))
+@pytest.mark.parametrize(
+    ("kind", "workers"),
+    [
+        (Dataset, {"num_workers": 1}),
+        (CacheDataset, {"num_workers": 2, "persistent_workers": True}),
+        (CacheDataset, {"num_workers": 2, "multiprocessing_context": "forkserver"}),
+        (Dataset, {"num_workers": 1, "multiprocessing_context": "spawn", "persistent_workers": True}),
+    ],
+    ids=["one", "that live on", "from a server", "spawned"],
+)
+def test_an_epoch_is_the_same_whatever_went_before_and_whoever_loads_it(kind: type, workers: dict[str, Any]) -> None:
+    """As in a run that is resumed, with workers and without, under any seed of the process."""
+    first, second = (EpochLoader(dataset(kind), 2, repeats=2, seed=5, **options) for options in (workers, {}))
     torch.manual_seed(7)
-    epoch(first, 1)
+    epochs = [epoch(first, 1), epoch(first, 2)]
     torch.manual_seed(8)
-    expected = epoch(first, 2)
-    torch.manual_seed(8)
-    assert torch.equal(epoch(second, 2), expected)
+    assert torch.equal(epoch(second, 2), epochs[1])
+    assert torch.equal(epoch(second, 1), epochs[0])
+
+
+def test_loading_leaves_the_numbers_of_the_training_alone() -> None:
+    torch.manual_seed(7)
+    expected = torch.rand(1)
+    torch.manual_seed(7)
+    loader = EpochLoader(dataset(), 2)
+    epoch(loader, 1)
+    assert torch.equal(torch.rand(1), expected)
+
+
+def test_without_an_epoch_each_iteration_is_one() -> None:
+    loader = EpochLoader(dataset(), 2)
+    drawn = [torch.cat(list(loader))[:, 0, 0] for _ in range(2)]
+    assert not torch.equal(drawn[0], drawn[1])
+    assert torch.equal(epoch(loader, 0), drawn[0])
 
 
 def test_epochs_seeds_and_ranks_differ() -> None:
@@ -144,7 +175,10 @@ def test_each_item_is_drawn_anew_in_each_repeat() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batch_size": 7}, "6 items with repeats=1 do not fill one batch of batch_size=7"),
+        (
+            {"batch_size": 7},
+            r"6 images with repeats=1 \(patches_per_image of a bundle\) do not fill one batch of batch_size=7",
+        ),
         ({"batch_size": 0}, "batch_size must be an integer >= 1, got 0"),
         ({"batch_size": 2, "repeats": 0}, "repeats must be an integer >= 1, got 0"),
     ],

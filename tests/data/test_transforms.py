@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from monai.data import MetaTensor
 from monai.transforms import Compose, Invertd, Orientationd
-from PIL import Image
+from PIL import ExifTags, Image
 from scipy.spatial.transform import Rotation
 from torch.nn import functional
 
@@ -196,6 +196,32 @@ def test_levels_of_grey_are_no_two_classes(tmp_path: Path) -> None:
     data = {"image": torch.zeros(1, 1, 3), "label": read(tmp_path / "a.png", as_classes=True)}
     with pytest.raises(ValueError, match=r"a\.png holds 3 values \(0, 127, 255\); a mask of two classes holds two"):
         ClassMapd("label", "image", 2)(data)
+
+
+@pytest.mark.parametrize(
+    ("orientation", "size", "message"),
+    [
+        (1, (6, 6), ""),
+        (3, (6, 4), "mask.png: the EXIF orientation of the image is 3, that of the mask 1"),
+        (6, (6, 6), "mask.png: the EXIF orientation of the image is 6, that of the mask 1"),
+        (6, (6, 4), "they must be alike: the EXIF orientation of the image is 6, that of the mask 1"),
+    ],
+)
+def test_a_picture_that_is_turned_without_its_mask(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, orientation: int, size: tuple[int, int], message: str
+) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    Image.new("RGB", size).save(tmp_path / "image.jpg", exif=exif)
+    Image.new("L", size).save(tmp_path / "mask.png")
+    data = {"image": read(tmp_path / "image.jpg"), "label": read(tmp_path / "mask.png", as_classes=True)}
+    if "alike" in message:
+        with pytest.raises(ValueError, match=message):
+            ClassMapd("label", "image", 2)(data)
+    else:
+        ClassMapd("label", "image", 2)(data)
+        assert message in caplog.text
+        assert bool(caplog.records) == bool(message)
 
 
 @pytest.mark.parametrize("shape", [(5, 4), (5, 4, 1)])

@@ -145,13 +145,15 @@ def test_metric_sees_all_batches_and_forgets_the_last_run(metric: str) -> None:
 
 def test_a_class_without_samples_is_left_out_of_the_auc_with_a_warning() -> None:
     scores = np.array([[0.7, 0.2, 0.1], [0.2, 0.7, 0.1], [0.6, 0.3, 0.1], [0.1, 0.8, 0.1]])
-    with pytest.warns(UserWarning, match=r"no ROC curve for class 2: all samples agree on it"):
-        assert area_under_curve(scores, np.array([0, 1, 0, 1]), "multi-class") == 1.0
-    engine = Engine(lambda _, batch: batch)
-    names = {"class_names": ["benign", "malignant", "normal"]}
-    ClassificationScore("AUC", "multi-class", **names).attach(engine, "auc")
-    with pytest.warns(UserWarning, match=r"no ROC curve for class 2 \('normal'\): all samples agree on it"):
-        engine.run([(torch.from_numpy(scores), torch.tensor([0, 1, 0, 1]))])
+    labels = np.array([0, 1, 0, 1])
+    for names, shown in (((), "2"), (("a", "b", "platelet"), "platelet")):
+        with pytest.warns(UserWarning, match=f"^no ROC curve of class {shown}: it holds all samples, or none$"):
+            assert area_under_curve(scores, labels, "multi-class", names) == 1.0
+    metric, engine = ClassificationScore("AUC", "multi-class", class_names=["a", "b", "platelet"]), Engine(lambda *_: 0)
+    metric.attach(engine, "auc")
+    metric.update((torch.from_numpy(scores), torch.from_numpy(labels)))
+    with pytest.warns(UserWarning, match="class platelet"):
+        metric.compute()
 
 
 def test_probabilities_are_a_softmax_or_sigmoids() -> None:

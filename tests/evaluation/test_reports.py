@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ignite.engine import Engine
+from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 from monai.metrics import DiceMetric
 from PIL import Image
@@ -60,6 +60,64 @@ def test_a_folder_that_takes_no_files_is_found_out_before_the_work(tmp_path: Pat
     with pytest.raises(OSError, match=r"output_dir='.*out' is no folder that can be written to: "):
         engine.run([batch(0)], max_epochs=1)
     assert not seen
+
+
+TABLE = "epoch,train_loss,val_auc\n1,0.9,\n2,0.5,0.8\n3,0.4,0.7\n"
+DAMAGED = {
+    "empty": (b"", r"its epochs are \[\]"),
+    "not text": (b"\xff\xfe\x00\x89PNG", "UnicodeDecodeError"),
+    "NUL": (TABLE.replace("0.9", "\0").encode(), "Error"),
+    "header alone": (TABLE[:25].encode(), r"its epochs are \[\]"),
+    "no header": (TABLE[25:].encode(), "epoch"),
+    "epoch x": (TABLE.replace("\n2,", "\nx,").encode(), "could not convert string to float: 'x'"),
+    "epoch 2.5": (TABLE.replace("\n2,", "\n2.5,").encode(), "2.5"),
+    "a row is missing": (TABLE.replace("2,0.5,0.8\n", "").encode(), r"its epochs are \[1, 3\]"),
+    "cut between rows": (TABLE[:-10].encode(), r"its epochs are \[1, 2\], and the training is at epoch 3"),
+    "cut within a row": (TABLE[:-5].encode(), "could not convert string to float: 'no value'"),
+    "a value that is no number": (TABLE.replace("0.7", "high").encode(), "could not convert string to float: 'high'"),
+    "a value too many": (TABLE.replace("0.7", "0.7,1").encode(), "TypeError"),
+}
+
+
+@pytest.mark.parametrize(("content", "message"), DAMAGED.values(), ids=DAMAGED)
+def test_a_damaged_table_is_named_before_a_training_goes_on(tmp_path: Path, content: bytes, message: str) -> None:
+    path, seen = tmp_path / "metrics.csv", []
+    path.write_bytes(content)
+    engine = Engine(lambda _, item: seen.append(item))
+    engine.state.max_epochs, engine.state.epoch_length, engine.state.epoch = 5, 1, 3
+    LearningCurves(tmp_path).attach(engine)
+    with pytest.raises(ValueError, match=rf"metrics\.csv is no table of the epochs so far \(.*{message}.*\); move it"):
+        engine.run([0])
+    assert not seen
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("rows", [TABLE, TABLE.replace("1,0.9,\n", ""), TABLE + "4,0.3,0.9\n"])
+def test_a_table_may_begin_late_and_end_late(tmp_path: Path, rows: str) -> None:
+    """Its first epochs were moved away, or its last is trained again."""
+    (tmp_path / "metrics.csv").write_text(rows)
+    engine = Engine(lambda _, __: {"loss": torch.tensor(0.25)})
+    engine.state.max_epochs, engine.state.epoch_length, engine.state.epoch = 4, 1, 3
+    LearningCurves(tmp_path).attach(engine)
+    engine.run([0])
+    before = [line.rstrip(",") for line in rows.split("\n4,")[0].splitlines()]
+    after = [line.rstrip(",") for line in (tmp_path / "metrics.csv").read_text().splitlines()]
+    assert after == [*before, "4,0.25"]
+
+
+def test_a_complete_training_gets_its_picture(tmp_path: Path) -> None:
+    (tmp_path / "metrics.csv").write_text(TABLE)
+    engine = Engine(lambda *_: None)
+    LearningCurves(tmp_path).attach(engine)
+
+    def end(engine: Engine) -> None:
+        engine.state.epoch = 3
+        engine.terminate()
+
+    engine.add_event_handler(Events.STARTED, end)
+    engine.run([0])
+    assert (tmp_path / "learning_curves.png").is_file()
+    assert (tmp_path / "metrics.csv").read_text() == TABLE
 
 
 def test_several_classes_have_a_dice_each(tmp_path: Path) -> None:

@@ -21,12 +21,19 @@ from torch import nn
 from monai_sre.data import FitSquared, ImageFiles, ReadImaged, ScaleToUnitd
 from monai_sre.evaluation import CentredWindowInferer, FileInferer, PredictionWriter, SegmentationWriter, probabilities
 from monai_sre.nets import SREResNet
+from tests.test_files import full_disk
 
 # Segmentations --------------------------------------------------------------------------------------------------------
 
 
 def segment(
-    source: Path, target: Path, dims: int, transforms: Any = (), classes: int = 2, network: Any = None
+    source: Path,
+    target: Path,
+    dims: int,
+    transforms: Any = (),
+    classes: int = 2,
+    network: Any = None,
+    **loading: Any,
 ) -> SegmentationWriter:
     """Decide for the classes 0, 1, 2, ... by thresholds at 1/2, 3/2, ... of what the transforms give, or by a network."""
     chain = Compose([ReadImaged("image", dims, 1), *transforms])
@@ -45,7 +52,7 @@ def segment(
 
     engine = Engine(process)
     writer.attach(engine)
-    engine.run(DataLoader(ImageFiles(source, chain, 1, dims), batch_size=1))
+    engine.run(DataLoader(ImageFiles(source, chain, 1, dims), batch_size=1, **loading))
     return writer
 
 
@@ -103,6 +110,52 @@ def test_class_maps_keep_grid_affine_and_header(tmp_path: Path, affine: np.ndarr
     for index in (1, 2):
         overlap = 2 * ((found == index) & (values == index)).sum() / ((found == index).sum() + (values == index).sum())
         assert overlap > 0.95
+
+
+@pytest.mark.parametrize("context", ["fork", "forkserver", "spawn"])
+def test_maps_come_back_to_their_grid_from_any_worker_process(tmp_path: Path, context: str) -> None:
+    """Of transforms of which two are of one kind; in a process that was not forked, all are other objects."""
+    values = np.random.default_rng(0).integers(0, 2, (9, 12, 7)).astype(np.int16)
+    nibabel.save(nibabel.Nifti1Image(values, AFFINES["RAS"]), tmp_path / "a.nii.gz")
+    geometry = [Orientationd("image", "LAS", labels=None), Orientationd("image", "PIR", labels=None)]
+    geometry += [Spacingd("image", (1.0, 1.0, 1.0), mode="nearest")]
+    for name, workers in {"alone": {}, "workers": {"num_workers": 1, "multiprocessing_context": context}}.items():
+        segment(tmp_path / "a.nii.gz", tmp_path / name, 3, geometry, **workers)
+        assert [row["error"] for row in table(tmp_path / name)] == [""]
+    alone, workers = (
+        np.asarray(nibabel.load(tmp_path / name / "a_seg.nii.gz").dataobj) for name in ("alone", "workers")
+    )
+    assert np.array_equal(alone, workers)
+    assert np.array_equal(workers, values)
+
+
+def test_a_full_disk_ends_in_the_row_of_the_file_and_leaves_no_part_of_a_map(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.random.default_rng(0).integers(0, 2, (90, 90)))
+    with full_disk(2000):
+        segment(tmp_path / "a.npy", tmp_path / "out", 2)
+    (row,) = table(tmp_path / "out")
+    assert "its map cannot be written: " in row["error"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["segmentations.csv"]
+
+
+def test_a_map_that_cannot_be_listed_as_an_output_is_not_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would be an input of the next inference."""
+    np.save(tmp_path / "a.npy", np.zeros((4, 4), dtype=np.int64))
+
+    def full(*_: Any) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("monai_sre.evaluation.writers.note_output", full)
+    segment(tmp_path / "a.npy", tmp_path / "out", 2)
+    (row,) = table(tmp_path / "out")
+    assert row["error"].endswith("a.npy: its map cannot be written: OSError: No space left on device")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["segmentations.csv"]
+
+
+def test_a_disk_that_is_full_for_the_table_names_it(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.zeros((4, 4), dtype=np.int64))
+    with full_disk(200), pytest.raises(OSError, match=r"segmentations\.csv cannot be written: "):
+        segment(tmp_path / "a.npy", tmp_path / "out" / (150 * "x"), 2)
 
 
 def test_bad_files_are_listed_and_the_others_done(tmp_path: Path) -> None:
@@ -381,3 +434,16 @@ def test_class_names_must_be_those_of_the_network(tmp_path: Path) -> None:
     writer.attach(engine)
     with pytest.raises(ValueError, match=r"class_names must be 3 names, as the network says, got \['a', 'b'\]"):
         engine.run(DataLoader(ImageFiles(tmp_path, ReadImaged("image", 2, 1), 1, 2), batch_size=1))
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_as_many_names_as_the_network_has_classes(tmp_path: Path, count: int) -> None:
+    np.save(tmp_path / "a.npy", np.eye(4))
+    network = lambda x: torch.cat([x, -x], dim=1)  # noqa: E731
+    with pytest.raises(ValueError, match=r"class_names must be 2 names, as the network says, got \['class 0'"):
+        segment(tmp_path / "a.npy", tmp_path / "out", 2, classes=count, network=network)
+
+
+def test_an_unknown_task_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"task must be one of .*'multi-class'.*, got 'regression'"):
+        PredictionWriter(tmp_path, "regression", ["a", "b"])
