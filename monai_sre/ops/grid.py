@@ -201,7 +201,8 @@ def spread_to(x: Tensor, spans: list[int], ends: list[int], value: float = 0.0, 
             x = pad_ends(x, ends, value=value) if any(ends) else x
             for axis, span in enumerate(spans, x.dim() - len(spans)):
                 x = _middle(x, axis, span, maximum)
-            return x
+            fixed = x.dim() - len(spans)  # the number of channels, which was lost
+            return x.reshape([x.size(i) if i != fixed - 1 else int(x.size(i)) for i in range(x.dim())])
     amounts: list[int] = []
     joins: list[int] = []
     for axis in range(len(spans)):
@@ -215,13 +216,9 @@ def spread_to(x: Tensor, spans: list[int], ends: list[int], value: float = 0.0, 
 
 def _middle(x: Tensor, axis: int, length: int, maximum: bool = False) -> Tensor:
     """For ONNX: the middle of one axis, its neighbours joined whether it lies between pixels or not."""
-    starts = ((x.size(axis) - length) // 2, (x.size(axis) - length + 1) // 2)
-    if torch.jit.is_tracing():
-        x = x.movedim(axis, 0)
-        first, second = (x[start : start + length].movedim(0, axis) for start in starts)
-    else:  # where a slice would guard its ends, and so the sizes
-        steps = torch.arange(length, device=x.device)
-        first, second = (x.index_select(axis, steps + start) for start in starts)
+    steps = torch.arange(length, device=x.device)  # a slice would guard its ends, and so the sizes
+    rest = x.size(axis) - length
+    first, second = (x.index_select(axis, steps + start) for start in (rest // 2, (rest + 1) // 2))
     return torch.maximum(first, second) if maximum else (first + second) / 2
 
 
