@@ -1,0 +1,172 @@
+"""The portable form of the ring algorithm: on a CPU without a compiler, on other devices, and in compiled graphs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.func import functional_call, grad, jvp, vmap
+from torch.nn import functional
+
+from monai_sre.layers import SREConv2d, SREHarmonicConv2d
+from monai_sre.nets import SREResNet
+from monai_sre.ops import radial_basis
+from monai_sre.ops.ring import cpu as ring_cpu
+from monai_sre.ops.ring import energy_cpu
+from monai_sre.ops.ring.convolution import ring_conv
+from monai_sre.ops.ring.portable import exported_ring_conv, portable_ring_conv, ring_ends
+from tests.ops.ring.rings import BASES, cases, dense, error, fitted, gradients
+
+
+@pytest.fixture
+def no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a device that C does not serve."""
+    for library in (ring_cpu.LIBRARY, energy_cpu.LIBRARY):
+        monkeypatch.setattr(library, "libraries", dict.fromkeys((torch.float64, torch.float32)))
+
+
+@pytest.mark.parametrize(("basis", "size", "setting"), list(cases())[::5])
+def test_forms_agree(basis: Tensor, size: tuple[int, ...], setting: Any) -> None:
+    """All rings in one convolution, as on other devices, and each apart and cropped, as in exported graphs."""
+    sizes = fitted(basis, size, setting)
+    assert sizes is not None
+    stride, padding, dilation, groups = sizes
+    x = torch.randn(2, 4, *size, dtype=torch.float64)
+    weight, bias = torch.randn(8, 4 // groups, len(basis), dtype=torch.float64), torch.randn(8, dtype=torch.float64)
+    wanted = dense(x, weight, basis, bias, *sizes)
+    whole = torch.compile(portable_ring_conv, backend="eager", dynamic=False)
+    for form in (portable_ring_conv, whole):
+        assert error(form(x, weight, basis, bias, stride, padding, dilation, groups), wanted) < 1e-12
+    lists = list(stride), list(padding), list(dilation)
+    assert error(exported_ring_conv(x, weight, basis, ring_ends(basis), bias, *lists, groups), wanted) < 1e-12
+
+
+@pytest.mark.parametrize("setting", [(1, -1, 1, 1), (1, 0, 1, 1), (2, 3, 1, 2), (1, 9, 2, 1)], ids=str)
+def test_gradients_of_all_rings_at_once(no_engine: None, setting: Any) -> None:
+    """What a compiled graph holds on other devices: the own backward pass, with the sums formed again."""
+    basis = BASES["band2-9"]
+    sizes = fitted(basis, (20, 17), setting)
+    assert sizes is not None
+    x, weight = torch.randn(2, 4, 20, 17, dtype=torch.float64), torch.randn(6, 4 // sizes[3], 5, dtype=torch.float64)
+    slope = torch.randn_like(dense(x, weight, basis, None, *sizes))
+    compiled = torch.compile(lambda a, b: ring_conv(a, b, basis, None, *sizes), backend="aot_eager", fullgraph=True)
+    exact = gradients(lambda a, b: dense(a, b, basis, None, *sizes), slope, x, weight)
+    for value, wanted in zip(gradients(compiled, slope, x, weight), exact, strict=True):
+        assert error(value, wanted) < 1e-12
+
+
+def test_steps_of_400_in_float16() -> None:
+    """The largest ring of 9 x 9 has 24 taps: its sum of 400s fits, and that of all 7^3 - 5^3 taps of a cube as well."""
+    for size in ((9, 9), (7, 7, 7)):
+        basis = radial_basis(size, circular=False)
+        x = torch.full((1, 2, *(12,) * len(size)), 400.0, dtype=torch.float16)
+        weight = torch.full((1, 2, len(basis)), 1e-3, dtype=torch.float16)
+        call = torch.compile(portable_ring_conv, backend="eager", dynamic=False)
+        ones, padding = [1] * len(size), [length // 2 for length in size]
+        out = call(x, weight, basis, None, ones, padding, ones, 1)
+        kernel = (weight.double() @ basis.flatten(1)).unflatten(-1, size)
+        wanted = (functional.conv2d if len(size) == 2 else functional.conv3d)(x.double(), kernel, padding=padding)
+        assert out.dtype == torch.float16
+        assert error(out, wanted) < 2e-3
+
+
+def kept_bytes(network: torch.nn.Module, x: Tensor) -> int:
+    """Of what a forward pass keeps for the backward one, without parameters and buffers."""
+    own = {
+        tensor.data_ptr() if tensor.device.type != "meta" else id(tensor) for tensor in network.state_dict().values()
+    }
+    kept: dict[Any, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        if id(tensor) not in own:
+            kept[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        out = network(x)
+    out.sum().backward()
+    return sum(kept.values())
+
+
+@pytest.mark.parametrize(("layer", "allowed"), [(SREConv2d, 1.01), (SREHarmonicConv2d, 1.27)])
+def test_a_training_step_on_another_device_keeps_the_input_alone(layer: Any, allowed: float) -> None:
+    """Of energies the quarter of hidden maps on top; no sums, no components, no squares."""
+    module = layer(32, 32, 5, padding=2, device="meta")
+    x = torch.empty(4, 32, 32, 32, device="meta", requires_grad=True)
+    assert kept_bytes(module, x) <= allowed * x.numel() * 4
+    assert x.grad is not None
+    assert x.grad.shape == x.shape
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_network_trains_on_another_device(dtype: torch.dtype) -> None:
+    network = SREResNet(2, 1, 3, width=16, conv="harmonic").to("meta", dtype)
+    out = network(torch.empty(2, 1, 28, 28, device="meta", dtype=dtype))
+    out.sum().backward()
+    assert out.dtype == dtype
+    assert all(p.grad is not None and p.grad.shape == p.shape for p in network.parameters())
+
+
+@pytest.mark.parametrize("layer", [SREConv2d, SREHarmonicConv2d])
+@pytest.mark.parametrize("engine", [True, False], ids=["operator", "portable"])
+def test_compiled_graphs(layer: Any, engine: bool, request: pytest.FixtureRequest) -> None:
+    """No graph break, no recompilation for a new batch size, and the same values and gradients."""
+    if not engine:
+        request.getfixturevalue("no_engine")
+    elif not ring_cpu.available(torch.float64):
+        pytest.skip("no C compiler here")
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    module = layer(3, 8, 5, padding=2).double()
+    compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
+    torch._dynamo.utils.counters.clear()
+    for batch in (2, 3, 5, 7):
+        x = torch.randn(batch, 3, 9, 8, dtype=torch.float64, requires_grad=True)
+        slope = torch.randn(batch, 8, 9, 8, dtype=torch.float64)
+        operands = (x, *module.parameters())
+        wanted = torch.autograd.grad(module(x), operands, slope)
+        out = compiled(x)
+        torch.testing.assert_close(out, module(x))
+        torch.testing.assert_close(torch.autograd.grad(out, operands, slope), wanted)
+    assert not torch._dynamo.utils.counters["graph_break"]
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 2  # the first batch size, and any
+
+
+@pytest.mark.skipif(not ring_cpu.available(torch.float64), reason="needs a C compiler")
+def test_operators_are_sound() -> None:
+    """torch's own checks of schema, fake tensors and gradients."""
+    basis = BASES["band2"]
+    x, weight, bias = (
+        torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in ((2, 3, 7, 6), (4, 3, 3), (4,))
+    )
+    operators = torch.ops.monai_sre
+    torch.library.opcheck(operators.ring_conv, (x, weight, bias, basis, [1, 2], [2, 2], [1, 1], 1))
+    torch.library.opcheck(operators.ring_conv, (x, weight, None, basis, [1, 1], [0, 2], [1, 1], 1))
+    stencil = torch.randn(2, 3, 3, dtype=torch.float64)
+    torch.library.opcheck(operators.energy, (x, stencil, 1e-2))
+    mixer = torch.randn(4, 6, 1, 1, dtype=torch.float64, requires_grad=True)
+    radial = torch.randn(2, 4, 7, 6, dtype=torch.float64, requires_grad=True)
+    torch.library.opcheck(operators.add_energies, (radial, x, mixer, bias, [stencil, stencil], 1, 1e-2))
+
+
+@pytest.mark.parametrize("layer", [SREConv2d, SREHarmonicConv2d])
+def test_transforms(layer: Any) -> None:
+    """Gradients per image and forward-mode derivatives equal those of one image at a time."""
+    module = layer(2, 4, 3, padding=1).double()
+    parameters = dict(module.named_parameters())
+    x = torch.randn(3, 2, 6, 5, dtype=torch.float64)
+
+    def loss(values: dict[str, Tensor], image: Tensor) -> Tensor:
+        return functional_call(module, values, (image.unsqueeze(0),)).square().sum()
+
+    found = vmap(grad(loss), in_dims=(None, 0))(parameters, x)
+    for index, image in enumerate(x):
+        exact = torch.autograd.grad(loss(parameters, image), tuple(parameters.values()))
+        for value, wanted in zip(found.values(), exact, strict=True):
+            assert error(value[index], wanted) < 1e-10
+    tangent = torch.randn_like(x)
+    _, slope = jvp(module, (x,), (tangent,))
+    step = 1e-5
+    assert error(slope, (module(x + step * tangent) - module(x - step * tangent)) / (2 * step)) < 1e-6
