@@ -74,14 +74,12 @@ def test_steps_of_400_in_float16() -> None:
 
 def kept_bytes(network: torch.nn.Module, x: Tensor) -> int:
     """Of what a forward pass keeps for the backward one, without parameters and buffers."""
-    own = {
-        tensor.data_ptr() if tensor.device.type != "meta" else id(tensor) for tensor in network.state_dict().values()
-    }
+    own = {id(tensor) for tensor in (*network.parameters(), *network.buffers())}
     kept: dict[Any, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
         if id(tensor) not in own:
-            kept[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes()
+            kept[id(tensor)] = tensor.numel() * tensor.itemsize
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
