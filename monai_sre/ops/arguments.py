@@ -30,6 +30,12 @@ def on_cpu(function: Callable[_P, _R]) -> Callable[_P, _R]:
     return guarded
 
 
+def constant_of_graphs(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """What ``torch.compiler.assume_constant_result`` does, without the import of its compiler, which takes seconds."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
 def check_flags(**values: bool) -> None:
     """Refuse anything but booleans: the string ``"false"``, as command lines pass it, would count as true.
 

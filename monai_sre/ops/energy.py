@@ -214,31 +214,39 @@ def _added_energies(
     return _AddedEnergies.apply(radial, maps, weight, bias, groups, eps, *stencils)
 
 
-def _uses_engine(x: Tensor, stencils: Tensor) -> bool:
+def _uses_engine(x: Tensor, stencils: Sequence[Tensor]) -> bool:
     """Whether the C engine computes with operands that are at hand."""
-    return is_eager_cpu_call(x, stencils) and energy_cpu.compiled_for(x.dtype)
+    return is_eager_cpu_call(x, stencils[0]) and energy_cpu.compiled_for(x.dtype) and energy_cpu.serves(stencils)
 
 
-def _values(x: Tensor, stencils: Tensor, eps: float) -> Tensor:
+def _values(x: Tensor, stencils: Sequence[Tensor], groups: int, eps: float) -> Tensor:
+    """Energies of all orders, those of a group beside each other."""
     with without_autocast(x.device.type):
         if not _uses_engine(x, stencils):
-            return _convolved_energy(x, stencils, eps)
+            return _all_energies(x, list(stencils), groups, eps)
         dtype = computed_in(x.dtype)
-        values, _ = energy_cpu.energies(_whole_images(x.to(dtype)), stencils.detach().to(dtype).contiguous(), eps)
+        own = [stencil.detach().to(dtype).contiguous() for stencil in stencils]
+        values, _ = energy_cpu.energies(_whole_images(x.to(dtype)), own, eps, groups)
         assert values is not None
         return values.to(x.dtype)
 
 
-def _values_and_slope(x: Tensor, stencils: Tensor, eps: float, grad: Tensor) -> tuple[Tensor, Tensor]:
-    """Energies and the gradient by ``x``, in the dtype that they are computed in."""
-    if not _uses_engine(x, stencils):
-        return _convolved_slope(x, stencils, eps, grad)
-    dtype = computed_in(x.dtype)
-    whole = _whole_images(x.to(dtype)), stencils.detach().to(dtype).contiguous(), _whole_images(grad.to(dtype))
-    values, slope = energy_cpu.energies(whole[0], whole[1], eps, whole[2])
-    assert values is not None
-    assert slope is not None
-    return values, slope
+def _values_and_slope(
+    x: Tensor, stencils: Sequence[Tensor], groups: int, eps: float, grad: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Energies of all orders and the gradient by ``x``, in the dtype that they are computed in."""
+    if _uses_engine(x, stencils):
+        dtype = computed_in(x.dtype)
+        own = [stencil.detach().to(dtype).contiguous() for stencil in stencils]
+        values, slope = energy_cpu.energies(_whole_images(x.to(dtype)), own, eps, groups, _whole_images(grad.to(dtype)))
+        assert values is not None
+        assert slope is not None
+        return values, slope
+    parts = grad.unflatten(1, (groups, len(stencils), -1)).unbind(2)
+    found = [
+        _convolved_slope(x, stencil, eps, part.flatten(1, 2)) for stencil, part in zip(stencils, parts, strict=True)
+    ]
+    return cat_groups([energy for energy, _ in found], groups), sum((slope for _, slope in found[1:]), found[0][1])
 
 
 def _differentiable_again(grad: Tensor) -> bool:
@@ -251,7 +259,7 @@ class _Energy(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, stencils: Tensor, eps: float) -> Tensor:  # type: ignore[override]
         ctx.save_for_backward(x, stencils)
         ctx.eps = eps
-        return _values(x, stencils, eps)
+        return _values(x, [stencils], 1, eps)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None]:  # type: ignore[override]
@@ -268,7 +276,7 @@ class _Energy(torch.autograd.Function):
 
 def _slope(x: Tensor, stencils: Tensor, eps: float, grad: Tensor) -> Tensor:
     with without_autocast(x.device.type):
-        return _values_and_slope(x, stencils, eps, grad)[1].to(x.dtype)
+        return _values_and_slope(x, [stencils], 1, eps, grad)[1].to(x.dtype)
 
 
 class _AddedEnergies(torch.autograd.Function):
@@ -316,8 +324,7 @@ def _added(
     eps: float,
 ) -> Tensor:
     with without_autocast(maps.device.type):
-        parts = [_values(maps, stencil, eps).unflatten(1, (groups, -1)).flatten(3) for stencil in stencils]
-        energies = torch.cat(parts, dim=2)  # (N, groups, orders * C / groups, positions)
+        energies = _values(maps, stencils, groups, eps).unflatten(1, (groups, -1)).flatten(3)
         mixer = weight.reshape(groups, weight.shape[0] // groups, -1)
         if groups == 1:
             out = torch.baddbmm(radial.flatten(2), mixer.expand(len(radial), -1, -1), energies.squeeze(1))
@@ -341,23 +348,17 @@ def _added_gradients(
     with without_autocast(maps.device.type):
         slopes = grad.reshape(grad.shape[0], groups, grad.shape[1] // groups, -1)
         mixer = weight.reshape(groups, weight.shape[0] // groups, -1)
-        by_maps: Tensor | None = None
-        by_mixer: list[Tensor] = []
-        width = maps.shape[1] // groups
-        for index, stencil in enumerate(stencils):
-            part = mixer[:, :, index * width : (index + 1) * width]
-            if wanted[0]:
-                by_energies = torch.matmul(part.mT, slopes).flatten(1, 2).reshape(maps.shape)
-                energies, by_order = _values_and_slope(maps, stencil, eps, by_energies)
-                by_maps = by_order if by_maps is None else by_maps.add_(by_order)
-            else:
-                energies = _values(maps, stencil, eps)
-            if wanted[1]:
-                blocks = energies.to(grad.dtype).reshape(grad.shape[0], groups, width, -1)
-                by_mixer.append(torch.matmul(slopes, blocks.mT).sum(dim=0))
+        by_maps = None
+        if wanted[0]:
+            shape = (maps.shape[0], len(stencils) * maps.shape[1], *maps.shape[2:])
+            by_energies = torch.matmul(mixer.mT, slopes).reshape(shape)
+            energies, by_maps = _values_and_slope(maps, stencils, groups, eps, by_energies)
+        else:
+            energies = _values(maps, stencils, groups, eps)
+        blocks = energies.to(grad.dtype).reshape(grad.shape[0], groups, -1, slopes.shape[-1])
         return (
             None if by_maps is None else by_maps.to(maps.dtype),
-            torch.cat(by_mixer, dim=2).reshape(weight.shape) if wanted[1] else None,
+            torch.matmul(slopes, blocks.mT).sum(dim=0).reshape(weight.shape) if wanted[1] else None,
             grad.sum(dim=[0, *range(2, grad.dim())]) if wanted[2] else None,
         )
 
@@ -371,7 +372,7 @@ def _whole_images(x: Tensor) -> Tensor:
 @torch.library.custom_op("monai_sre::energy", mutates_args=(), device_types="cpu")
 def _energy_operator(x: Tensor, stencils: Tensor, eps: float) -> Tensor:
     """The operator that stands for the C engine in a graph of ``torch.compile``; so do the other ones below."""
-    return _values(x, stencils, eps)
+    return _values(x, [stencils], 1, eps)
 
 
 @_energy_operator.register_fake

@@ -22,8 +22,10 @@ from torch.nn import utils
 from torch.nn.utils import prune
 from torch.utils._pytree import tree_leaves
 
-from monai_sre import SREConv2d, SREConvTranspose2d, convert_to_sre, fold_sre
+from monai_sre import SREConv2d, SREConvTranspose2d, SREHarmonicConv2d, SREHarmonicConv3d, convert_to_sre, fold_sre
+from monai_sre.convert.fold import FORMS
 from monai_sre.layers.centred import CentredConv2d, CentredConvTranspose2d
+from monai_sre.layers.conv import RadialNd
 from monai_sre.nets import SREResNet, SREUNet
 from tests.nets.networks import ARCHITECTURES, Architecture, varied
 from tests.testers import relative_error
@@ -38,9 +40,9 @@ SEGRESNET: dict[str, Any] = {
 }
 
 
-def folded_pair(architecture: Architecture, ndim: int = 2) -> tuple[nn.Module, nn.Module]:
+def folded_pair(architecture: Architecture, ndim: int = 2, form: str = "auto") -> tuple[nn.Module, nn.Module]:
     network = convert_to_sre(architecture.build(ndim), init="reset", verify=False).eval()
-    return network, fold_sre(copy.deepcopy(network))
+    return network, fold_sre(copy.deepcopy(network), form)
 
 
 def inputs(architecture: Architecture, ndim: int = 2) -> list[Tensor]:
@@ -53,12 +55,14 @@ def inputs(architecture: Architecture, ndim: int = 2) -> list[Tensor]:
 )
 class TestNetworks:
     def test_outputs_and_names(self, architecture: Architecture) -> None:
-        network, folded = folded_pair(architecture)
-        assert not any(isinstance(m, (SREConv2d, CentredConv2d, CentredConvTranspose2d)) for m in folded.modules())
-        assert set(folded.state_dict()) == set(architecture.build(2).state_dict())
-        for x in inputs(architecture):
-            with torch.no_grad():
-                assert relative_error(folded.double()(x.double()), network.double()(x.double())) <= 1e-6
+        for form in ("dense", "rings"):
+            network, folded = folded_pair(architecture, form=form)
+            assert not any(isinstance(m, (SREConv2d, CentredConv2d, CentredConvTranspose2d)) for m in folded.modules())
+            same = set(folded.state_dict()) == set(architecture.build(2).state_dict())
+            assert same == (form == "dense")
+            for x in inputs(architecture):
+                with torch.no_grad():
+                    assert relative_error(folded.double()(x.double()), network.double()(x.double())) <= 1e-6
 
     def test_script_and_trace(self, architecture: Architecture) -> None:
         """Both serve every size, though the centring of a grid depends on its parity."""
@@ -179,7 +183,7 @@ def test_round_trip() -> None:
     torch.manual_seed(0)
     original = nets.SegResNet(**SEGRESNET)
     network = convert_to_sre(copy.deepcopy(original)).eval()
-    folded = fold_sre(copy.deepcopy(network))
+    folded = fold_sre(copy.deepcopy(network), "dense")
     other = nets.SegResNet(**SEGRESNET)
     _, updated, missing = copy_model_state(other, folded.state_dict())
     assert len(updated) == len(original.state_dict())
@@ -238,6 +242,39 @@ def test_plain_types_and_flags() -> None:
     assert torch.equal(fold_sre(single).weight, single.kernel())
     with pytest.raises(TypeError, match="network"):
         fold_sre("UNet")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"form must be one of .* got 'ring'"):
+        fold_sre(single, "ring")
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    "layer",
+    [
+        SREConv2d(16, 16, 5, padding=1),
+        SREConv2d(16, 16, 5, stride=2, padding=4, dilation=2, groups=2, padding_mode="reflect"),
+        SREConv2d(16, 16, 3, padding=1, padding_mode="circular", profile=("gaussian", {"learn_width": True})),
+        CentredConv2d(16, 16, 4, stride=3, padding=1),
+        CentredConv2d(16, 16, 3, stride=2, padding=1, antialias=True, dilation=2, padding_mode="replicate"),
+        CentredConv2d(16, 16, 3, stride=2, padding=1, far_padding=1),
+        SREHarmonicConv2d(16, 16, 5, padding=2, padding_mode="circular", norm="batch"),
+        SREHarmonicConv2d(16, 16, 5, padding=2, groups=2),
+        SREHarmonicConv2d(16, 16, 1, orders=(1,)),
+        SREHarmonicConv3d(16, 16, 3, padding=1, stride=(1, 2, 2)),
+    ],
+    ids=lambda layer: layer if isinstance(layer, str) else repr(layer).split("\n")[0][:60],
+)
+def test_forms(layer: nn.Module, form: str) -> None:
+    """Each form is torch's own modules with the same outputs, scripted too; frozen weights stay frozen."""
+    torch.manual_seed(0)
+    layer = varied(copy.deepcopy(layer)).double().eval()
+    next(layer.parameters()).requires_grad_(False)
+    x = torch.randn(2, 16, *((12, 13) if "2d" in type(layer).__name__ else (5, 7, 6)), dtype=torch.float64)
+    folded = fold_sre(copy.deepcopy(layer), form)
+    for y in (x, x[0]):
+        assert relative_error(folded(y), layer(y)) < 1e-12
+    assert relative_error(torch.jit.script(folded)(x), layer(x)) < 1e-12
+    assert not any(isinstance(module, RadialNd) for module in folded.modules())
+    assert not all(parameter.requires_grad for parameter in folded.parameters())
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated:FutureWarning")
@@ -296,8 +333,9 @@ def test_captured_by_export() -> None:
 
 def test_runs_without_this_package(tmp_path: Path) -> None:
     """A scripted folded network, and a state dict, in a process that cannot import monai_sre."""
-    folded = fold_sre(convert_to_sre(nets.SegResNet(**SEGRESNET))).eval()
-    torch.jit.script(folded).save(str(tmp_path / "net.ts"))
+    network = convert_to_sre(nets.SegResNet(**SEGRESNET)).eval()
+    folded = fold_sre(copy.deepcopy(network), "dense")
+    torch.jit.script(fold_sre(network, "rings")).save(str(tmp_path / "net.ts"))
     x = torch.randn(1, 1, 24, 32)
     torch.save((folded.state_dict(), x, folded(x).detach()), tmp_path / "state.pt")
     program = f"""

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from monai_sre.ops import add_energies, harmonic_energy, harmonic_stencils
-from monai_sre.ops.ring.energy_cpu import LIBRARY, available
+from monai_sre.ops.ring.energy_cpu import LIBRARY, available, serves
 from tests.testers import relative_error
 
 SHAPES = [
@@ -66,6 +66,21 @@ def test_values_and_gradients(backend: str, shape: tuple[int, ...], dtype: torch
     assert relative_error(out, wanted) < tolerance
     found = torch.autograd.grad(out, x, grad)
     assert relative_error(found, torch.autograd.grad(wanted, x, grad.double())) < tolerance
+
+
+@pytest.mark.parametrize(("kernel", "served"), [((3, 5), True), ((3, 3, 3), True), ((5, 5, 5), False)], ids=str)
+def test_any_stencils(kernel: tuple[int, ...], served: bool) -> None:
+    """Stencils without symmetry are sums of products of filters too; of too many, convolutions take over."""
+    generator = torch.Generator().manual_seed(0)
+    stencils = [torch.randn(count, *kernel, dtype=torch.float64, generator=generator) for count in (2, 3)]
+    assert serves(stencils) == served
+    x = torch.randn(2, 4, *(9, 8, 7)[: len(kernel)], dtype=torch.float64, generator=generator, requires_grad=True)
+    weight = torch.eye(8, dtype=torch.float64).reshape(8, 8, *(1,) * len(kernel))
+    out = add_energies(torch.zeros(2, 8, *x.shape[2:], dtype=torch.float64), x, stencils, weight, eps=1e-2)
+    wanted = torch.cat([reference(x, stencil, 1e-2) for stencil in stencils], dim=1)
+    assert relative_error(out, wanted) < 1e-12
+    slope = torch.randn(out.shape, dtype=torch.float64, generator=generator)
+    assert relative_error(torch.autograd.grad(out, x, slope), torch.autograd.grad(wanted, x, slope)) < 1e-12
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from monai_sre.ops.arguments import constant_of_graphs
 from monai_sre.ops.ring.native import NativeLibrary, workspace
 from monai_sre.ops.ring.plan import SMALL_MAP, Geometry, Plan, sum_matrix
 
@@ -61,7 +62,7 @@ def computed_in(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant_of_graphs
 def compiled_for(dtype: torch.dtype) -> bool:
     """Whether the compiled sums serve a dtype, in half precision by float32; a constant of a graph of ``torch.compile``."""
     return available(computed_in(dtype))
