@@ -167,6 +167,25 @@ def test_onnx_export(tmp_path: Path) -> None:
     torch.testing.assert_close(found(x), shipped(CLASSIFICATION[2])(x).detach(), rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("ndim", CLASSIFICATION)
+def test_onnx_of_any_size(ndim: int, tmp_path: Path) -> None:
+    """By the command of the bundles' pages; the graph holds depthwise convolutions, not the dense kernels."""
+    axes = {"dynamic_axes": {"x": dict(zip((0, 2, 3, 4)[: ndim + 1], ("batch", "x", "y", "z"), strict=False))}}
+    target = tmp_path / "model.onnx"
+    graph = onnx_export(CLASSIFICATION[ndim], target, input_shape=[2, 1, *[32] * ndim], converter_kwargs=axes)
+    network = shipped(CLASSIFICATION[ndim])
+    for size in ((28, 28, 28), (33, 40, 21)):
+        x = torch.randn(3, 1, *size[:ndim])
+        torch.testing.assert_close(graph(x), network(x).detach(), rtol=1e-3, atol=1e-3)
+    groups = [
+        attribute.i
+        for node in pytest.importorskip("onnx").load(str(target)).graph.node
+        for attribute in node.attribute
+        if node.op_type == "Conv" and attribute.name == "group"
+    ]
+    assert max(groups) > 16
+
+
 def test_exports_of_maps_serve_any_size(tmp_path: Path) -> None:
     """By the command of the bundle's page, and traced."""
     axes = {"dynamic_axes": {"x": {0: "batch", 2: "rows", 3: "columns"}}}
