@@ -376,7 +376,7 @@ def _energy_operator(x: Tensor, stencils: Tensor, eps: float) -> Tensor:
 
 
 @_energy_operator.register_fake
-def _(x: Tensor, stencils: Tensor, eps: float) -> Tensor:
+def _(x: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
@@ -386,7 +386,7 @@ def _slope_operator(x: Tensor, stencils: Tensor, eps: float, grad: Tensor) -> Te
 
 
 @_slope_operator.register_fake
-def _(x: Tensor, stencils: Tensor, eps: float, grad: Tensor) -> Tensor:
+def _(x: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
@@ -417,15 +417,7 @@ def _added_operator(
 
 
 @_added_operator.register_fake
-def _(
-    radial: Tensor,
-    maps: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stencils: Sequence[Tensor],
-    groups: int,
-    eps: float,
-) -> Tensor:
+def _(radial: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(radial, memory_format=torch.contiguous_format)
 
 
@@ -444,21 +436,10 @@ def _added_gradients_operator(
 
 
 @_added_gradients_operator.register_fake
-def _(
-    grad: Tensor,
-    maps: Tensor,
-    weight: Tensor,
-    stencils: Sequence[Tensor],
-    groups: int,
-    eps: float,
-    wanted: Sequence[bool],
-) -> list[Tensor]:
+def _(grad: Tensor, maps: Tensor, weight: Tensor, *settings: Any) -> list[Tensor]:
     likes = (maps, weight, weight.new_empty(len(weight)))
-    return [
-        torch.empty_like(item, memory_format=torch.contiguous_format)
-        for item, use in zip(likes, wanted, strict=True)
-        if use
-    ]
+    chosen = [item for item, use in zip(likes, settings[-1], strict=True) if use]
+    return [torch.empty_like(item, memory_format=torch.contiguous_format) for item in chosen]
 
 
 def _keep_for_gradients(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -303,16 +303,8 @@ def _ring_operator(
 
 
 @_ring_operator.register_fake
-def _(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    basis: Tensor,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-) -> Tensor:
+def _(x: Tensor, weight: Tensor, bias: Tensor | None, basis: Tensor, *settings: Any) -> Tensor:
+    stride, padding, dilation, _ = settings
     size = [
         (n + 2 * p - d * (k - 1) - 1) // s + 1
         for n, p, d, k, s in zip(x.shape[2:], padding, dilation, basis.shape[1:], stride, strict=True)
@@ -337,19 +329,9 @@ def _ring_gradients_operator(
 
 
 @_ring_gradients_operator.register_fake
-def _(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    basis: Tensor,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    wanted: Sequence[bool],
-) -> list[Tensor]:
+def _(grad: Tensor, x: Tensor, weight: Tensor, *settings: Any) -> list[Tensor]:
     likes = (torch.empty_like(x), torch.empty_like(weight, memory_format=torch.contiguous_format))
-    return [item for item, use in zip((*likes, weight.new_empty(len(weight))), wanted, strict=True) if use]
+    return [item for item, use in zip((*likes, weight.new_empty(len(weight))), settings[-1], strict=True) if use]
 
 
 def _keep_for_gradients(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
