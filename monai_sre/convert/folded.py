@@ -15,7 +15,7 @@ from monai_sre.ops.conv import centred_conv, centred_conv_transpose, extra_paddi
 from monai_sre.ops.energy import exported_energy
 from monai_sre.ops.grid import centred_windows, pad_ends
 from monai_sre.ops.pool import centred_blur
-from monai_sre.ops.ring.portable import cropped_ring, ring_ends
+from monai_sre.ops.ring.portable import conv_by_planes, cropped_ring, ring_ends, takes_planes
 
 
 def shape_of(module: Any) -> dict[str, Any]:
@@ -55,12 +55,36 @@ class FoldedRings(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.prepare(x)
+        if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript leaves a branch out only where this stands alone
+            if x.dim() == 5 and takes_planes():
+                return _by_planes(x, self.sums, self.mix)[0]
         out: Tensor | None = None
         for sums, mix in zip(self.sums, self.mix):  # noqa: B905 - TorchScript knows no strict=
             part = mix(sums(x))
             out = part if out is None else out + part
         assert out is not None
         return out
+
+
+def _by_planes(x: Tensor, sums: nn.ModuleList, *mixes: nn.ModuleList) -> list[Tensor]:
+    """What the mixes make of the sums, by :func:`monai_sre.ops.ring.portable.conv_by_planes`."""
+    outs: list[Tensor] = []
+    for index, module in enumerate(sums):
+        steps: list[Any] = [step for step in module.modules() if isinstance(step, (nn.ZeroPad3d, nn.Conv3d))]
+        here = x
+        for step in steps:
+            here = step(here) if isinstance(step, nn.ZeroPad3d) else here
+        planes = here.movedim(2, 1)
+        convolutions = [step for step in steps if isinstance(step, nn.Conv3d)]
+        for step in convolutions:
+            planes = _planes_of(step, planes)
+        found = [_planes_of(mix[index], planes) for mix in mixes]
+        outs = [out + part for out, part in zip(outs, found, strict=True)] if outs else found
+    return [out.movedim(1, 2) for out in outs]
+
+
+def _planes_of(layer: Any, planes: Tensor) -> Tensor:
+    return conv_by_planes(planes, layer.weight, layer.bias, layer.stride, layer.padding, layer.dilation, layer.groups)
 
 
 class FoldedHarmonics(nn.Module):
@@ -86,6 +110,7 @@ class FoldedHarmonics(nn.Module):
                 nn.ModuleList([_convolution(radial, kernel, {**shape, "out_channels": len(kernel)})])
                 for kernel in radial.kernel().split(channels)
             )
+        self.by_planes = rings and radial.spatial_dims == 3
         self.energies = nn.ModuleList(
             FoldedEnergy(energy) if energy.padding_mode == "zeros" else energy for energy in source.energies
         )
@@ -96,6 +121,10 @@ class FoldedHarmonics(nn.Module):
         x = self.prepare(x.unsqueeze(0) if unbatched else x)
         out: Tensor | None = None
         maps: Tensor | None = None
+        if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript leaves a branch out only where this stands alone
+            if self.by_planes and takes_planes():
+                out, maps = _by_planes(x, self.sums, self.radial, self.hidden)
+                return self._with_energies(out, maps, unbatched)
         for sums, radial, hidden in zip(self.sums, self.radial, self.hidden):  # noqa: B905 - TorchScript knows no strict=
             here = sums(x)
             first, second = radial(here), hidden(here)
@@ -103,6 +132,9 @@ class FoldedHarmonics(nn.Module):
             maps = second if maps is None else maps + second
         assert out is not None
         assert maps is not None
+        return self._with_energies(out, maps, unbatched)
+
+    def _with_energies(self, out: Tensor, maps: Tensor, unbatched: bool) -> Tensor:
         energies: list[Tensor] = []
         for energy in self.energies:
             energies.append(energy(maps))

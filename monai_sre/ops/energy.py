@@ -125,12 +125,14 @@ def cat_groups(parts: list[Tensor], groups: int) -> Tensor:
 
 
 def exported_energy(x: Tensor, stencils: Tensor, eps: float) -> Tensor:
-    """:func:`harmonic_energy` for graphs that are exported: one depthwise convolution per component.
+    """:func:`harmonic_energy` for graphs that are exported: one depthwise convolution per component, but for volumes.
 
     Example:
         >>> exported_energy(torch.tensor([[[0.0, 3.0, 0.0]]]), torch.tensor([[-1.0, 0.0, 1.0]]), eps=16.0)
         tensor([[[5., 4., 5.]]])
     """
+    if x.dim() == 5:  # whose depthwise convolutions are slow in ONNX Runtime
+        return _convolved_energy(x, stencils, eps)
     stride: list[int] = []
     padding: list[int] = []
     for axis in range(1, stencils.dim()):

@@ -44,8 +44,8 @@ MATRIX_UNITS = 0.25
 #: Multiply-adds in the time in which a device reads or writes a value: of a convolution with channels that mix, and of a
 #: depthwise one. From the data sheets of GPUs at a third of the peak, for values of 4 bytes; twice that for 2 bytes.
 DEVICE = (40.0, 20.0)
-#: Values moved that a depthwise tap costs in ONNX Runtime: on a CPU for channels in blocks of 8, other channels, and volumes.
-EXPORTED = (2.5, 12.0, 8.0)
+#: Values moved that a depthwise tap costs in ONNX Runtime on a CPU: channels in blocks of 8, and others.
+EXPORTED = (2.5, 12.0)
 _LANES = 16
 
 
@@ -135,7 +135,7 @@ def prefers_rings(
         >>> prefers_rings(64, 64, [(1, 1), (3, 3), (5, 5)], (5, 5)), prefers_rings(3, 64, [(1, 1), (3, 3), (5, 5)], (5, 5))
         (True, False)
     """
-    tap = EXPORTED[2] if len(kernel_size) == 3 else EXPORTED[0] if channels % 8 == 0 else EXPORTED[1]
+    tap = EXPORTED[0] if channels % 8 == 0 else EXPORTED[1]
     sums = tap * channels * sum(math.prod(size) for size in stencils if math.prod(size) > 1)
     ring = len(stencils) * (channels * out_channels + 8 * (channels + 2 * out_channels)) + sums
     return ring < 0.9 * math.prod(kernel_size) * channels * out_channels
