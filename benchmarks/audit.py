@@ -99,7 +99,8 @@ class Operations(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         read, written = (
-            [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)] for tree in ((args, kwargs), out)
+            [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+            for tree in ((_used(func, args), kwargs), out)
         )
         views = {_storage(tensor) for tensor in read} >= {_storage(tensor) for tensor in written}
         if (views and not func._schema.is_mutable) or func._schema.name in _ALLOCATING:
@@ -109,6 +110,14 @@ class Operations(TorchDispatchMode):
         self.count += 1
         self.moved += sum(_bytes(tensor) for tensor in (*read, *written))
         return out
+
+
+def _used(func: Any, args: Any) -> Any:
+    """The arguments that are read: of a convolution's operands, each is needed for the gradient by the other."""
+    if func is not torch.ops.aten.convolution_backward.default:
+        return args
+    grad, x, weight, *others, (by_input, by_weight, _) = args
+    return [grad, x if by_weight else None, weight if by_input else None, *others]
 
 
 def _storage(tensor: Tensor) -> int:

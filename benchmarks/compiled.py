@@ -43,7 +43,7 @@ def network_of(name: str, quick: bool) -> nn.Module:
     return one_layer(name, SHAPE[0], CLASSES) if quick else resnet(name, 2, SHAPE[0], CLASSES, WIDTH)
 
 
-def step_of(network: nn.Module, batch: int = BATCHES[0], marked: bool = False) -> Callable[[], None]:
+def step_of(network: Any, batch: int = BATCHES[0], marked: bool = False) -> Callable[[], None]:
     """A training step; the batch ``marked`` as varying or not."""
     x = torch.randn(batch, *SHAPE)
     if marked:

@@ -49,7 +49,7 @@ def _session(model: bytes, x: Tensor) -> Inference:
 
 
 def _onnx(network: nn.Module, x: Tensor) -> Inference:
-    buffer = io.BytesIO()
+    buffer: Any = io.BytesIO()  # which the exporter without dynamo takes, whatever its annotation says
     torch.onnx.export(fold_sre(copy.deepcopy(network)), (x,), buffer, dynamo=False, opset_version=OPSET, verbose=False)
     return _session(buffer.getvalue(), x)
 

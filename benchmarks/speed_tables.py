@@ -187,7 +187,10 @@ def audit_table(rows: Rows, _: int) -> str:
         found = [(ours[name] / plain[name], row["goals"][name]) for name in units]
         amounts = [f"{plain[name] / size:.0f}" for name, (_, size) in units.items()]
         lines.append([row["network"], _shape(row), *_against_goals(found), *amounts])
-    return markdown(head, lines)
+    return (
+        "Counted on torch's meta device, see `benchmarks/audit.py`. Nothing is fused: sums over rings that are written out "
+        "and read again count as moved. The plain U-Net is DynUNet, with batch norms as in ours, or with instance norms.\n\n"
+    ) + markdown(head, lines)
 
 
 def export_table(rows: Rows, _: int) -> str:
@@ -205,7 +208,10 @@ def export_table(rows: Rows, _: int) -> str:
                 goal = f" ({goals[name]:g})" if name in goals else ""
                 cells += [_spread(times, name), _number(ratio(times, name, "plain 3")) + goal]
             lines.append([shape, str(first["width"]), name, *cells])
-    return markdown(head, lines)
+    return (
+        "`onnx`: ONNX Runtime after `fold_sre`; `script`: TorchScript after it, frozen; `bundle`: the same of the network as "
+        "it is, what MONAI's commands `onnx_export` and `ckpt_export` make. Each beside the plain network in that form.\n\n"
+    ) + markdown(head, lines)
 
 
 def compile_table(rows: Rows, _: int) -> str:

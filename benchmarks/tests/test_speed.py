@@ -26,6 +26,20 @@ def test_bytes_that_operations_move() -> None:
     assert operations.moved == 4 * ((160 + 36 + 160) + 2 * 160 + (160 + 10) + (10 + 1 + 10))
 
 
+def test_bytes_that_gradients_of_a_convolution_move() -> None:
+    grad, image, weight = torch.ones(5, 2, 4, 4), torch.ones(5, 2, 4, 4), torch.ones(2, 2, 3, 3)
+    for wanted, values in (
+        ((True, False), 160 + 36 + 160),
+        ((False, True), 160 + 160 + 36),
+        ((True, True), 3 * 160 + 2 * 36),
+    ):
+        with Operations() as operations:
+            torch.ops.aten.convolution_backward(
+                grad, image, weight, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1, [*wanted, False]
+            )
+        assert operations.moved == 4 * values
+
+
 def test_an_audit_of_one_convolution() -> None:
     """A batch of 5 images of 4 x 4: 160 values in each map, 10 logits."""
     network = nn.Sequential(nn.Conv2d(2, 2, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
