@@ -9,6 +9,7 @@ use. Linux only, which lets a process reset its own peak.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import statistics
 import subprocess
@@ -92,14 +93,12 @@ def suite_memory(effort: Effort) -> list[dict[str, Any]]:
     return rows
 
 
-def in_a_fresh_process(module: str, *arguments: Any) -> int | None:
-    """The bytes that a module prints last, given the arguments and the number of threads; ``None`` for "missing"."""
+def in_a_fresh_process(module: str, *arguments: Any, **environment: str) -> Any:
+    """The JSON that a module prints last, given the arguments and the number of threads; :data:`MALLOC` by default."""
     command = [sys.executable, "-m", module, *map(str, arguments), str(torch.get_num_threads())]
-    done = subprocess.run(
-        command, cwd=_ROOT, env={**os.environ, **MALLOC}, stdout=subprocess.PIPE, text=True, check=True
-    )
-    answer = done.stdout.splitlines()[-1]
-    return None if answer == "missing" else int(answer)
+    surroundings = os.environ | (environment or MALLOC)
+    done = subprocess.run(command, cwd=_ROOT, env=surroundings, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 if __name__ == "__main__":
@@ -112,4 +111,4 @@ if __name__ == "__main__":
     torch.set_num_threads(chosen.threads)
     torch.manual_seed(0)
     found = measure(chosen.suite, chosen.index, chosen.name)
-    print("missing" if found is None else found)
+    print(json.dumps(found))

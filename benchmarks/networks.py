@@ -11,6 +11,7 @@ That ours is the network of SRE-Conv and GMR-Conv is checked: with their weights
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +25,7 @@ from benchmarks.peers import peer
 from benchmarks.timing import Effort, interleaved
 from monai_sre.nets import SREResNet, load_sre_checkpoint
 
-WIDTHS = [64, 128, 256, 512]
+WIDTH = 64
 
 
 @dataclass(frozen=True)
@@ -51,22 +52,37 @@ NETWORKS = (
     NetworkRow("SRE-R3D-18, kernel 5", (4, 1, 32, 32, 32), 11, (5, 5, 5, 5), 10.0, 2.0),
 )
 NAMES = ("auto", "harmonic", "dense", "SRE-Conv", "GMR-Conv", "plain 3")
+PLAIN = "plain 3"
+#: What :func:`resnet` gives beside plain kernels of 3; the bundles for classification take energies.
+KINDS: dict[str, dict[str, Any]] = {
+    "radial 5": {"kernel_size": 5},
+    "energies 5": {"kernel_size": 5, "conv": "harmonic"},
+    "radial 9, 9, 5, 5": {"kernel_size": (9, 9, 5, 5)},
+}
+
+
+def resnet(kind: str, ndim: int, in_channels: int, classes: int, width: int) -> nn.Module:
+    """A ResNet18 with a stem of stride 1 and no max-pooling: one of :data:`KINDS`, or :data:`PLAIN`."""
+    if kind != PLAIN:
+        return SREResNet(ndim, in_channels, classes, width=width, **KINDS[kind])
+    network: nn.Module = ResNet(
+        "basic",
+        [2, 2, 2, 2],
+        [width, 2 * width, 4 * width, 8 * width],
+        spatial_dims=ndim,
+        n_input_channels=in_channels,
+        conv1_t_size=3,
+        conv1_t_stride=1,
+        no_max_pool=True,
+        num_classes=classes,
+    )
+    return network
 
 
 def build(row: NetworkRow, name: str) -> nn.Module | None:
     """A network of a row in training mode; ``None`` where its package is missing."""
-    if name == "plain 3":
-        return ResNet(
-            "basic",
-            [2, 2, 2, 2],
-            WIDTHS,
-            spatial_dims=row.ndim,
-            n_input_channels=row.shape[1],
-            conv1_t_size=3,
-            conv1_t_stride=1,
-            no_max_pool=True,
-            num_classes=row.classes,
-        )
+    if name == PLAIN:
+        return resnet(PLAIN, row.ndim, row.shape[1], row.classes, WIDTH)
     if name not in ("SRE-Conv", "GMR-Conv"):
         stem = 3 if row.ndim == 3 else 5
         return SREResNet(
@@ -75,7 +91,7 @@ def build(row: NetworkRow, name: str) -> nn.Module | None:
             row.classes,
             kernel_size=row.kernel_size,
             stem_kernel_size=stem,
-            width=WIDTHS[0],
+            width=WIDTH,
             algorithm="auto" if name == "harmonic" else name,
             conv="harmonic" if name == "harmonic" else "radial",
         )
@@ -85,17 +101,18 @@ def build(row: NetworkRow, name: str) -> nn.Module | None:
         return None
     options: dict[str, Any] = {"num_classes": row.classes, f"{short}_conv_size": list(row.kernel_size)}
     if row.ndim == 2:
-        options |= {"inplanes": WIDTHS[0], "skip_first_maxpool": True}
+        options |= {"inplanes": WIDTH, "skip_first_maxpool": True}
     else:
         options |= {"in_channels": row.shape[1]}
     network: nn.Module = getattr(module, f"{short}_resnet18" if row.ndim == 2 else f"{short}_r3d_18")(**options)
     return network
 
 
-def training_step(network: nn.Module, x: Tensor, classes: int) -> Callable[[], None]:
-    """Forward, cross-entropy, backward, and a step of SGD."""
+def training_step(network: nn.Module, x: Tensor, classes: int, maps: bool = False) -> Callable[[], None]:
+    """Forward, cross-entropy (of each image, or position of ``maps``), backward, and a step of SGD."""
     optimizer = torch.optim.SGD(network.parameters(), lr=1e-3)
-    target = torch.arange(len(x)) % classes
+    size = (len(x), *x.shape[2:]) if maps else (len(x),)
+    target = (torch.arange(math.prod(size), device=x.device) % classes).reshape(size)
 
     def step() -> None:
         optimizer.zero_grad()

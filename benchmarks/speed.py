@@ -1,7 +1,7 @@
 """Speed and memory of the ring algorithm, against the dense one, the published packages and plain convolutions.
 
-    python -m benchmarks.speed                  # all suites, about 40 minutes on 2 cores
-    python -m benchmarks.speed --quick          # a smoke run of under 2 minutes, written to no file unless --out says so
+    python -m benchmarks.speed                  # all suites, about 70 minutes on 2 cores
+    python -m benchmarks.speed --quick          # a smoke run of under 4 minutes, written to no file unless --out says so
     python -m benchmarks.speed layers growth    # some suites
     python -m benchmarks.speed --render         # tables and picture from the JSON files, measuring nothing
     python -m benchmarks.speed --fit            # the constants of monai_sre.ops.ring.cost from the results of ``choice``
@@ -13,7 +13,11 @@ Each suite writes one JSON file, from which the Markdown tables and the picture 
 * ``choice``: dense and ring on many shapes, to which :mod:`monai_sre.ops.ring.cost` is fitted;
 * ``energies``: layers of harmonics with the compiled energies and without;
 * ``networks``: the training step of whole networks;
-* ``memory``: the peak memory of a training step of networks and layers, each in a fresh process.
+* ``memory``: the peak memory of a training step of networks and layers, each in a fresh process;
+* ``audit``: what a training step asks of any device, counted: operations, bytes kept, bytes moved;
+* ``export``: inference on one image, eager, in ONNX Runtime and in TorchScript;
+* ``compile``: the training step and the compile time under ``torch.compile``;
+* ``single``: inference on one image, layer by layer.
 
 Candidates of one row are run in turn within one process, so that other load on the machine meets all of them alike. A
 figure is the median over rounds, with its interquartile range; a ratio is a ratio of medians. On a machine that is busy
@@ -30,11 +34,15 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.audit import suite_audit
 from benchmarks.choice import fit, suite_choice
+from benchmarks.compiled import suite_compile
 from benchmarks.energies import suite_energies
+from benchmarks.export import suite_export
 from benchmarks.layers import suite_growth, suite_layers
 from benchmarks.memory import suite_memory
 from benchmarks.networks import suite_networks
+from benchmarks.single import suite_single
 from benchmarks.speed_tables import render
 from benchmarks.timing import CLOCKS, Effort, machine
 
@@ -46,6 +54,10 @@ SUITES = {
     "energies": suite_energies,
     "networks": suite_networks,
     "memory": suite_memory,
+    "audit": suite_audit,
+    "export": suite_export,
+    "compile": suite_compile,
+    "single": suite_single,
 }
 
 

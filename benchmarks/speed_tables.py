@@ -166,6 +166,105 @@ def energy_table(rows: Rows, _: int) -> str:
     return markdown(head, lines)
 
 
+def audit_table(rows: Rows, _: int) -> str:
+    """Counts of a training step in ratio to the plain network's, each with its goal, and the plain network's own."""
+    units = {
+        "flops": ("GFLOP", 1e9),
+        "kept": ("kept MiB", 2**20),
+        "operations": ("operations", 1),
+        "moved": ("moved MiB", 2**20),
+    }
+    head = [
+        "network",
+        "input",
+        *(f"{name} (goal)" for name in units),
+        "reached",
+        *(f"plain: {unit}" for unit, _ in units.values()),
+    ]
+    lines = []
+    for row in rows:
+        ours, plain = row["counts"]["ours"], row["counts"]["plain 3"]
+        found = [(ours[name] / plain[name], row["goals"][name]) for name in units]
+        amounts = [f"{plain[name] / size:.0f}" for name, (_, size) in units.items()]
+        lines.append([row["network"], _shape(row), *_against_goals(found), *amounts])
+    return (
+        "Counted on torch's meta device, see `benchmarks/audit.py`. Nothing is fused: sums over rings that are written out "
+        "and read again count as moved. The plain U-Net is DynUNet, with batch norms as in ours, or with instance norms.\n\n"
+    ) + markdown(head, lines)
+
+
+def export_table(rows: Rows, _: int) -> str:
+    """Inference on one image, in ms and in ratio to the plain network in the same form."""
+    forms = list(dict.fromkeys(row["form"] for row in rows))
+    head = ["input", "width", "network", *(cell for form in forms for cell in (f"{form} ms (IQR)", "x plain (goal)"))]
+    lines = []
+    for shape in dict.fromkeys(_shape(row) for row in rows):
+        same = {row["form"]: row for row in rows if _shape(row) == shape}
+        first = next(iter(same.values()))
+        for name in first["times"]:
+            cells = []
+            for form in forms:
+                times, goals = (same[form][key] if form in same else {} for key in ("times", "goals"))
+                goal = f" ({goals[name]:g})" if name in goals else ""
+                cells += [_spread(times, name), _number(ratio(times, name, "plain 3")) + goal]
+            lines.append([shape, str(first["width"]), name, *cells])
+    return (
+        "`onnx`: ONNX Runtime after `fold_sre`; `script`: TorchScript after it, frozen; `bundle`: the same of the network as "
+        "it is, what MONAI's commands `onnx_export` and `ckpt_export` make. Each beside the plain network in that form.\n\n"
+    ) + markdown(head, lines)
+
+
+def compile_table(rows: Rows, _: int) -> str:
+    """Steps, compile times and graphs under ``torch.compile``."""
+    head = [
+        "network",
+        "eager ms (IQR)",
+        "x plain",
+        "compiled ms (IQR)",
+        "x plain compiled (goal)",
+        "compile time s (least to most)",
+    ]
+    head += ["x plain (goal)", "reached", "graphs for batches of 16, 24, 20", "the same, batch marked", "breaks"]
+    lines = []
+    for row in rows:
+        times, seconds, graphs = row["times"], row["compile"], row["graphs"]
+        for name in seconds:
+            step, longer = ratio(times, f"{name}, compiled", "plain 3, compiled"), ratio(seconds, name, "plain 3", "s")
+            goals = row["goals"].get(name) if name != "plain 3" else (1.0, 1.0)
+            first, second, reached = _against_goals([(step, goals[0]), (longer, goals[1])])
+            spread = (
+                f"{seconds[name]['s']:.0f} ({min(seconds[name]['all_s']):.0f} to {max(seconds[name]['all_s']):.0f})"
+            )
+            eager = [_spread(times, name), _number(ratio(times, name, "plain 3"))]
+            made = [", ".join(map(str, graphs[name][kind])) for kind in ("default", "marked")]
+            compiled = _spread(times, f"{name}, compiled")
+            lines.append([name, *eager, compiled, first, spread, second, reached, *made, str(graphs[name]["breaks"])])
+    return markdown(head, lines)
+
+
+def single_table(rows: Rows, _: int) -> str:
+    """Microseconds of a call, and in ratio to plain kernels of 3."""
+    names = ("auto", "ring", "dense", "energies")
+    head = [
+        "shape (N, C, size)",
+        "k",
+        "plain 3 us (IQR)",
+        *(cell for name in names for cell in (f"{name} us (IQR)", "x plain")),
+    ]
+    lines = []
+    for row in rows:
+        times = row["times"]
+        cells = [cell for name in names for cell in (_spread(times, name, 1e3), _number(ratio(times, name, "plain 3")))]
+        lines.append([_shape(row), str(row["kernel"]), _spread(times, "plain 3", 1e3), *cells])
+    return markdown(head, lines)
+
+
+def _against_goals(found: list[tuple[float | None, float]]) -> list[str]:
+    """Ratios, each with the most that it should be, and whether they are."""
+    reached = ["-" if value is None else "yes" if value <= goal else "no" for value, goal in found]
+    return [f"{_number(value)} ({goal:g})" for value, goal in found] + [", ".join(reached)]
+
+
 def draw_growth(rows: Rows, path: Path) -> None:
     """Cost against kernel size on a logarithmic scale, 2-D and 3-D side by side."""
     import matplotlib
@@ -191,6 +290,14 @@ def _shape(row: dict[str, Any]) -> str:
     return ", ".join(map(str, row["shape"])) + (", inference" if row.get("inference") else "")
 
 
+def _spread(times: dict[str, dict[str, float]], name: str, factor: float = 1.0) -> str:
+    if name not in times:
+        return "-"
+    median, spread = (times[name][key] * factor for key in ("ms", "iqr_ms"))
+    digits = 0 if median >= 100 else 1
+    return f"{median:.{digits}f} ({spread:.{digits}f})"
+
+
 def _ms(times: dict[str, dict[str, float]], name: str) -> str:
     return f"{times[name]['ms']:.1f}" if name in times else "-"
 
@@ -206,4 +313,8 @@ _TABLES: dict[str, tuple[str, Callable[[Rows, int], str]]] = {
     "energies": ("Layers of harmonics with compiled energies", energy_table),
     "networks": ("Training steps of whole networks", network_table),
     "memory": ("Peak memory of a training step", memory_table),
+    "audit": ("A training step on any device, counted, in ratio to plain kernels of 3", audit_table),
+    "export": ("Inference on one image, exported", export_table),
+    "compile": ("Training under torch.compile", compile_table),
+    "single": ("Inference on one image, layer by layer", single_table),
 }
