@@ -100,7 +100,7 @@ def ring_sums(x: Tensor, stencil: Tensor, stride: list[int], padding: list[int],
 
 
 @torch.jit.unused
-def takes_planes():  # type: ignore[no-untyped-def]  # noqa: ANN201 - TorchScript cannot read it
+def takes_planes():  # type: ignore[no-untyped-def]
     """Whether :func:`conv_by_planes` serves: ONNX by the TorchScript exporter; ``torch.export`` fixes numbers of planes."""
     return torch.onnx.is_in_onnx_export() and torch.jit.is_tracing()
 
