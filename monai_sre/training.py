@@ -271,6 +271,10 @@ def _write_content(content: Any, path: Path) -> None:
         torch.save(content, path)
 
 
+#: Iterations per epoch that a schedule of an earlier run may have been stepped at.
+_MOST_STEPS = 10_000
+
+
 def _check_progress(state: Any, length: int) -> None:
     """Raise if ``last.pt`` does not say how far a training of so many iterations per epoch has come."""
     for name, part in {"content": state, **{name: state[name] for name in _PARTS if isinstance(state, dict)}}.items():
@@ -281,7 +285,8 @@ def _check_progress(state: Any, length: int) -> None:
             raise ValueError(f"{name} must be a whole number from {least}, got {state[name]!r}")
     if not isinstance(state["best"], float) or math.isnan(state["best"]):
         raise ValueError(f"best must be a number, got {state['best']!r}")
-    steps, most = _steps_done(state["lr_scheduler"]), state["epoch"] * length
+    # Stepped per epoch or per iteration; those may have been more, of smaller batches. Each is repeated on resume.
+    steps, most = _steps_done(state["lr_scheduler"]), state["epoch"] * max(length, _MOST_STEPS)
     if type(steps) is not int or not 0 <= steps <= most:
         raise ValueError(f"the steps of its schedule must be a whole number up to {most}, got {steps!r}")
 

@@ -115,6 +115,8 @@ def _fold_energies(module: HarmonicConv, form: str) -> nn.Module | None:
     if not isinstance(radial, RadialNd) or module.groups > 1 or form == "dense":
         return None  # the radial convolution inside is folded by itself
     _renew(radial)
+    if any(part._forward_hooks or part._forward_pre_hooks for part in (radial, *module.energies)):
+        return None  # which these hooks would be lost on
     new = FoldedHarmonics(module, rings=_takes_rings(radial, form))
     carry_hooks(module, new)
     return new.train(module.training)

@@ -15,7 +15,7 @@ from monai_sre.ops.conv import centred_conv, centred_conv_transpose, extra_paddi
 from monai_sre.ops.energy import exported_energy
 from monai_sre.ops.grid import centred_windows, pad_ends
 from monai_sre.ops.pool import centred_blur
-from monai_sre.ops.ring.portable import conv_by_planes, cropped_ring, ring_ends, takes_planes
+from monai_sre.ops.ring.portable import conv_by_planes, cropped_ring, ring_ends, scaled_rings, takes_planes
 
 
 def shape_of(module: Any) -> dict[str, Any]:
@@ -191,12 +191,13 @@ def _rings(
     source: Any, padding: Sequence[int], outputs: Sequence[int], bias: Tensor | None
 ) -> tuple[nn.ModuleList, list[nn.ModuleList]]:
     """Modules that sum over each ring, and for each part of the output channels, those that mix the sums."""
-    ndim, basis = source.spatial_dims, source.current_basis().detach()
+    ndim = source.spatial_dims
+    basis, weights = scaled_rings(source.current_basis().detach(), source.weight.detach())
     sums, mixes = nn.ModuleList(), [nn.ModuleList() for _ in outputs]
     for ring, ends in enumerate(ring_ends(basis)):
         stencil = cropped_ring(basis, ring, ends)
         margin = [pad - end * step for pad, end, step in zip(padding, ends, source.dilation, strict=True)]
-        weight, mixing = source.weight[:, :, ring], {"kernel_size": 1}
+        weight, mixing = weights[:, :, ring], {"kernel_size": 1}
         crop = [min(amount, 0) for amount in reversed(margin) for _ in range(2)]
         before = [getattr(nn, f"ZeroPad{ndim}d")(tuple(crop))] if any(crop) else []
         shape = {"stride": source.stride, "padding": tuple(max(amount, 0) for amount in margin)}

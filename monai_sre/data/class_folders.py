@@ -50,7 +50,9 @@ def list_class_folders(folder: Path) -> dict[str, Any]:
     for section, classes in parts.items():
         for each in classes:
             images = find_images(each)
-            twins = [(path, seen.setdefault((path.name, path.stat().st_size), path)) for path in images]
+            twins = [
+                (path, seen.setdefault((path.name, path.stat().st_size), path)) for path in images if path.is_file()
+            ]
             copies += [pair for pair in twins if pair[0] != pair[1] and filecmp.cmp(*pair, shallow=False)]
             entries = [{"image": str(path.absolute()), "label": each.name} for path in images]
             for name, share in ({section: entries} if section else _split(entries, each)).items():

@@ -37,9 +37,16 @@ def new_figure(width: float, height: float) -> Figure | None:
     return figure(figsize=(width, height), layout="constrained")
 
 
+def _powers(axis: Any) -> list[Any]:
+    if axis.get_scale() != "log":
+        return []
+    return [*axis.get_ticklabels(), *axis.get_ticklabels(minor=True)]
+
+
 def _save(figure: Figure, path: str | Path, dpi: int) -> None:
-    """As a picture in which names are shown as they are: a dollar sign starts no formula."""
-    for text in figure.findobj(lambda artist: hasattr(artist, "set_parse_math")):
+    """As a picture in which names are shown as they are: a dollar sign starts no formula, but for the powers at ticks."""
+    ticks = {id(text) for axes in figure.axes for axis in (axes.xaxis, axes.yaxis) for text in _powers(axis)}
+    for text in figure.findobj(lambda artist: hasattr(artist, "set_parse_math") and id(artist) not in ticks):
         text.set_parse_math(False)  # type: ignore[attr-defined]
     write_whole({Path(path): partial(figure.savefig, dpi=dpi)})
 

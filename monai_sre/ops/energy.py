@@ -216,19 +216,21 @@ def _added_energies(
     return _AddedEnergies.apply(radial, maps, weight, bias, groups, eps, *stencils)
 
 
-def _uses_engine(x: Tensor, stencils: Sequence[Tensor]) -> bool:
-    """Whether the C engine computes with operands that are at hand."""
-    return is_eager_cpu_call(x, stencils[0]) and energy_cpu.compiled_for(x.dtype) and energy_cpu.serves(stencils)
+def _for_engine(x: Tensor, stencils: Sequence[Tensor]) -> list[Tensor]:
+    """The stencils as the C engine takes them; none where it does not compute with operands that are at hand."""
+    if not is_eager_cpu_call(x, stencils[0]) or not energy_cpu.compiled_for(x.dtype):
+        return []
+    own = [stencil.detach().to(computed_in(x.dtype)).contiguous() for stencil in stencils]
+    return own if energy_cpu.serves(own) else []
 
 
 def _values(x: Tensor, stencils: Sequence[Tensor], groups: int, eps: float) -> Tensor:
     """Energies of all orders, those of a group beside each other."""
     with without_autocast(x.device.type):
-        if not _uses_engine(x, stencils):
+        own = _for_engine(x, stencils)
+        if not own:
             return _all_energies(x, list(stencils), groups, eps)
-        dtype = computed_in(x.dtype)
-        own = [stencil.detach().to(dtype).contiguous() for stencil in stencils]
-        values, _ = energy_cpu.energies(_whole_images(x.to(dtype)), own, eps, groups)
+        values, _ = energy_cpu.energies(_whole_images(x.to(computed_in(x.dtype))), own, eps, groups)
         assert values is not None
         return values.to(x.dtype)
 
@@ -237,10 +239,10 @@ def _values_and_slope(
     x: Tensor, stencils: Sequence[Tensor], groups: int, eps: float, grad: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Energies of all orders and the gradient by ``x``, in the dtype that they are computed in."""
-    if _uses_engine(x, stencils):
-        dtype = computed_in(x.dtype)
-        own = [stencil.detach().to(dtype).contiguous() for stencil in stencils]
-        values, slope = energy_cpu.energies(_whole_images(x.to(dtype)), own, eps, groups, _whole_images(grad.to(dtype)))
+    own = _for_engine(x, stencils)
+    if own:
+        whole, slopes = (_whole_images(operand.to(computed_in(x.dtype))) for operand in (x, grad))
+        values, slope = energy_cpu.energies(whole, own, eps, groups, slopes)
         assert values is not None
         assert slope is not None
         return values, slope

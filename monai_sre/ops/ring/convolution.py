@@ -330,7 +330,7 @@ def _ring_gradients_operator(
 
 @_ring_gradients_operator.register_fake
 def _(grad: Tensor, x: Tensor, weight: Tensor, *settings: Any) -> list[Tensor]:
-    likes = (torch.empty_like(x), torch.empty_like(weight, memory_format=torch.contiguous_format))
+    likes = (_in_layout_of(x.new_empty(x.shape), x), torch.empty_like(weight, memory_format=torch.contiguous_format))
     return [item for item, use in zip((*likes, weight.new_empty(len(weight))), settings[-1], strict=True) if use]
 
 

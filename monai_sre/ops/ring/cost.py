@@ -25,6 +25,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from monai_sre.ops.ring.convolution import is_eager_cpu_call
 from monai_sre.ops.ring.cpu import compiled_for
 from monai_sre.ops.ring.plan import convolution_geometry, plans, spatial_triple
 
@@ -88,6 +89,8 @@ def choose_algorithm(
         return "ring" if _device_share(channels, out_channels, basis.shape[0], taps, shrinking, dtype) < 1 else "dense"
     if torch.compiler.is_compiling():
         return "ring" if compiled_for(dtype) else "dense"
+    if not is_eager_cpu_call(x, weight):  # the engine would not run, and fake tensors have no values
+        return "dense"
     reach = (d * (k - 1) + 1 - 2 * p for d, k, p in zip(dilation, basis.shape[1:], padding, strict=True))
     if x.numel() == 0 or any(r > n for r, n in zip(reach, x.shape[-ndim:], strict=True)):
         return "dense"  # which also says what does not fit

@@ -50,7 +50,7 @@ def ring_ends(basis: Tensor) -> list[list[int]]:
         [[1, 1], [0, 0]]
     """
     found: list[list[int]] = []
-    for ring in basis.detach().cpu().numpy() != 0:
+    for ring in (basis.detach() != 0).cpu().numpy():
         ends = []
         for axis, length in enumerate(ring.shape):
             taken = ring.any(axis=tuple(other for other in range(ring.ndim) if other != axis)).nonzero()[0]
@@ -228,10 +228,14 @@ def exported_ring_conv(
         >>> exported_ring_conv(x, weight, basis, ring_ends(basis), None, [1], [1], [1], 1)
         tensor([[[11., 21., 11.]]])
     """
-    basis = basis.to(weight.dtype)
+    unbatched = x.dim() == basis.dim()
+    if unbatched:
+        x = x.unsqueeze(0)
+    basis, weight = scaled_rings(basis, weight)
     if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript leaves a branch out only where this stands alone
         if len(stride) == 3 and takes_planes():
-            return _exported_volume(x, weight, basis, ends, bias, stride, padding, dilation, groups)
+            volume = _exported_volume(x, weight, basis, ends, bias, stride, padding, dilation, groups)
+            return volume.squeeze(0) if unbatched else volume
     ones, zeros = [1] * len(stride), [0] * len(stride)
     out = torch.zeros([0], dtype=x.dtype)
     for ring in range(len(ends)):
@@ -247,7 +251,7 @@ def exported_ring_conv(
                 ring_sums(x, stencil, stride, margin, dilation), mixing, part_bias, ones, zeros, ones, groups
             )
         out = mixed if ring == 0 else out + mixed
-    return out
+    return out.squeeze(0) if unbatched else out
 
 
 def _exported_volume(
@@ -325,10 +329,10 @@ class _Part:
 def _parts(
     x: Tensor, weight: Tensor, basis: Tensor, padding: Sequence[int], dilation: Sequence[int]
 ) -> Iterator[_Part]:
-    basis, scale = scaled_rings(basis, weight.dtype)
-    if scale is not None:
-        weight = weight * scale
-    apart = x.device.type == "cpu" and not torch.compiler.is_compiling()
+    scale = ring_scales(basis).to(weight.dtype) if weight.dtype == torch.float16 else None
+    basis, weight = scaled_rings(basis, weight)
+    at_hand = all(type(operand) in (Tensor, torch.nn.Parameter) for operand in (x, basis))  # no fake tensors
+    apart = x.device.type == "cpu" and at_hand and not torch.compiler.is_compiling()
     ends = ring_ends(basis) if apart else []
     pieces: Sequence[Any] = range(len(ends)) if apart else [slice(None)]
     for piece in pieces:
@@ -356,16 +360,25 @@ def _ring_sums_gradient(
     return functional.pad(by_x, pads) if any(pads) else by_x  # type: ignore[no-any-return]
 
 
-def scaled_rings(basis: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-    """Rings in a dtype, scaled in float16 as :func:`portable_ring_conv` says, and the scales, shape ``(b,)``.
+def scaled_rings(basis: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Rings and weights in the dtype of ``weight``, scaled in float16 as :func:`portable_ring_conv` says.
 
     Example:
-        >>> rings, scale = scaled_rings(torch.full((1, 3, 3), 2.0), torch.float16)
-        >>> rings[0, 0, 0].item(), scale.item()
+        >>> rings, weight = scaled_rings(torch.full((1, 3, 3), 2.0), torch.ones(1, 1, 1, dtype=torch.float16))
+        >>> rings[0, 0, 0].item(), weight.item()
         (0.0625, 32.0)
     """
-    if dtype != torch.float16:
-        return basis.to(dtype), None
-    total = basis.float().abs().flatten(1).sum(dim=1).clamp(min=1.0)
-    scale = torch.exp2(torch.ceil(torch.log2(total)))
-    return (basis / scale.reshape(-1, *[1] * (basis.dim() - 1))).to(dtype), scale.to(dtype)
+    if weight.dtype != torch.float16:
+        return basis.to(weight.dtype), weight
+    scale = ring_scales(basis)
+    return (basis / scale.reshape([-1] + [1] * (basis.dim() - 1))).to(weight.dtype), weight * scale.to(weight.dtype)
+
+
+def ring_scales(basis: Tensor) -> Tensor:
+    """Of each ring the power of two above the sum of its taps, shape ``(b,)``, in float32.
+
+    Example:
+        >>> ring_scales(torch.tensor([[1.0, 0.0, 0.0], [0.0, 3.0, 3.0]]))
+        tensor([1., 8.])
+    """
+    return torch.exp2(torch.ceil(torch.log2(basis.float().abs().flatten(1).sum(dim=1).clamp(min=1.0))))

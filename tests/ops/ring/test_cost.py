@@ -22,7 +22,7 @@ def choose(shape: tuple[int, ...], out_channels: int, kernel: int, **options: An
     basis = radial_basis((kernel,) * ndim)
     x = torch.empty(shape, device="meta", dtype=options.pop("dtype", torch.float32))
     x = torch.empty_like(x, device=options.pop("device", "cpu"))
-    weight = torch.empty(out_channels, shape[1], len(basis), device="meta")
+    weight = torch.empty(out_channels, shape[1], len(basis))
     return choose_algorithm(x, weight, basis, (1,) * ndim, (kernel // 2,) * ndim, (1,) * ndim, 1)
 
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call, grad, jvp, vmap
 from torch.nn import functional
 
+from monai_sre.convert import fold_sre
 from monai_sre.layers import SREConv2d, SREHarmonicConv2d
 from monai_sre.nets import SREResNet
-from monai_sre.ops import radial_basis
+from monai_sre.ops import harmonic_energy, harmonic_stencils, radial_basis
 from monai_sre.ops.ring import cpu as ring_cpu
 from monai_sre.ops.ring import energy_cpu
 from monai_sre.ops.ring.convolution import ring_conv
@@ -147,6 +150,67 @@ def test_operators_are_sound() -> None:
     mixer = torch.randn(4, 6, 1, 1, dtype=torch.float64, requires_grad=True)
     radial = torch.randn(2, 4, 7, 6, dtype=torch.float64, requires_grad=True)
     torch.library.opcheck(operators.add_energies, (radial, x, mixer, bias, [stencil, stencil], 1, 1e-2))
+
+
+@pytest.mark.skipif(not ring_cpu.available(torch.float32), reason="needs a C compiler")
+@pytest.mark.parametrize("layer", [SREConv2d, SREHarmonicConv2d])
+def test_compiled_layers_take_inputs_of_any_layout(layer: Any) -> None:
+    torch._dynamo.reset()
+    module = layer(4, 8, 5, padding=2)
+    compiled = torch.compile(module, backend="inductor" if layer is SREConv2d else "aot_eager")
+    base = torch.randn(2, 4, 10, 9)
+    for turn in (lambda x: x.rot90(1, (2, 3)), lambda x: x.transpose(2, 3), lambda x: x):
+        found, wanted = (
+            torch.autograd.grad(call(turn(leaf)).square().sum(), leaf)[0]
+            for call, leaf in ((compiled, base.clone().requires_grad_()), (module, base.clone().requires_grad_()))
+        )
+        assert error(found, wanted) < 1e-5
+
+
+def test_exported_forms_in_half_precision() -> None:
+    """Sums that leave the range of float16 although the result does not; bfloat16, which numpy does not know."""
+    layer = SREConv2d(32, 32, 9, padding=4)
+    with torch.no_grad():
+        layer.weight.mul_(0.05)
+    x = 4000 * torch.rand(1, 32, 20, 20)
+    wanted = layer(x)
+    for dtype in (torch.float16, torch.bfloat16):
+        module = copy.deepcopy(layer).to(dtype)
+        for form in (
+            torch.jit.script(module),
+            fold_sre(copy.deepcopy(module)),
+            fold_sre(copy.deepcopy(module), "rings"),
+        ):
+            assert error(form(x.to(dtype)), wanted) < 10 * torch.finfo(dtype).eps
+
+
+def test_one_image_without_a_batch() -> None:
+    module, x = SREConv2d(16, 16, 7, padding=3), torch.randn(16, 20, 20)
+    assert module.ends[0][0] >= 0
+    forms = [torch.jit.script(module), torch.jit.trace(module, x), torch.export.export(module, (x,)).module()]
+    for form in forms:
+        assert error(form(x), module(x)) < 1e-5
+
+
+def test_fake_tensors_have_no_values() -> None:
+    module = SREConv2d(32, 32, 9, padding=4)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        assert module(torch.randn(8, 32, 64, 64)).shape == (8, 32, 64, 64)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_stencils_of_another_precision(dtype: torch.dtype) -> None:
+    x, stencils = torch.randn(1, 2, 8, 8), harmonic_stencils(1, 2)
+    assert (
+        error(harmonic_energy(x, stencils.to(dtype)), harmonic_energy(x, stencils)) < 10 * torch.finfo(dtype).eps + 1e-6
+    )
+
+
+def test_hooks_inside_a_layer_stay() -> None:
+    module, calls = SREHarmonicConv2d(16, 16, 5, padding=2), []
+    module.radial.register_forward_hook(lambda *_: calls.append(1))
+    fold_sre(module)(torch.randn(1, 16, 8, 8))
+    assert calls == [1]
 
 
 @pytest.mark.parametrize("layer", [SREConv2d, SREHarmonicConv2d])
