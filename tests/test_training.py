@@ -192,9 +192,9 @@ DAMAGED: dict[str, tuple[Any, str]] = {
     "best text": (with_("best", "0.9"), "best must be a number, got '0.9'"),
     "schedule 10^12": (
         with_("lr_scheduler", {"last_epoch": 10**12}),
-        "must be a whole number up to 2, got 1000000000000",
+        "must be a whole number up to 20000, got 1000000000000",
     ),
-    "schedule x": (with_("lr_scheduler", {"last_epoch": "x"}), "must be a whole number up to 2, got 'x'"),
+    "schedule x": (with_("lr_scheduler", {"last_epoch": "x"}), "must be a whole number up to 20000, got 'x'"),
     "schedule empty": (with_("lr_scheduler", {}), "it has no 'last_epoch'"),
     "schedule list": (with_("lr_scheduler", [1]), "its lr_scheduler must be a dictionary, got list"),
     "shape": (weight(torch.ones(2, 1)), "weight has shape (2, 1), the network's is (1, 1)"),
