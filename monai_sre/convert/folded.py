@@ -15,7 +15,7 @@ from monai_sre.ops.conv import centred_conv, centred_conv_transpose, extra_paddi
 from monai_sre.ops.energy import exported_energy
 from monai_sre.ops.grid import centred_windows, pad_ends
 from monai_sre.ops.pool import centred_blur
-from monai_sre.ops.ring.portable import conv_by_planes, cropped_ring, ring_ends, scaled_rings, takes_planes
+from monai_sre.ops.ring.portable import conv_by_planes, cropped_ring, from_planes, ring_ends, scaled_rings, takes_planes
 
 
 def shape_of(module: Any) -> dict[str, Any]:
@@ -80,7 +80,7 @@ def _by_planes(x: Tensor, sums: nn.ModuleList, *mixes: nn.ModuleList) -> list[Te
             planes = _planes_of(step, planes)
         found = [_planes_of(mix[index], planes) for mix in mixes]
         outs = [out + part for out, part in zip(outs, found, strict=True)] if outs else found
-    return [out.movedim(1, 2) for out in outs]
+    return [from_planes(out) for out in outs]
 
 
 def _planes_of(layer: Any, planes: Tensor) -> Tensor:

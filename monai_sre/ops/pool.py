@@ -90,21 +90,35 @@ def centred_avg_pool(
         >>> centred_avg_pool(x, [2], [2], [0])  # windows around the pixels 1 and 3, the outer pixels by half
         tensor([[[1., 3.]]])
     """
-    reach, total = kernel_size, [2 * amount for amount in padding]
-    spans, ends = window_spans(x, reach, stride, total, ceil_mode), _ends(padding, stride, ceil_mode)
+    total = [2 * amount for amount in padding]
+    spans, ends = window_spans(x, kernel_size, stride, total, ceil_mode), _ends(padding, stride, ceil_mode)
+    if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript leaves a branch out only where this stands alone
+        if torch.onnx.is_in_onnx_export():  # no branch on a size
+            axes = list(range(x.dim() - len(stride), x.dim()))
+            settings = zip(axes, spans, kernel_size, stride, padding, strict=True)
+            matrices = [
+                _averaging(x, axis, (span - size) // step + 1, size, step, pad if count_include_pad else 0)
+                for axis, span, size, step, pad in settings
+            ]
+            return _multiply_axes(x, axes, matrices)
     means = avg_pool_nd(spread_to(x, spans, ends), kernel_size, stride)
     counted = padding if count_include_pad else [0] * len(padding)
     beyond = [end - count for end, count in zip(ends, counted)]  # noqa: B905 - TorchScript knows no strict=
-    grown = max(beyond) > 0
-    if not in_onnx_export():
-        needed = [spans[axis] - x.size(axis - len(spans)) - 2 * counted[axis] for axis in range(len(spans))]
-        grown = max(needed) > 0
-    if not grown:
+    grown = [spans[axis] - x.size(axis - len(spans)) - 2 * counted[axis] for axis in range(len(spans))]
+    if max(grown) <= 0:
         return means
     # Share of each window that counts: the input and, on request, torch's padding, but not what centring added.
     present = torch.ones_like(x[:1, :1] if x.dim() == len(counted) + 2 else x[:1])
     present = spread_to(pad_ends(present, counted, value=1.0), spans, beyond)
     return means / avg_pool_nd(present, kernel_size, stride)
+
+
+def _averaging(x: Tensor, axis: int, count: int, size: int, step: int, counted: int) -> Tensor:
+    """The matrix of one axis of :func:`centred_avg_pool`: of each window the shares of the pixels, of all that counts."""
+    windows = step * _places(x, count).unsqueeze(1)
+    shares = ((size + 1 - (_places(x, x.size(axis)) - windows).abs()) / 2).clamp(0, 1)
+    there = ((size + 1 - (_places(x, x.size(axis) + 2 * counted) - windows).abs()) / 2).clamp(0, 1)
+    return (shares / there.sum(dim=1, keepdim=True)).to(x.dtype)
 
 
 def _ends(padding: list[int], stride: list[int], ceil_mode: bool) -> list[int]:

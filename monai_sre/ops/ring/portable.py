@@ -106,6 +106,13 @@ def takes_planes():  # type: ignore[no-untyped-def]
 
 
 @torch.jit.unused
+def from_planes(planes: Tensor) -> Tensor:
+    """Volumes ``(N, C, D, H, W)`` of planes ``(N, D, C, H, W)``, of a number of channels that the exporter knows."""
+    x = planes.movedim(1, 2)
+    return x.reshape(x.size(0), int(x.size(1)), x.size(2), x.size(3), x.size(4))
+
+
+@torch.jit.unused
 def conv_by_planes(
     planes: Tensor,
     kernel: Tensor,
@@ -281,7 +288,7 @@ def _exported_volume(
             mixed = conv_by_planes(sums, mixing, part_bias, [1] * 3, [0] * 3, [1] * 3, groups)
         out = mixed if out is None else out + mixed
     assert out is not None
-    return out.movedim(1, 2)
+    return from_planes(out)
 
 
 def portable_ring_gradients(
