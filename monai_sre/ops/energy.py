@@ -148,13 +148,13 @@ def exported_energy(x: Tensor, stencils: Tensor, eps: float) -> Tensor:
 
 
 def _components(x: Tensor, stencils: Tensor) -> Tensor:
-    """Each map an image of its own: shape ``(N * C, components, *spatial)``."""
+    """Every map is taken as an image: shape ``(N * C, components, *spatial)``."""
     padding: list[int] = []
     sizes: list[int] = []  # one by one, or ONNX takes them for constants
     for axis in range(1, stencils.dim()):
         padding.append(stencils.size(axis) // 2)
         sizes.append(x.size(axis + 1))
-    maps = x.reshape([x.size(0) * x.size(1), 1] + sizes)  # noqa: RUF005 - each an image of its own
+    maps = x.reshape([x.size(0) * x.size(1), 1] + sizes)  # noqa: RUF005 - every map is an image
     ones = [1] * len(padding)
     return conv_nd(maps, stencils.unsqueeze(1), None, ones, padding, ones, 1)
 
