@@ -9,6 +9,7 @@ from torch import Tensor
 
 from monai_sre.layers.conv import RadialNd
 from monai_sre.layers.conv_transpose import RadialTransposeNd
+from monai_sre.layers.harmonic import SREHarmonicConvNd
 from monai_sre.ops.arguments import int_tuple
 from monai_sre.ops.conv import centred_conv_transpose, centred_sre_conv, expand_kernel
 from monai_sre.ops.pool import blur_width
@@ -131,3 +132,38 @@ class CentredConvTranspose3d(CentredConvTransposeNd):
     """3-D transposed convolution onto a centred grid; arguments as :class:`CentredConvTranspose2d`."""
 
     spatial_dims = 3
+
+
+class CentredHarmonicConv1d(SREHarmonicConvNd):
+    """1-D convolution with energies on a centred grid; arguments as :class:`CentredHarmonicConv2d`."""
+
+    spatial_dims = 1
+    radial_type = CentredConv1d
+
+
+class CentredHarmonicConv2d(SREHarmonicConvNd):
+    """2-D convolution of any stride with energies, on a centred grid.
+
+    Arguments as :class:`monai_sre.layers.SREHarmonicConv2d`, with those of :class:`CentredConv2d`. The energies are taken
+    behind the stride.
+
+    Shape:
+        ``(N, in_channels, H, W)`` or ``(in_channels, H, W)`` to the shape that ``torch.nn.Conv2d`` gives.
+
+    Example:
+        >>> import torch
+        >>> layer = CentredHarmonicConv2d(2, 4, 5, stride=2, padding=2)
+        >>> x = torch.randn(1, 2, 8, 11)
+        >>> layer(x).shape, torch.allclose(layer(x.rot90(1, (2, 3))), layer(x).rot90(1, (2, 3)), atol=1e-5)
+        (torch.Size([1, 4, 4, 6]), True)
+    """
+
+    spatial_dims = 2
+    radial_type = CentredConv2d
+
+
+class CentredHarmonicConv3d(SREHarmonicConvNd):
+    """3-D convolution of any stride with energies, on a centred grid; arguments as :class:`CentredHarmonicConv2d`."""
+
+    spatial_dims = 3
+    radial_type = CentredConv3d

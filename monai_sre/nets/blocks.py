@@ -9,22 +9,30 @@ from monai.networks.layers.factories import Conv, Pool, split_args
 from monai.networks.layers.utils import get_act_layer, get_norm_layer
 from torch import Tensor, nn
 
+from monai_sre.layers import centred
 from monai_sre.layers.factories import register
 from monai_sre.layers.pool import CentredBlurPool
+from monai_sre.ops.arguments import int_tuple
 from monai_sre.ops.pool import blur_width
 
 register()
 
-#: Kinds of convolutions, their names in MONAI's factory, and the options that ``conv=(kind, options)`` may hold.
-_CONVS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "radial": ("SRECONV", ()),
-    "harmonic": ("SREHARMONICCONV", ("orders", "hidden_channels", "taps", "norm", "eps")),
+#: Kinds of convolutions: their names in MONAI's factory, their layers with strides, the options of ``conv=(kind, options)``.
+_CONVS: dict[str, tuple[str, tuple[type[nn.Module], ...], tuple[str, ...]]] = {
+    "radial": ("SRECONV", (centred.CentredConv1d, centred.CentredConv2d, centred.CentredConv3d), ()),
+    "harmonic": (
+        "SREHARMONICCONV",
+        (centred.CentredHarmonicConv1d, centred.CentredHarmonicConv2d, centred.CentredHarmonicConv3d),
+        ("orders", "hidden_channels", "taps", "norm", "eps"),
+    ),
 }
+#: How networks are asked for convolutions: a kind, or a kind and its options.
+ConvKind = str | tuple[str, Mapping[str, Any]]
 #: What an argument of its own says.
 _RADIAL = ("num_rings", "profile", "circular", "orthonormal", "spacing", "axes", "algorithm")
 
 
-def conv_kind(conv: str | tuple[str, Mapping[str, Any]]) -> tuple[str, dict[str, Any]]:
+def conv_kind(conv: ConvKind) -> tuple[str, dict[str, Any]]:
     """The kind of convolution that the argument ``conv`` asks for, and its options.
 
     Raises:
@@ -41,7 +49,7 @@ def conv_kind(conv: str | tuple[str, Mapping[str, Any]]) -> tuple[str, dict[str,
         known = False
     if not known:
         raise ValueError(f"conv must be one of {tuple(_CONVS)} or (name, options), got {conv!r}")
-    allowed = _CONVS[kind][1]
+    allowed = _CONVS[kind][2]
     for name in options:
         if name in _RADIAL:
             raise ValueError(f"conv must not hold {name!r}: give the argument {name} itself, got conv={conv!r}")
@@ -64,6 +72,20 @@ def per_level(name: str, value: Any, levels: int, what: str = "level") -> tuple[
     return tuple(value)
 
 
+def conv_per_level(conv: ConvKind | Sequence[ConvKind], levels: int, what: str = "level") -> tuple[ConvKind, ...]:
+    """:func:`per_level` for the argument ``conv``, one of whose values may be a pair.
+
+    Example:
+        >>> conv_per_level(("harmonic", {"orders": (1,)}), 2)
+        (('harmonic', {'orders': (1,)}), ('harmonic', {'orders': (1,)}))
+        >>> conv_per_level(["harmonic", "radial"], 2)
+        ('harmonic', 'radial')
+    """
+    if isinstance(conv, Sequence) and not isinstance(conv, str) and not any(isinstance(part, Mapping) for part in conv):
+        return per_level("conv", conv, levels, what)
+    return (conv,) * levels  # type: ignore[return-value]
+
+
 class LayerMaker:
     """How the blocks of one network make their layers."""
 
@@ -76,14 +98,17 @@ class LayerMaker:
         unsaid = [name for name in ("profile", "orthonormal") if radial.get(name) is None]
         self._radial = {name: value for name, value in radial.items() if name not in unsaid}
         kind, options = conv_kind(conv)
-        self._conv = _CONVS[kind][0]
+        self._conv, self._strided, _ = _CONVS[kind]
         self._radial |= options
 
-    def radial(self, in_channels: int, out_channels: int, kernel_size: Any) -> nn.Module:
-        """The convolution of all blocks; it keeps the size of its input."""
-        conv: nn.Module = Conv[self._conv, self.spatial_dims](
-            in_channels, out_channels, kernel_size, padding="same", bias=False, **self._radial
-        )
+    def radial(self, in_channels: int, out_channels: int, kernel_size: Any, stride: int = 1) -> nn.Module:
+        """The convolution of all blocks, onto a centred grid of ``ceil(size / stride)`` positions."""
+        make, options = Conv[self._conv, self.spatial_dims], {"padding": "same", **self._radial}
+        if stride > 1:
+            make = self._strided[self.spatial_dims - 1]
+            reach = [length // 2 for length in int_tuple("kernel_size", kernel_size, self.spatial_dims, minimum=1)]
+            options |= {"stride": stride, "padding": reach, "antialias": self.antialias or False}
+        conv: nn.Module = make(in_channels, out_channels, kernel_size, bias=False, **options)
         return conv
 
     def pointwise(self, in_channels: int, out_channels: int) -> nn.Module:

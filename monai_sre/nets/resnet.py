@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.utils.checkpoint import checkpoint
 
-from monai_sre.nets.blocks import LayerMaker, ResidualBlock, per_level
+from monai_sre.nets.blocks import ConvKind, LayerMaker, ResidualBlock, conv_per_level, per_level
 from monai_sre.ops.arguments import check_flags, int_tuple
 
 #: Blocks per stage, and whether they are bottlenecks.
@@ -62,6 +62,7 @@ class SREResNet(nn.Module):
         kernel_size: odd kernel sizes of the four stages, or one for all; ``None`` is (9, 9, 5, 5), and 5 in 3-D. A stage's
             entry may itself hold one size per axis.
         stem_kernel_size: odd kernel size of the first convolution.
+        stem_stride: its stride, onto a centred grid; energies are taken behind it.
         width: channels of the first stage; each later stage has twice those of the one before.
         strides: down-sampling factor at the start of each stage.
         max_pool: whether a centred max-pooling of stride 2 follows the stem.
@@ -72,6 +73,7 @@ class SREResNet(nn.Module):
             (``"radial"``), or orthonormal Gaussian rings (``"harmonic"``).
         conv: ``"radial"``, or ``"harmonic"`` for :class:`monai_sre.layers.SREHarmonicConv2d`, which sees edges too; its
             options ``orders``, ``hidden_channels``, ``taps``, ``norm`` and ``eps`` as ``("harmonic", {"orders": (1, 2)})``.
+            Or a list of four, one per stage; the stem is as the first.
         norm: normalisation layer, in MONAI's notation.
         act: activation layer, in MONAI's notation.
         dropout_prob: probability of dropping an entry of the pooled embedding.
@@ -105,6 +107,7 @@ class SREResNet(nn.Module):
         depth: int = 18,
         kernel_size: int | Sequence[int | Sequence[int]] | None = None,
         stem_kernel_size: int | Sequence[int] = 5,
+        stem_stride: int = 1,
         width: int = 64,
         strides: Sequence[int] = (1, 2, 2, 2),
         max_pool: bool = False,
@@ -115,7 +118,7 @@ class SREResNet(nn.Module):
         spacing: Sequence[float] | None = None,
         axes: Sequence[int] | None = None,
         algorithm: str = "auto",
-        conv: str | tuple[str, Mapping[str, Any]] = "radial",
+        conv: ConvKind | Sequence[ConvKind] = "radial",
         norm: str | tuple[str, Mapping[str, Any]] = "batch",
         act: str | tuple[str, Mapping[str, Any]] = ("relu", {"inplace": True}),
         dropout_prob: float = 0.0,
@@ -130,6 +133,7 @@ class SREResNet(nn.Module):
         (in_channels,) = int_tuple("in_channels", in_channels, 1, minimum=1)
         (num_classes,) = int_tuple("num_classes", num_classes, 1, minimum=1)
         (width,) = int_tuple("width", width, 1, minimum=1)
+        (stem_stride,) = int_tuple("stem_stride", stem_stride, 1, minimum=1)
         if isinstance(dropout_prob, bool) or not isinstance(dropout_prob, (int, float)) or not 0 <= dropout_prob <= 1:
             raise ValueError(f"dropout_prob must be a number from 0 to 1, got {dropout_prob!r}")
         check_flags(max_pool=max_pool, checkpointing=checkpointing)
@@ -138,6 +142,7 @@ class SREResNet(nn.Module):
             kernel_size = 5 if spatial_dims == 3 else (9, 9, 5, 5)
         kernels = per_level("kernel_size", kernel_size, 4, "stage")
         rings = per_level("num_rings", num_rings, 4, "stage")
+        convs = conv_per_level(conv, 4, "stage")
         radial = {
             "profile": profile,
             "circular": circular,
@@ -147,9 +152,9 @@ class SREResNet(nn.Module):
             "algorithm": algorithm,
         }
         self.spatial_dims, self.in_channels, self.checkpointing = spatial_dims, in_channels, checkpointing
-        self.reduction = math.prod(strides) * (2 if max_pool else 1)
-        config = LayerMaker(spatial_dims, norm, act, antialias, conv, radial)
-        self.conv1 = config.radial(in_channels, width, stem_kernel_size)
+        self.reduction = stem_stride * math.prod(strides) * (2 if max_pool else 1)
+        config = LayerMaker(spatial_dims, norm, act, antialias, convs[0], radial)
+        self.conv1 = config.radial(in_channels, width, stem_kernel_size, stem_stride)
         self.norm1 = config.norm_layer(width)
         self.act = config.act_layer()
         self.pool = Pool["CENTREDMAX", spatial_dims](3, stride=2, padding=1) if max_pool else nn.Identity()
@@ -159,7 +164,7 @@ class SREResNet(nn.Module):
         stages: list[nn.Module] = []
         channels = width
         for level in range(4):
-            config = LayerMaker(spatial_dims, norm, act, antialias, conv, {**radial, "num_rings": rings[level]})
+            config = LayerMaker(spatial_dims, norm, act, antialias, convs[level], {**radial, "num_rings": rings[level]})
             stage: list[nn.Module] = []
             for index in range(blocks[level]):
                 stride = strides[level] if index == 0 else 1

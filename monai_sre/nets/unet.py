@@ -11,7 +11,7 @@ from monai.networks.layers.factories import Conv
 from monai.networks.layers.utils import get_dropout_layer
 from torch import Tensor, nn
 
-from monai_sre.nets.blocks import LayerMaker, ResidualBlock, per_level
+from monai_sre.nets.blocks import ConvKind, LayerMaker, ResidualBlock, conv_per_level, per_level
 from monai_sre.ops.arguments import check_flags, int_tuple
 from monai_sre.ops.grid import script_if_tracing
 from monai_sre.ops.pool import centred_upsample
@@ -89,6 +89,7 @@ class SREUNet(nn.Module):
             at the last level, and its kernels are balls of voxels. ``None`` is 1 everywhere, and follows the strides alike.
         conv: ``"radial"``, or ``"harmonic"`` for :class:`monai_sre.layers.SREHarmonicConv2d`, which sees edges too; its
             options ``orders``, ``hidden_channels``, ``taps``, ``norm`` and ``eps`` as ``("harmonic", {"orders": (1, 2)})``.
+            Or a list of them, one per level.
         norm: normalisation layer, in MONAI's notation.
         act: activation layer, in MONAI's notation.
         dropout_prob: probability of dropping an entry of a level's maps.
@@ -132,7 +133,7 @@ class SREUNet(nn.Module):
         spacing: Sequence[float] | None = None,
         axes: Sequence[int] | None = None,
         algorithm: str = "auto",
-        conv: str | tuple[str, Mapping[str, Any]] = "radial",
+        conv: ConvKind | Sequence[ConvKind] = "radial",
         norm: str | tuple[str, Mapping[str, Any]] = "batch",
         act: str | tuple[str, Mapping[str, Any]] = ("relu", {"inplace": True}),
         dropout_prob: float = 0.0,
@@ -161,6 +162,7 @@ class SREUNet(nn.Module):
             kernel_size = 5 if spatial_dims == 3 else 9
         kernels = per_level("kernel_size", kernel_size, levels)
         rings = per_level("num_rings", num_rings, levels)
+        kinds = conv_per_level(conv, levels)
         radial = {
             "profile": profile,
             "circular": circular,
@@ -169,10 +171,10 @@ class SREUNet(nn.Module):
             "algorithm": algorithm,
         }
         configs = []
-        for level, count in enumerate(rings):
+        for level, (kind, count) in enumerate(zip(kinds, rings, strict=True)):
             voxel = _level_spacing(spacing, _product(factors[:level], spatial_dims))
             geometry = {**radial, "spacing": voxel, "num_rings": count}
-            configs.append(LayerMaker(spatial_dims, norm, act, antialias, conv, geometry))
+            configs.append(LayerMaker(spatial_dims, norm, act, antialias, kind, geometry))
 
         def convs(level: int, inputs: int) -> nn.Module:
             config, width, kernel = configs[level], channels[level], kernels[level]
