@@ -160,11 +160,11 @@ def sre_conv_nd(
         if ends[0][0] >= 0:
             return exported_ring_conv(x, weight, basis, ends, bias, stride, padding, dilation, groups)
     elif may_define_gradient(x, weight):
-        chosen = "dense" if basis.requires_grad else requested_algorithm(algorithm)
-        if chosen == "auto":
+        asked = chosen = "dense" if basis.requires_grad else requested_algorithm(algorithm)
+        if asked == "auto":
             chosen = choose_algorithm(x, weight, basis, stride, padding, dilation, groups)
         if chosen == "ring":
-            return ring_conv(x, weight, basis, bias, stride, padding, dilation, groups)
+            return ring_conv(x, weight, basis, bias, stride, padding, dilation, groups, asked == "ring")
     elif ends[0][0] >= 0 and is_exporting():
         return exported_ring_conv(x, weight, basis, ends, bias, stride, padding, dilation, groups)
     return conv_nd(x, expand_kernel(weight, basis), bias, stride, padding, dilation, groups)

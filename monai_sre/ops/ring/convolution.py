@@ -32,8 +32,8 @@ gradient and has fewer channels.
 
 Both passes are one operation, ``contract``: take the sums ``S`` of an image tile by tile, and form ``weight . S`` or
 ``S . other^T`` or both. On a CPU :mod:`monai_sre.ops.ring.cpu` (compiled C) does it, and is one operator of the graph under
-``torch.compile``. Without a compiler, and on every other device, :mod:`monai_sre.ops.ring.portable` forms the sums with
-torch's own convolutions.
+``torch.compile``. On a GPU :mod:`monai_sre.ops.ring.gpu` (Triton) does the same, tile by tile in registers. Without a
+compiler, and on every other device, :mod:`monai_sre.ops.ring.portable` forms the sums with torch's own convolutions.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from monai_sre.ops.ring import cpu as ring_cpu
+from monai_sre.ops.ring import gpu
 from monai_sre.ops.ring.plan import Geometry, Plan, Triple, convolution_geometry, plans, spatial_triple
 from monai_sre.ops.ring.portable import portable_ring_conv, portable_ring_gradients
 
@@ -64,12 +65,10 @@ def is_eager_cpu_call(x: Tensor, weight: Tensor) -> bool:
     ``torch.func`` transforms and forward-mode derivatives.
     """
     return (
-        not torch.compiler.is_compiling()
+        is_at_hand(x)
         and x.device.type == "cpu"
         and weight.device.type == "cpu"
-        and type(x).__torch_dispatch__ == Tensor.__torch_dispatch__
         and type(weight) in (Tensor, torch.nn.Parameter)
-        and torch._C._len_torch_dispatch_stack() == 0
         and may_define_gradient(x, weight)
     )
 
@@ -85,6 +84,16 @@ def may_define_gradient(x: Tensor, weight: Tensor) -> bool:
     if torch.compiler.is_compiling():
         return True
     return not under_transform() and torch.autograd.forward_ad._current_level < 0
+
+
+def is_at_hand(x: Tensor) -> bool:
+    """Whether ``x`` has values here and now: it is no operand of a graph, of a watched operation, or of shapes alone."""
+    return (
+        not torch.compiler.is_compiling()
+        and x.device.type != "meta"
+        and type(x).__torch_dispatch__ == Tensor.__torch_dispatch__
+        and torch._C._len_torch_dispatch_stack() == 0
+    )
 
 
 def is_exporting() -> bool:
@@ -131,6 +140,7 @@ def ring_conv(
     padding: Sequence[int] = (0,),
     dilation: Sequence[int] = (1,),
     groups: int = 1,
+    asked: bool = True,
 ) -> Tensor:
     """Convolution with the kernel ``weight @ basis`` by the ring algorithm; zero padding.
 
@@ -141,6 +151,7 @@ def ring_conv(
         bias: shape ``(out_channels,)``, or ``None``.
         stride: one integer per spatial axis; so ``padding`` and ``dilation``.
         groups: number of blocks of channels that do not mix.
+        asked: whether a user asked for this algorithm, so that its kernels run on GPUs where nothing was measured, too.
 
     Returns:
         What ``torch.nn.functional.conv*d`` gives for the dense kernel: same dtype, also under autocast, and
@@ -159,15 +170,16 @@ def ring_conv(
                   [21., 31., 21.]]]])
     """
     if x.dim() == basis.dim():
-        return ring_conv(x.unsqueeze(0), weight, basis, bias, stride, padding, dilation, groups).squeeze(0)
+        return ring_conv(x.unsqueeze(0), weight, basis, bias, stride, padding, dilation, groups, asked).squeeze(0)
     device = x.device.type
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device) and x.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(device)
         x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     _check_operands(x, weight, basis, bias, (stride, padding, dilation), groups)
-    if torch.compiler.is_compiling() and device == "cpu" and ring_cpu.compiled_for(x.dtype):
-        return _ring_operator(x, weight, bias, basis, list(stride), list(padding), list(dilation), groups)
-    return _RingConv.apply(x, weight, bias, basis, tuple(stride), tuple(padding), tuple(dilation), groups)
+    compiled = torch.compiler.is_compiling() and device == "cpu" and ring_cpu.compiled_for(x.dtype)
+    if compiled or (groups == 1 and not is_at_hand(x) and gpu.usable(x, asked)):
+        return _ring_operator(x, weight, bias, basis, list(stride), list(padding), list(dilation), groups, asked)
+    return _RingConv.apply(x, weight, bias, basis, tuple(stride), tuple(padding), tuple(dilation), groups, asked)
 
 
 def _check_operands(
@@ -211,11 +223,12 @@ class _RingConv(torch.autograd.Function):
         padding: tuple[int, ...],
         dilation: tuple[int, ...],
         groups: int,
+        asked: bool,
     ) -> Tensor:
         ctx.save_for_backward(x, weight, basis)
         ctx.sizes = (stride, padding, dilation, groups)
-        ctx.has_bias = bias is not None
-        return _values(x, weight, bias, basis, stride, padding, dilation, groups)
+        ctx.has_bias, ctx.asked = bias is not None, asked
+        return _values(x, weight, bias, basis, stride, padding, dilation, groups, asked)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
@@ -226,8 +239,8 @@ class _RingConv(torch.autograd.Function):
             with without_autocast(x.device.type):  # create_graph: what torch can differentiate again
                 grads = _dense_backward(grad, x, weight, basis, stride, padding, dilation, groups, wanted)
         else:
-            grads = _gradients(grad, x, weight, basis, stride, padding, dilation, groups, wanted)
-        return (*grads, None, None, None, None, None)
+            grads = _gradients(grad, x, weight, basis, stride, padding, dilation, groups, ctx.asked, wanted)
+        return (*grads, *[None] * 6)
 
 
 def _values(
@@ -239,10 +252,15 @@ def _values(
     padding: Sequence[int],
     dilation: Sequence[int],
     groups: int,
+    asked: bool,
 ) -> Tensor:
     with without_autocast(x.device.type):
         if _uses_engine(x):
             return _forward(x, weight, bias, _problem(x, basis, stride, padding, dilation, groups))
+        if groups == 1 and gpu.usable(x, asked):
+            found = gpu.attempt(gpu.ring_conv, x, weight, bias, basis, stride, padding, dilation)
+            if found is not None:
+                return found
         image, mixer, offset = (_computable(operand) for operand in (x, weight, bias))
         assert image is not None
         assert mixer is not None
@@ -259,6 +277,7 @@ def _gradients(
     padding: Sequence[int],
     dilation: Sequence[int],
     groups: int,
+    asked: bool,
     wanted: Sequence[bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of input, weight and bias, those that are wanted."""
@@ -266,6 +285,10 @@ def _gradients(
         if _uses_engine(x):
             problem = _problem(x, basis, stride, padding, dilation, groups)
             return _backward(grad, x, weight, problem, (wanted[0], wanted[1], wanted[2]))
+        if groups == 1 and gpu.usable(x, asked):
+            found = gpu.attempt(gpu.ring_conv_gradients, grad, x, weight, basis, stride, padding, dilation, wanted)
+            if found is not None:
+                return found
         slope, image, mixer = (_computable(operand) for operand in (grad, x, weight))
         assert slope is not None
         assert image is not None
@@ -287,7 +310,7 @@ def _computable(operand: Tensor | None) -> Tensor | None:
     return operand.to(ring_cpu.computed_in(operand.dtype))
 
 
-@torch.library.custom_op("monai_sre::ring_conv", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("monai_sre::ring_conv", mutates_args=(), device_types=("cpu", "cuda"))
 def _ring_operator(
     x: Tensor,
     weight: Tensor,
@@ -297,14 +320,15 @@ def _ring_operator(
     padding: Sequence[int],
     dilation: Sequence[int],
     groups: int,
+    asked: bool,
 ) -> Tensor:
-    """The operator that stands for the C engine in a graph of ``torch.compile``."""
-    return _values(x, weight, bias, basis, stride, padding, dilation, groups)
+    """The operator that stands for our own code where values are not at hand, as in a graph of ``torch.compile``."""
+    return _values(x, weight, bias, basis, stride, padding, dilation, groups, asked)
 
 
 @_ring_operator.register_fake
 def _(x: Tensor, weight: Tensor, bias: Tensor | None, basis: Tensor, *settings: Any) -> Tensor:
-    stride, padding, dilation, _ = settings
+    stride, padding, dilation, *_ = settings
     size = [
         (n + 2 * p - d * (k - 1) - 1) // s + 1
         for n, p, d, k, s in zip(x.shape[2:], padding, dilation, basis.shape[1:], stride, strict=True)
@@ -312,7 +336,7 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None, basis: Tensor, *settings: 
     return _in_layout_of(x.new_empty(x.shape[0], weight.shape[0], *size), x)
 
 
-@torch.library.custom_op("monai_sre::ring_conv_gradients", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("monai_sre::ring_conv_gradients", mutates_args=(), device_types=("cpu", "cuda"))
 def _ring_gradients_operator(
     grad: Tensor,
     x: Tensor,
@@ -322,9 +346,10 @@ def _ring_gradients_operator(
     padding: Sequence[int],
     dilation: Sequence[int],
     groups: int,
+    asked: bool,
     wanted: Sequence[bool],
 ) -> list[Tensor]:
-    grads = _gradients(grad, x, weight, basis, stride, padding, dilation, groups, wanted)
+    grads = _gradients(grad, x, weight, basis, stride, padding, dilation, groups, asked, wanted)
     return [item for item in grads if item is not None]
 
 
@@ -343,7 +368,7 @@ def _keep_for_gradients(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> No
 def _operator_gradients(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     wanted = [ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.has_bias and ctx.needs_input_grad[2]]
     found = iter(_ring_gradients_operator(grad, *ctx.saved_tensors, *ctx.sizes, wanted))
-    return (*[next(found) if use else None for use in wanted], None, None, None, None, None)
+    return (*[next(found) if use else None for use in wanted], *[None] * 6)
 
 
 _ring_operator.register_autograd(_operator_gradients, setup_context=_keep_for_gradients)

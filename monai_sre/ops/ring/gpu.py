@@ -14,13 +14,14 @@ import importlib.util
 import logging
 import math
 from collections.abc import Callable, Sequence
-from functools import cache, wraps
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from monai_sre.ops.arguments import constant_of_graphs
 from monai_sre.ops.ring.portable import ring_scales
 
 _log = logging.getLogger(__name__)
@@ -37,29 +38,33 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _failed: list[str] = []
 
 
+@constant_of_graphs
+def _serves(device: torch.device, asked: bool) -> bool:
+    capability = torch.cuda.get_device_capability(device)
+    return capability >= OLDEST and (asked or capability in MEASURED) and _has_triton()
+
+
 @cache
 def _has_triton() -> bool:
     found = importlib.util.find_spec("triton") is not None
     if not found:
-        _log.warning("Triton is not installed: on GPUs, sums over rings are formed by torch's own convolutions")
+        _log.warning("Triton is not installed: on GPUs, torch's own convolutions form sums over rings")
     return found
 
 
-def usable(x: Tensor, forced: bool) -> bool:
+def usable(x: Tensor, asked: bool) -> bool:
     """Whether the kernels may compute with ``x``.
 
     Args:
         x: an operand on any device.
-        forced: whether they are asked for (``algorithm="ring"``) where nothing was measured.
+        asked: whether a user asked for them (``algorithm="ring"``), also where nothing was measured.
 
     Example:
-        >>> usable(torch.zeros(1, 1, 4), forced=True)  # not on a CPU
+        >>> usable(torch.zeros(1, 1, 4), asked=True)  # not on a CPU
         False
     """
-    if x.device.type != "cuda" or x.dtype not in _DTYPES or _failed or torch.version.hip is not None:
-        return False
-    capability = torch.cuda.get_device_capability(x.device)
-    return capability >= OLDEST and (forced or capability in MEASURED) and _fits(x) and _has_triton()
+    own = x.device.type == "cuda" and torch.version.hip is None and x.dtype in _DTYPES and not _failed
+    return own and _fits(x) and _serves(x.device, asked)
 
 
 def _fits(x: Tensor) -> bool:
@@ -67,24 +72,16 @@ def _fits(x: Tensor) -> bool:
     return 0 < x.numel() and x[0].numel() < 2**31 and x.shape[0] * math.prod(x.shape[2:]) < 2**30
 
 
-def or_else(portable: Callable[..., _Result]) -> Callable[[Callable[..., _Result]], Callable[..., _Result]]:
-    """Let ``portable`` answer, from now on, for a function whose kernels do not compile or do not start."""
-
-    def decorate(function: Callable[..., _Result]) -> Callable[..., _Result]:
-        @wraps(function)
-        def call(*args: Any, **kwargs: Any) -> _Result:
-            try:
-                return function(*args, **kwargs)
-            except torch.OutOfMemoryError:
-                raise
-            except Exception as error:
-                _failed.append(repr(error))
-                _log.warning("the kernels in Triton cannot run, torch's own convolutions do: %r", error)
-                return portable(*args, **kwargs)
-
-        return call
-
-    return decorate
+def attempt(function: Callable[..., _Result], *operands: Any) -> _Result | None:
+    """What a function of this module gives; ``None``, now and from now on, where its kernels do not compile or start."""
+    try:
+        return function(*operands)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        _failed.append(repr(error))
+        _log.warning("The kernels in Triton cannot run, and torch's own convolutions do: %r", error)
+        return None
 
 
 class _Images:
@@ -110,6 +107,7 @@ def ring_conv(
     dilation: Sequence[int],
 ) -> Tensor:
     """Values of :func:`monai_sre.ops.ring.convolution.ring_conv`, without groups; in the memory order of ``x``."""
+    weight = weight.contiguous()
     size = [
         (n + 2 * p - d * (k - 1) - 1) // s + 1
         for n, p, d, k, s in zip(x.shape[2:], padding, dilation, basis.shape[1:], stride, strict=True)
@@ -130,6 +128,7 @@ def ring_conv_gradients(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of :func:`ring_conv` by input, weight and bias, those that are wanted."""
     by_x = by_weight = by_bias = None
+    weight = weight.contiguous()
     if wanted[0]:
         reach = [(k - 1) * d - p for k, d, p in zip(basis.shape[1:], dilation, padding, strict=True)]
         geometry = {"STRIDE": (1, 1, 1), "PADDING": reach, "DILATION": dilation, "ZOOM": stride, "MIRROR": True}
@@ -281,9 +280,9 @@ def energies(
     """
     packed, starts = _packed(stencils)
     channels, images = x.shape[1], _Images(x)
-    constants = {"B": packed.shape[0], "RINGS": _power(packed.shape[0]), "KERNEL": _triple(packed.shape[1:], 1)}
+    constants = _constants(packed, {})
     block_c, block_p = max(1, 32 // constants["RINGS"]), _power(images.positions, 16, 64)
-    blocks: dict[str, Any] = {"BLOCK_C": block_c, "BLOCK_P": block_p, **constants}
+    blocks = {"BLOCK_C": block_c, "BLOCK_P": block_p, **constants}
     grid = (_blocks(images.positions, block_p), _blocks(channels, block_c))
     values = x.new_empty(x.shape[0], len(stencils) * channels, *x.shape[2:])
     with_slopes = by_energies is not None
@@ -320,17 +319,21 @@ def _packed(stencils: Sequence[Tensor]) -> tuple[Tensor, tuple[int, ...]]:
     for stencil in stencils:
         starts.append(starts[-1] + stencil.shape[0])
         ends = [(full - length) // 2 for full, length in zip(size, stencil.shape[1:], strict=True)]
-        parts.append(functional.pad(stencil, [end for end in reversed(ends) for _ in range(2)]) if any(ends) else stencil)
+        parts.append(
+            functional.pad(stencil, [end for end in reversed(ends) for _ in range(2)]) if any(ends) else stencil
+        )
     return torch.cat(parts), tuple(starts)
 
 
 def _constants(basis: Tensor, geometry: dict[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = {"B": basis.shape[0], "RINGS": _power(basis.shape[0]), "KERNEL": _triple(basis.shape[1:], 1)}
+    found: dict[str, Any] = {
+        "B": basis.shape[0],
+        "RINGS": _power(basis.shape[0]),
+        "KERNEL": _triple(basis.shape[1:], 1),
+    }
     for name, value in geometry.items():
         found[name] = value if isinstance(value, bool) else _triple(value, 0 if name == "PADDING" else 1)
     return found
-
-
 
 
 def _empty(like: Tensor, shape: Sequence[int]) -> Tensor:
