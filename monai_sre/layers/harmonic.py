@@ -169,6 +169,7 @@ class HarmonicConv(nn.Module):
         total = hidden_channels * len(self.orders)
         self.norm = nn.Identity() if norm is None else get_norm_layer(norm, spatial_dims, total).to(**options)
         self.mix = Conv["CONV", spatial_dims](total, out_channels, 1, groups=groups, bias=bias, **options)
+        self.algorithm = str(getattr(radial, "algorithm", "auto"))
         self._mixes_at_once = norm is None and padding_mode == "zeros"
         self.reset_parameters()
 
@@ -192,7 +193,8 @@ class HarmonicConv(nn.Module):
             radial, maps = [part.flatten(1, 2) for part in y.split([y.size(2) - hidden, hidden], dim=2)]
         if self._mixes_at_once:
             stencils: list[Tensor] = [energy.stencils for energy in self.energies]  # type: ignore[misc]
-            out = add_energies(radial, maps, stencils, self.mix.weight, self.mix.bias, self.groups, self.eps)
+            mix = self.mix
+            out = add_energies(radial, maps, stencils, mix.weight, mix.bias, self.groups, self.eps, self.algorithm)
         else:
             energies = [energy(maps) for energy in self.energies]
             out = radial + self.mix(self.norm(cat_groups(energies, self.groups)))

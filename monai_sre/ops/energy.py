@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from monai_sre.ops.ring import energy_cpu
+from monai_sre.ops.conv import requested_algorithm
+from monai_sre.ops.ring import energy_cpu, gpu
 from monai_sre.ops.ring.convolution import (
+    is_at_hand,
     is_eager_cpu_call,
     keep_subclass,
     may_define_gradient,
@@ -53,7 +55,7 @@ def harmonic_energy(x: Tensor, stencils: Tensor, eps: float = 1e-3) -> Tensor:
         )
     if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript leaves a branch out only where this stands alone
         if may_define_gradient(x, stencils):
-            return _one_energy(x, stencils, eps)
+            return _one_energy(x, stencils, eps, requested_algorithm("auto") == "ring")
     return exported_energy(x, stencils, eps)
 
 
@@ -65,6 +67,7 @@ def add_energies(
     bias: Tensor | None = None,
     groups: int = 1,
     eps: float = 1e-3,
+    algorithm: str = "auto",
 ) -> Tensor:
     """``radial`` plus the energies of all orders of other maps, mixed by a matrix.
 
@@ -78,6 +81,7 @@ def add_energies(
         bias: shape ``(out_channels,)``, or ``None``.
         groups: number of blocks of channels that do not mix.
         eps: as in :func:`harmonic_energy`.
+        algorithm: ``"ring"`` asks for the kernels for GPUs, also where nothing was measured; see :func:`monai_sre.ops.sre_conv`.
 
     Returns:
         Shape of ``radial``.
@@ -90,7 +94,8 @@ def add_energies(
     """
     if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript leaves a branch out only where this stands alone
         if may_define_gradient(maps, weight):
-            return _added_energies(radial, maps, stencils, weight, bias, groups, eps)
+            asked = requested_algorithm(algorithm) == "ring"
+            return _added_energies(radial, maps, stencils, weight, bias, groups, eps, asked)
     parts: list[Tensor] = []
     for stencil in stencils:
         parts.append(exported_energy(maps, stencil, eps))
@@ -189,10 +194,17 @@ def _convolved_slope(x: Tensor, stencils: Tensor, eps: float, grad: Tensor) -> t
 
 
 @keep_subclass
-def _one_energy(x: Tensor, stencils: Tensor, eps: float) -> Tensor:
-    if torch.compiler.is_compiling() and x.device.type == "cpu" and energy_cpu.compiled_for(x.dtype):
-        return _energy_operator(x, stencils, eps)
-    return _Energy.apply(x, stencils, eps)
+def _one_energy(x: Tensor, stencils: Tensor, eps: float, asked: bool) -> Tensor:
+    if _is_one_operator(x, asked):
+        return _energy_operator(x, stencils, eps, asked)
+    return _Energy.apply(x, stencils, eps, asked)
+
+
+def _is_one_operator(x: Tensor, asked: bool) -> bool:
+    """Whether our own code stands for energies of ``x`` as one operator, as its values are not at hand."""
+    if torch.compiler.is_compiling() and x.device.type == "cpu":
+        return energy_cpu.compiled_for(x.dtype)
+    return not is_at_hand(x) and gpu.usable(x, asked)
 
 
 @keep_subclass
@@ -204,6 +216,7 @@ def _added_energies(
     bias: Tensor | None,
     groups: int,
     eps: float,
+    asked: bool,
 ) -> Tensor:
     device = maps.device.type
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device) and maps.dtype != torch.float64:
@@ -211,9 +224,9 @@ def _added_energies(
         radial, maps, weight = radial.to(dtype), maps.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
     maps = maps.contiguous()  # a slice of channels would keep all of them
-    if torch.compiler.is_compiling() and device == "cpu" and energy_cpu.compiled_for(maps.dtype):
-        return _added_operator(radial, maps, weight, bias, list(stencils), groups, eps)
-    return _AddedEnergies.apply(radial, maps, weight, bias, groups, eps, *stencils)
+    if _is_one_operator(maps, asked):
+        return _added_operator(radial, maps, weight, bias, list(stencils), groups, eps, asked)
+    return _AddedEnergies.apply(radial, maps, weight, bias, groups, eps, asked, *stencils)
 
 
 def _for_engine(x: Tensor, stencils: Sequence[Tensor]) -> list[Tensor]:
@@ -224,11 +237,14 @@ def _for_engine(x: Tensor, stencils: Sequence[Tensor]) -> list[Tensor]:
     return own if energy_cpu.serves(own) else []
 
 
-def _values(x: Tensor, stencils: Sequence[Tensor], groups: int, eps: float) -> Tensor:
+def _values(x: Tensor, stencils: Sequence[Tensor], groups: int, eps: float, asked: bool) -> Tensor:
     """Energies of all orders, those of a group beside each other."""
     with without_autocast(x.device.type):
         own = _for_engine(x, stencils)
         if not own:
+            found = gpu.attempt(gpu.energies, x, stencils, groups, eps) if gpu.usable(x, asked) else None
+            if found is not None:
+                return found[0]
             return _all_energies(x, list(stencils), groups, eps)
         values, _ = energy_cpu.energies(_whole_images(x.to(computed_in(x.dtype))), own, eps, groups)
         assert values is not None
@@ -236,7 +252,7 @@ def _values(x: Tensor, stencils: Sequence[Tensor], groups: int, eps: float) -> T
 
 
 def _values_and_slope(
-    x: Tensor, stencils: Sequence[Tensor], groups: int, eps: float, grad: Tensor
+    x: Tensor, stencils: Sequence[Tensor], groups: int, eps: float, asked: bool, grad: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Energies of all orders and the gradient by ``x``, in the dtype that they are computed in."""
     own = _for_engine(x, stencils)
@@ -246,11 +262,14 @@ def _values_and_slope(
         assert values is not None
         assert slope is not None
         return values, slope
+    found = gpu.attempt(gpu.energies, x, stencils, groups, eps, grad) if gpu.usable(x, asked) else None
+    if found is not None and found[1] is not None:
+        return found[0], found[1]
     parts = grad.unflatten(1, (groups, len(stencils), -1)).unbind(2)
-    found = [
+    each = [
         _convolved_slope(x, stencil, eps, part.flatten(1, 2)) for stencil, part in zip(stencils, parts, strict=True)
     ]
-    return cat_groups([energy for energy, _ in found], groups), sum((slope for _, slope in found[1:]), found[0][1])
+    return cat_groups([energy for energy, _ in each], groups), sum((slope for _, slope in each[1:]), each[0][1])
 
 
 def _differentiable_again(grad: Tensor) -> bool:
@@ -260,13 +279,13 @@ def _differentiable_again(grad: Tensor) -> bool:
 
 class _Energy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, stencils: Tensor, eps: float) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x: Tensor, stencils: Tensor, eps: float, asked: bool) -> Tensor:  # type: ignore[override]
         ctx.save_for_backward(x, stencils)
-        ctx.eps = eps
-        return _values(x, [stencils], 1, eps)
+        ctx.eps, ctx.asked = eps, asked
+        return _values(x, [stencils], 1, eps, asked)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None, None]:  # type: ignore[override]
         x, stencils = ctx.saved_tensors
         if _differentiable_again(grad):
             again = torch.is_grad_enabled()
@@ -274,13 +293,13 @@ class _Energy(torch.autograd.Function):
                 source = x if again else x.detach().requires_grad_()
                 values = _convolved_energy(source, stencils, ctx.eps)
             (slope,) = torch.autograd.grad(values, source, grad, create_graph=again)
-            return slope, None, None
-        return _slope(x, stencils, ctx.eps, grad), None, None
+            return slope, None, None, None
+        return _slope(x, stencils, ctx.eps, ctx.asked, grad), None, None, None
 
 
-def _slope(x: Tensor, stencils: Tensor, eps: float, grad: Tensor) -> Tensor:
+def _slope(x: Tensor, stencils: Tensor, eps: float, asked: bool, grad: Tensor) -> Tensor:
     with without_autocast(x.device.type):
-        return _values_and_slope(x, [stencils], 1, eps, grad)[1].to(x.dtype)
+        return _values_and_slope(x, [stencils], 1, eps, asked, grad)[1].to(x.dtype)
 
 
 class _AddedEnergies(torch.autograd.Function):
@@ -293,11 +312,12 @@ class _AddedEnergies(torch.autograd.Function):
         bias: Tensor | None,
         groups: int,
         eps: float,
+        asked: bool,
         *stencils: Tensor,
     ) -> Tensor:
         ctx.save_for_backward(maps, weight, *stencils)
-        ctx.groups, ctx.eps, ctx.has_bias = groups, eps, bias is not None
-        return _added(radial, maps, weight, bias, stencils, groups, eps)
+        ctx.groups, ctx.eps, ctx.asked, ctx.has_bias = groups, eps, asked, bias is not None
+        return _added(radial, maps, weight, bias, stencils, groups, eps, asked)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
@@ -314,8 +334,8 @@ class _AddedEnergies(torch.autograd.Function):
                 grads = [next(found) if use else None for use in wanted[:2]]
                 by_bias = grad.sum(dim=[0, *range(2, grad.dim())]) if wanted[2] else None
         else:
-            *grads, by_bias = _added_gradients(grad, maps, weight, stencils, ctx.groups, ctx.eps, wanted)
-        return (grad, *grads, by_bias, None, None, *[None] * len(stencils))
+            *grads, by_bias = _added_gradients(grad, maps, weight, stencils, ctx.groups, ctx.eps, ctx.asked, wanted)
+        return (grad, *grads, by_bias, None, None, None, *[None] * len(stencils))
 
 
 def _added(
@@ -326,9 +346,10 @@ def _added(
     stencils: Sequence[Tensor],
     groups: int,
     eps: float,
+    asked: bool,
 ) -> Tensor:
     with without_autocast(maps.device.type):
-        energies = _values(maps, stencils, groups, eps).unflatten(1, (groups, -1)).flatten(3)
+        energies = _values(maps, stencils, groups, eps, asked).unflatten(1, (groups, -1)).flatten(3)
         mixer = weight.reshape(groups, weight.shape[0] // groups, -1)
         if groups == 1:
             out = torch.baddbmm(radial.flatten(2), mixer.expand(len(radial), -1, -1), energies.squeeze(1))
@@ -346,6 +367,7 @@ def _added_gradients(
     stencils: Sequence[Tensor],
     groups: int,
     eps: float,
+    asked: bool,
     wanted: Sequence[bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients by maps, weight and bias, those that are wanted; the energies are formed again."""
@@ -356,9 +378,9 @@ def _added_gradients(
         if wanted[0]:
             shape = (maps.shape[0], len(stencils) * maps.shape[1], *maps.shape[2:])
             by_energies = torch.matmul(mixer.mT, slopes).reshape(shape)
-            energies, by_maps = _values_and_slope(maps, stencils, groups, eps, by_energies)
+            energies, by_maps = _values_and_slope(maps, stencils, groups, eps, asked, by_energies)
         else:
-            energies = _values(maps, stencils, groups, eps)
+            energies = _values(maps, stencils, groups, eps, asked)
         blocks = energies.to(grad.dtype).reshape(grad.shape[0], groups, -1, slopes.shape[-1])
         return (
             None if by_maps is None else by_maps.to(maps.dtype),
@@ -373,10 +395,10 @@ def _whole_images(x: Tensor) -> Tensor:
     return x if x[:1].is_contiguous() else x.contiguous()
 
 
-@torch.library.custom_op("monai_sre::energy", mutates_args=(), device_types="cpu")
-def _energy_operator(x: Tensor, stencils: Tensor, eps: float) -> Tensor:
-    """The operator that stands for the C engine in a graph of ``torch.compile``; so do the other ones below."""
-    return _values(x, [stencils], 1, eps)
+@torch.library.custom_op("monai_sre::energy", mutates_args=(), device_types=("cpu", "cuda"))
+def _energy_operator(x: Tensor, stencils: Tensor, eps: float, asked: bool) -> Tensor:
+    """The operator that stands for our own code where values are not at hand; so do the other ones below."""
+    return _values(x, [stencils], 1, eps, asked)
 
 
 @_energy_operator.register_fake
@@ -384,9 +406,9 @@ def _(x: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-@torch.library.custom_op("monai_sre::energy_slope", mutates_args=(), device_types="cpu")
-def _slope_operator(x: Tensor, stencils: Tensor, eps: float, grad: Tensor) -> Tensor:
-    return _slope(x, stencils, eps, grad)
+@torch.library.custom_op("monai_sre::energy_slope", mutates_args=(), device_types=("cpu", "cuda"))
+def _slope_operator(x: Tensor, stencils: Tensor, eps: float, asked: bool, grad: Tensor) -> Tensor:
+    return _slope(x, stencils, eps, asked, grad)
 
 
 @_slope_operator.register_fake
@@ -394,20 +416,19 @@ def _(x: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-def _keep_for_slope(ctx: Any, inputs: tuple[Tensor, Tensor, float], output: Tensor) -> None:
-    ctx.save_for_backward(inputs[0], inputs[1])
-    ctx.eps = inputs[2]
+def _keep_for_slope(ctx: Any, inputs: tuple[Tensor, Tensor, float, bool], output: Tensor) -> None:
+    x, stencils, *ctx.settings = inputs
+    ctx.save_for_backward(x, stencils)
 
 
-def _operator_slope(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-    x, stencils = ctx.saved_tensors
-    return _slope_operator(x, stencils, ctx.eps, grad), None, None
+def _operator_slope(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+    return _slope_operator(*ctx.saved_tensors, *ctx.settings, grad), None, None, None
 
 
 _energy_operator.register_autograd(_operator_slope, setup_context=_keep_for_slope)
 
 
-@torch.library.custom_op("monai_sre::add_energies", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("monai_sre::add_energies", mutates_args=(), device_types=("cpu", "cuda"))
 def _added_operator(
     radial: Tensor,
     maps: Tensor,
@@ -416,8 +437,9 @@ def _added_operator(
     stencils: Sequence[Tensor],
     groups: int,
     eps: float,
+    asked: bool,
 ) -> Tensor:
-    return _added(radial, maps, weight, bias, stencils, groups, eps)
+    return _added(radial, maps, weight, bias, stencils, groups, eps, asked)
 
 
 @_added_operator.register_fake
@@ -425,7 +447,7 @@ def _(radial: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(radial, memory_format=torch.contiguous_format)
 
 
-@torch.library.custom_op("monai_sre::add_energies_gradients", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("monai_sre::add_energies_gradients", mutates_args=(), device_types=("cpu", "cuda"))
 def _added_gradients_operator(
     grad: Tensor,
     maps: Tensor,
@@ -433,9 +455,10 @@ def _added_gradients_operator(
     stencils: Sequence[Tensor],
     groups: int,
     eps: float,
+    asked: bool,
     wanted: Sequence[bool],
 ) -> list[Tensor]:
-    grads = _added_gradients(grad, maps, weight, stencils, groups, eps, wanted)
+    grads = _added_gradients(grad, maps, weight, stencils, groups, eps, asked, wanted)
     return [item for item in grads if item is not None]
 
 
@@ -447,7 +470,7 @@ def _(grad: Tensor, maps: Tensor, weight: Tensor, *settings: Any) -> list[Tensor
 
 
 def _keep_for_gradients(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    _, maps, weight, bias, stencils, ctx.groups, ctx.eps = inputs
+    _, maps, weight, bias, stencils, *ctx.settings = inputs
     ctx.save_for_backward(maps, weight, *stencils)
     ctx.has_bias = bias is not None
 
@@ -455,8 +478,8 @@ def _keep_for_gradients(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> No
 def _operator_gradients(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     maps, weight, *stencils = ctx.saved_tensors
     wanted = [ctx.needs_input_grad[1], ctx.needs_input_grad[2], ctx.has_bias and ctx.needs_input_grad[3]]
-    found = iter(_added_gradients_operator(grad, maps, weight, stencils, ctx.groups, ctx.eps, wanted))
-    return (grad, *[next(found) if use else None for use in wanted], [None] * len(stencils), None, None)
+    found = iter(_added_gradients_operator(grad, maps, weight, stencils, *ctx.settings, wanted))
+    return (grad, *[next(found) if use else None for use in wanted], [None] * len(stencils), None, None, None)
 
 
 _added_operator.register_autograd(_operator_gradients, setup_context=_keep_for_gradients)

@@ -69,7 +69,7 @@ def usable(x: Tensor, asked: bool) -> bool:
 
 def _fits(x: Tensor) -> bool:
     """Whether positions and offsets within an image are numbers of 32 bits, and there is something to compute."""
-    return 0 < x.numel() and x[0].numel() < 2**31 and x.shape[0] * math.prod(x.shape[2:]) < 2**30
+    return x.numel() > 0 and x[0].numel() < 2**31 and x.shape[0] * math.prod(x.shape[2:]) < 2**30
 
 
 def attempt(function: Callable[..., _Result], *operands: Any) -> _Result | None:

@@ -1,4 +1,4 @@
-"""Kernels in Triton for GPUs, called by :mod:`monai_sre.ops.ring.gpu`: sums over rings, mixed where they are formed; energies.
+"""Kernels in Triton for GPUs, called by :mod:`monai_sre.ops.ring.gpu`: sums over rings, mixed where they are formed.
 
 All kernels look at images as ``(N, C, D, H, W)`` of any strides, so channels-first and channels-last are one, and axes that
 an image lacks have size 1. A block holds some channels at ``BLOCK_P`` positions, counted over the whole batch, so small maps

@@ -143,13 +143,13 @@ def test_operators_are_sound() -> None:
         torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in ((2, 3, 7, 6), (4, 3, 3), (4,))
     )
     operators = torch.ops.monai_sre
-    torch.library.opcheck(operators.ring_conv, (x, weight, bias, basis, [1, 2], [2, 2], [1, 1], 1))
-    torch.library.opcheck(operators.ring_conv, (x, weight, None, basis, [1, 1], [0, 2], [1, 1], 1))
+    torch.library.opcheck(operators.ring_conv, (x, weight, bias, basis, [1, 2], [2, 2], [1, 1], 1, True))
+    torch.library.opcheck(operators.ring_conv, (x, weight, None, basis, [1, 1], [0, 2], [1, 1], 1, False))
     stencil = torch.randn(2, 3, 3, dtype=torch.float64)
-    torch.library.opcheck(operators.energy, (x, stencil, 1e-2))
+    torch.library.opcheck(operators.energy, (x, stencil, 1e-2, True))
     mixer = torch.randn(4, 6, 1, 1, dtype=torch.float64, requires_grad=True)
     radial = torch.randn(2, 4, 7, 6, dtype=torch.float64, requires_grad=True)
-    torch.library.opcheck(operators.add_energies, (radial, x, mixer, bias, [stencil, stencil], 1, 1e-2))
+    torch.library.opcheck(operators.add_energies, (radial, x, mixer, bias, [stencil, stencil], 1, 1e-2, False))
 
 
 @pytest.mark.skipif(not ring_cpu.available(torch.float32), reason="needs a C compiler")
