@@ -8,14 +8,19 @@ but the CPU. Counted are
 * ``operations``: those that compute something, so neither views nor what only allocates;
 * ``moved``: bytes that these operations read and write. Nothing is fused: sums over rings that are written out and read again
   count as such.
+
+They are counted twice: in torch's own operations, and with the kernels for GPUs (:mod:`monai_sre.ops.ring.gpu`), each start of
+which is one operation that reads and writes its tensors once.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from monai.networks.nets import DynUNet
@@ -27,6 +32,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.networks import PLAIN, resnet, training_step
 from benchmarks.timing import Effort
 from monai_sre.nets import SREUNet
+from monai_sre.ops import energy
+from monai_sre.ops.ring import convolution, gpu
 
 COUNTS = ("flops", "kept", "operations", "moved")
 CLASSES = 2
@@ -94,9 +101,12 @@ class Operations(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.count = self.moved = 0
+        self.count = self.moved = self.flops = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "monai_sre" and func._schema.name in _INSIDE:
+            with self, patch.object(gpu, "_kernels", lambda: _Kernels(self)):
+                return _INSIDE[func._schema.name](*args)
         out = func(*args, **(kwargs or {}))
         read, written = (
             [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
@@ -110,6 +120,47 @@ class Operations(TorchDispatchMode):
         self.count += 1
         self.moved += sum(_bytes(tensor) for tensor in (*read, *written))
         return out
+
+
+class _Kernels:
+    """In place of the kernels: counts their starts, what they read and write, and their multiplications and additions."""
+
+    def __init__(self, operations: Operations) -> None:
+        self.operations = operations
+
+    def __getattr__(self, name: str) -> Any:
+        return _Start(self.operations, name)
+
+
+@dataclass(frozen=True)
+class _Start:
+    operations: Operations
+    name: str
+
+    def __getitem__(self, grid: tuple[int, ...]) -> _Start:
+        return self
+
+    def __call__(self, *arguments: Any, **constants: Any) -> None:
+        tensors = {_storage(argument): argument for argument in arguments if isinstance(argument, Tensor)}
+        positions, channels, *more = [argument for argument in arguments if isinstance(argument, int)]
+        mixed = more[0] if self.name in ("ring_conv", "ring_weight_gradient") else 0
+        sums = constants["B"] * positions * channels
+        self.operations.flops += 2 * sums * (math.prod(constants["KERNEL"]) + mixed)
+        self.operations.count += 1
+        self.operations.moved += sum(_bytes(tensor) for tensor in tensors.values())
+
+
+#: What our own operators do where they run.
+_INSIDE: dict[str, Callable[..., Any]] = {
+    "monai_sre::ring_conv": convolution._values,
+    "monai_sre::ring_conv_gradients": lambda *args: [
+        item for item in convolution._gradients(*args) if item is not None
+    ],
+    "monai_sre::add_energies": energy._added,
+    "monai_sre::add_energies_gradients": lambda *args: [
+        item for item in energy._added_gradients(*args) if item is not None
+    ],
+}
 
 
 def _used(func: Any, args: Any) -> Any:
@@ -132,8 +183,8 @@ def _bytes(tensor: Tensor) -> int:
     return count * tensor.itemsize
 
 
-def audit(network: nn.Module, shape: tuple[int, ...], maps: bool = False) -> dict[str, int]:
-    """All of :data:`COUNTS` for a training step of a network on the meta device.
+def audit(network: nn.Module, shape: tuple[int, ...], maps: bool = False, kernels: bool = False) -> dict[str, int]:
+    """All of :data:`COUNTS` for a training step of a network on the meta device, perhaps with the kernels for GPUs.
 
     Example:
         >>> found = audit(nn.Sequential(nn.Flatten(), nn.Linear(6, 2)), (5, 1, 2, 3))
@@ -151,10 +202,12 @@ def audit(network: nn.Module, shape: tuple[int, ...], maps: bool = False) -> dic
 
     step = training_step(network, x, CLASSES, maps)
     hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
-    with FlopCounterMode(display=False) as flops, Operations() as operations, hooks:
+    usable = patch.object(gpu, "usable", lambda x, asked: kernels)
+    with FlopCounterMode(display=False) as counter, Operations() as operations, hooks, usable:
         step()
     kept = sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
-    return dict(zip(COUNTS, (flops.get_total_flops(), kept, operations.count, operations.moved), strict=True))
+    flops = counter.get_total_flops() + operations.flops
+    return dict(zip(COUNTS, (flops, kept, operations.count, operations.moved), strict=True))
 
 
 def suite_audit(effort: Effort) -> list[dict[str, Any]]:
@@ -162,7 +215,7 @@ def suite_audit(effort: Effort) -> list[dict[str, Any]]:
     rows = []
     for row in ROWS[:2] if effort.quick else ROWS:
         counts = {"ours": audit(row.ours(), row.shape, row.maps), PLAIN: audit(row.plain(), row.shape, row.maps)}
-        ratios = {name: counts["ours"][name] / counts[PLAIN][name] for name in COUNTS}
+        counts["kernels"] = audit(row.ours(), row.shape, row.maps, kernels=True)
         rows.append(
             {
                 "network": row.name,
@@ -171,5 +224,7 @@ def suite_audit(effort: Effort) -> list[dict[str, Any]]:
                 "goals": dict(zip(COUNTS, row.goals, strict=True)),
             }
         )
-        print(row.name, {name: round(value, 2) for name, value in ratios.items()}, flush=True)
+        for kind in ("ours", "kernels"):
+            ratios = {name: round(counts[kind][name] / counts[PLAIN][name], 2) for name in COUNTS}
+            print(row.name, kind, ratios, flush=True)
     return rows

@@ -30,8 +30,10 @@ _Result = TypeVar("_Result")
 OLDEST = (8, 0)
 #: Compute capabilities for which ``benchmarks/results`` holds a measurement: there ``algorithm="auto"`` takes these kernels.
 MEASURED: frozenset[tuple[int, int]] = frozenset()
-#: Output channels of a program at most; where there are more, sums are written out.
+#: Output channels of a program at most; where there are more, sums are formed again for the others, or written out.
 MOST_OUTPUTS = 128
+#: Multiply-adds of a program's lanes in the time in which the device writes and reads a value; from data sheets.
+WRITING = 40
 #: Values of sums that are written out at once.
 MOST_SUMS = 1 << 27
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -82,6 +84,11 @@ def attempt(function: Callable[..., _Result], *operands: Any) -> _Result | None:
         _failed.append(repr(error))
         _log.warning("The kernels in Triton cannot run, and torch's own convolutions do: %r", error)
         return None
+
+
+def _writes(outputs: int, basis: Tensor) -> bool:
+    """Whether it is cheaper to write sums out than to form them for each block of output channels."""
+    return (_blocks(outputs, MOST_OUTPUTS) - 1) * math.prod(basis.shape[1:]) > WRITING
 
 
 class _Images:
@@ -155,7 +162,7 @@ def _mixed_sums(
     if out.numel() == 0:
         return out
     constants = _constants(basis, geometry)
-    if outputs > MOST_OUTPUTS:
+    if _writes(outputs, basis):
         mixer = (weight * ring_scales(basis).to(weight.dtype) if weight.dtype == torch.float16 else weight).flatten(1)
         piece = max(1, MOST_SUMS // (channels * rings * math.prod(size)))
         for images, target in zip(x.split(piece), out.split(piece), strict=True):
@@ -207,7 +214,7 @@ def _weight_gradient(
         return torch.zeros_like(weight)
     geometry = {"STRIDE": stride, "PADDING": padding, "DILATION": dilation, "ZOOM": (1, 1, 1), "MIRROR": False}
     constants = _constants(basis, geometry)
-    if outputs > MOST_OUTPUTS:
+    if _writes(outputs, basis):
         size, total = grad.shape[2:], weight.new_zeros(outputs, channels * rings, dtype=torch.float32)
         piece = max(1, MOST_SUMS // (channels * rings * math.prod(size)))
         for slopes, images in zip(grad.split(piece), x.split(piece), strict=True):

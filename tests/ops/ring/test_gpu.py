@@ -59,15 +59,17 @@ def random_call(seed: int) -> tuple[Any, ...]:
     stride, dilation = ([draw.choice((1, 1, 2)) for _ in range(ndim)] for _ in range(2))
     padding = [draw.choice((0, length // 2, length)) for length in kernel]
     smallest = [max(1, d * (k - 1) + 1 - 2 * p) for d, k, p in zip(dilation, kernel, padding, strict=True)]
-    size = [length + draw.randint(0, 5) for length in smallest]
-    batch, channels, outputs = draw.randint(1, 3), draw.choice((1, 3, 17)), draw.choice((1, 4, 20))
+    large = kernel.numel() > 27  # an interpreted tap takes a millisecond
+    size = [length + draw.randint(0, 1 if large or ndim == 3 else 5) for length in smallest]
+    batch, outputs = draw.randint(1, 3), draw.choice((1, 4, 20))
+    channels = draw.choice((1, 3) if large else (1, 3, 17))
     dtype = draw.choice(list(TOLERANCES))
     shapes = ((batch, channels, *size), (outputs, channels, len(basis)), (outputs,))
     operands = [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in shapes]
     layout = {2: torch.channels_last, 3: torch.channels_last_3d}.get(ndim) if draw.random() < 0.5 else None
     if layout is not None:
         operands[0] = operands[0].contiguous(memory_format=layout)
-    return operands, basis, (stride, padding, dilation), draw.choice((gpu.MOST_OUTPUTS, 16)), draw.random() < 0.5
+    return operands, basis, (stride, padding, dilation), draw.choice((0, 40)), draw.random() < 0.5
 
 
 @needs_triton
@@ -75,8 +77,9 @@ def random_call(seed: int) -> tuple[Any, ...]:
 def test_values_and_gradients(block: int, kernels: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Ten random calls each, sums mixed where they are formed and sums written out, against the dense kernel in float64."""
     for seed in range(10 * block, 10 * block + 10):
-        operands, basis, sizes, most, with_bias = random_call(seed)
-        monkeypatch.setattr(gpu, "MOST_OUTPUTS", most)
+        operands, basis, sizes, writing, with_bias = random_call(seed)
+        monkeypatch.setattr(gpu, "WRITING", writing)
+        monkeypatch.setattr(gpu, "MOST_OUTPUTS", 16)
         monkeypatch.setattr(gpu, "MOST_SUMS", 1000)  # several pieces
         chosen = operands if with_bias else operands[:2]
         doubles = [operand.double() for operand in chosen]
@@ -94,8 +97,6 @@ def test_values_and_gradients(block: int, kernels: list[str], monkeypatch: pytes
         for value, wanted in zip(found, gradients(exact, slope.double(), *doubles), strict=True):
             assert value.dtype == operands[0].dtype
             assert error(value.cpu(), wanted) < TOLERANCES[value.dtype], f"seed {seed}"
-        if operands[0].is_contiguous(memory_format=torch.preserve_format):
-            assert found[0].is_contiguous() or min(found[0].shape) == 1 or found[0].dim() > 3
     assert set(kernels) == {"ring_conv", "ring_conv_gradients"}
 
 
@@ -193,7 +194,6 @@ def test_a_step_stays_on_the_device(
     assert not watch.elsewhere
     layers = sum(type(module).__name__.startswith(("SREConv", "CentredConv")) for module in net.modules())
     assert sum(name == "monai_sre::ring_conv" for name in watch.names) == layers
-    assert not [name for name in watch.names if "convolution" in name and "aten" in name and ndim == 0]
     energies = sum(type(module).__name__.startswith("SREHarmonicConv") for module in net.modules())
     assert sum(name == "monai_sre::add_energies" for name in watch.names) == energies == (layers if conv == "harmonic" else 0)
 
