@@ -9,8 +9,8 @@ but the CPU. Counted are
 * ``moved``: bytes that these operations read and write. Nothing is fused: sums over rings that are written out and read again
   count as such.
 
-They are counted twice: in torch's own operations, and with the kernels for GPUs (:mod:`monai_sre.ops.ring.gpu`), each start of
-which is one operation that reads and writes its tensors once.
+They are counted twice: in torch's own operations, and with the kernels for GPUs (:mod:`monai_sre.ops.ring.gpu`),
+each start of which is one operation that reads and writes its tensors once.
 """
 
 from __future__ import annotations

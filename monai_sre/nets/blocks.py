@@ -106,7 +106,10 @@ class LayerMaker:
         make, options = Conv[self._conv, self.spatial_dims], {"padding": "same", **self._radial}
         if stride > 1:
             make = self._strided[self.spatial_dims - 1]
-            reach = [length // 2 for length in int_tuple("kernel_size", kernel_size, self.spatial_dims, minimum=1)]
+            sizes = int_tuple("kernel_size", kernel_size, self.spatial_dims, minimum=1)
+            if any(length % 2 == 0 for length in sizes):
+                raise ValueError(f"kernel_size must be odd along every axis, got {kernel_size!r}")
+            reach = [length // 2 for length in sizes]
             options |= {"stride": stride, "padding": reach, "antialias": self.antialias or False}
         conv: nn.Module = make(in_channels, out_channels, kernel_size, bias=False, **options)
         return conv

@@ -64,6 +64,25 @@ class TestSREResNet(NetTester):
             bfloat16=0.3,
             onnx=False,
         ),
+        Case(
+            "2d stem of stride 2, two kinds of stages",
+            lambda: narrow(
+                2, conv=["harmonic", "radial", "radial", "radial"], kernel_size=3, stem_stride=2, strides=(1, 2, 2, 1)
+            ),
+            (2, 1, 9, 10),
+            "vector",
+            ((8, 8), (9, 9), (1, 6), (7, 10)),
+            bfloat16=0.3,
+        ),
+        Case(
+            "3d blurred stem of stride 2",
+            lambda: narrow(3, kernel_size=3, stem_stride=2, strides=(1, 2, 2, 1), antialias=True),
+            (2, 1, 5, 6, 7),
+            "vector",
+            ((6, 6, 6),),
+            bfloat16=0.3,
+            onnx=False,
+        ),
     )
 
 
@@ -94,6 +113,16 @@ def test_parameters_harmonic() -> None:
             "basic", [2, 2, 2, 2], widths, spatial_dims=dims, n_input_channels=1, conv1_t_size=3, num_classes=2
         )
         assert count < 0.5 * parameters(plain)
+
+
+def test_stages_of_two_kinds() -> None:
+    """The stem is as the first stage, and behind its stride the maps are those of a first stage with that stride."""
+    network = narrow(2, conv=["harmonic", "harmonic", "radial", "radial"], stem_stride=2, strides=(1, 2, 2, 2))
+    kinds = [{type(module).__name__ for module in part.modules()} for part in (network.conv1, *network.stages)]
+    assert ["HarmonicEnergy" in names for names in kinds] == [True, True, True, False, False]
+    assert network.reduction == 16
+    sizes = [level.shape[2:] for level in network.forward_features(torch.randn(1, 1, 29, 20))]
+    assert sizes == [(15, 10), (8, 5), (4, 3), (2, 2)]
 
 
 def test_depths() -> None:
@@ -284,6 +313,10 @@ def test_options_reach_the_layers() -> None:
         ),
         ({"kernel_size": 3.0}, ValueError, "kernel_size must be one value or 4, one per stage, got 3.0"),
         ({"stem_kernel_size": 2}, ValueError, "kernel_size must be odd"),
+        ({"stem_kernel_size": 2, "stem_stride": 2}, ValueError, "kernel_size must be odd along every axis, got 2"),
+        ({"stem_stride": 0}, ValueError, "stem_stride must be an integer >= 1.*got 0"),
+        ({"conv": ["harmonic", "radial"]}, ValueError, "conv must be one value or 4, one per stage, got"),
+        ({"conv": ["radial"] * 3 + ["dense"]}, ValueError, "conv must be one of .* got 'dense'"),
         ({"strides": (1, 2, 2)}, ValueError, r"strides must be an integer >= 1 or 4 of them, got \(1, 2, 2\)"),
         ({"strides": (1, 2, 2, 0)}, ValueError, "strides must be an integer >= 1"),
         ({"num_rings": (3, 3)}, ValueError, r"num_rings must be one value or 4, one per stage, got \(3, 3\)"),

@@ -233,6 +233,8 @@ def test_options_reach_the_layers() -> None:
     assert "ReLU" not in text
     assert "CentredBlurPool" in repr(narrow(2, antialias=True))
     assert "SREHarmonicConv2d" in repr(narrow(2, conv="harmonic"))
+    mixed = SREUNet(2, 1, 2, (2, 3), conv=["radial", "harmonic"])  # one kind per level
+    assert ["SREHarmonicConv2d" in repr(part) for part in (*mixed.down, *mixed.up)] == [False, True, False]
     sizes = [module.kernel_size for module in SREUNet(3, 1, 2, (2, 3)).modules() if hasattr(module, "basis")]
     assert set(sizes) == {(5, 5, 5)}
 
