@@ -39,6 +39,7 @@ class Model:
         title: how the tables and the pictures call it.
         overlays: further config files of the bundle.
         settings: entries of the config.
+        settings_3d: further ones for volumes.
         turned: whether images are rotated at random in training.
         other: class and arguments of a network in place of the bundle's; axes, channels and classes are the same.
         wrapper: name of a module around the network: it takes ``wraps``, the network's class, and its arguments.
@@ -54,6 +55,7 @@ class Model:
     wrapper: str = ""
     averaged: str = ""
     colour: str = ""
+    settings_3d: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,8 @@ def config_files(source: Source, model: Model, *more: str) -> list[str]:
 def config_entries(source: Source, model: Model) -> dict[str, Any]:
     """Entries of the config that a data set and a model set."""
     entries, inner = {**source.entries, **model.settings}, source.recipe["network_def"]
+    if source.spatial_dims == 3:
+        entries |= model.settings_3d
     if model.turned:
         entries |= _TURNED[source.bundle.name]
     if model.other:

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
-from benchmarks.accuracy import EPOCHS, RADIAL
+from benchmarks.accuracy import EPOCHS, RADIAL, UNSTRIDED
 from benchmarks.accuracy import MODELS as COMPARED
 from benchmarks.accuracy_costs import CLASSES, SHAPES
 from benchmarks.bundles import Model, network_of, source_of
@@ -30,14 +30,13 @@ from benchmarks.timing import Effort, interleaved, machine
 RESULTS = Path(__file__).with_name("results")
 COSTS = RESULTS / "front_costs.json"
 _ORDER_1 = ["harmonic", {"orders": [1]}]
-#: In 3-D, the stem behind a stride or the first stage, as the plain network's is behind one.
+#: In 3-D, the stem behind a stride, as the plain network's is.
 _STRIDED = {"network_def#stem_stride": 2, "network_def#strides": [1, 2, 2, 2]}
-_UNSTRIDED = {"network_def#stem_stride": 1, "network_def#strides": [2, 2, 2, 2]}
 
 
 def _form(title: str, conv: Any, **more: Any) -> Model:
     settings = {**RADIAL, "network_def#conv": conv, **{f"network_def#{key}": value for key, value in more.items()}}
-    return Model(title, (), settings)
+    return Model(title, (), settings, settings_3d=UNSTRIDED)
 
 
 _FORMS = {
@@ -54,7 +53,7 @@ _FORMS_3D = {
     f"{name}-strided": Model(f"{model.title}, stem of stride 2", (), model.settings | _STRIDED)
     for name, model in _FORMS.items()
 }
-MODELS = {name: Model(model.title, (), model.settings) for name, model in _FORMS.items()} | _FORMS_3D
+MODELS = _FORMS | _FORMS_3D
 STUDY = Study("front", MODELS, metric="auc", scores=("ACC", "AUC"), split="val", epochs=EPOCHS, results=RESULTS)
 READING = ""
 
@@ -65,7 +64,7 @@ def costs(chosen: argparse.Namespace) -> None:
     found: dict[str, Any] = {}
     for dataset in ("breastmnist", "adrenalmnist3d"):
         source, shape = source_of(dataset, chosen.dataset_dir), SHAPES[dataset]
-        forms = {"plain": COMPARED["plain"]} | {name: form_of(dataset, name) for name in forms_of(dataset)}
+        forms = {"plain": COMPARED["plain"]} | {name: MODELS[name] for name in forms_of(dataset)}
         steps = {
             name: training_step(network_of(source, model), torch.randn(shape), CLASSES) for name, model in forms.items()
         }
@@ -77,14 +76,6 @@ def costs(chosen: argparse.Namespace) -> None:
 def forms_of(dataset: str) -> list[str]:
     """The forms that are compared on a data set."""
     return [*_FORMS_3D, "everywhere", "none"] if dataset.endswith("3d") else list(_FORMS)
-
-
-def form_of(dataset: str, name: str) -> Model:
-    """A form, with the strides of the first figures where the bundle has others now."""
-    model = MODELS[name]
-    if not dataset.endswith("3d") or name in _FORMS_3D:
-        return model
-    return Model(model.title, (), model.settings | _UNSTRIDED)
 
 
 def report(study: Study) -> None:

@@ -14,6 +14,7 @@ from monai_sre.layers.factories import register
 from monai_sre.layers.pool import CentredBlurPool
 from monai_sre.ops.arguments import int_tuple
 from monai_sre.ops.pool import blur_width
+from monai_sre.ops.radial import learns_width
 
 register()
 
@@ -84,6 +85,19 @@ def conv_per_level(conv: ConvKind | Sequence[ConvKind], levels: int, what: str =
     if isinstance(conv, Sequence) and not isinstance(conv, str) and not any(isinstance(part, Mapping) for part in conv):
         return per_level("conv", conv, levels, what)
     return (conv,) * levels  # type: ignore[return-value]
+
+
+def shared_rings(convs: Sequence[ConvKind], profile: Any, orthonormal: bool | None) -> dict[str, Any]:
+    """The profile of all layers of one network: with energies in any of them, Gaussian and orthonormal by default.
+
+    Example:
+        >>> shared_rings(["harmonic", "radial"], None, None), shared_rings(["radial"], None, None)
+        ({'profile': 'gaussian', 'orthonormal': True}, {'profile': None, 'orthonormal': None})
+    """
+    if any(conv_kind(conv)[0] == "harmonic" for conv in convs):
+        profile = "gaussian" if profile is None else profile
+        orthonormal = not learns_width(profile) if orthonormal is None else orthonormal
+    return {"profile": profile, "orthonormal": orthonormal}
 
 
 class LayerMaker:

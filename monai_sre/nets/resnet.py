@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.utils.checkpoint import checkpoint
 
-from monai_sre.nets.blocks import ConvKind, LayerMaker, ResidualBlock, conv_per_level, per_level
+from monai_sre.nets.blocks import ConvKind, LayerMaker, ResidualBlock, conv_per_level, per_level, shared_rings
 from monai_sre.ops.arguments import check_flags, int_tuple
 
 #: Blocks per stage, and whether they are bottlenecks.
@@ -69,8 +69,8 @@ class SREResNet(nn.Module):
         num_rings: rings per kernel, one number for all stages or one per stage (``None`` is the default of the kernel size);
             the stem always has the default.
         profile: with ``circular``, ``orthonormal``, ``spacing``, ``axes`` and ``algorithm`` the geometry of all radial
-            layers, see :class:`monai_sre.layers.SREConv2d`. ``None`` is the default of the kind of layer: bands
-            (``"radial"``), or orthonormal Gaussian rings (``"harmonic"``).
+            layers, see :class:`monai_sre.layers.SREConv2d`. ``None`` is bands, or in a network with energies orthonormal
+            Gaussian rings.
         conv: ``"radial"``, or ``"harmonic"`` for :class:`monai_sre.layers.SREHarmonicConv2d`, which sees edges too; its
             options ``orders``, ``hidden_channels``, ``taps``, ``norm`` and ``eps`` as ``("harmonic", {"orders": (1, 2)})``.
             Or a list of four, one per stage; the stem is as the first.
@@ -144,9 +144,8 @@ class SREResNet(nn.Module):
         rings = per_level("num_rings", num_rings, 4, "stage")
         convs = conv_per_level(conv, 4, "stage")
         radial = {
-            "profile": profile,
+            **shared_rings(convs, profile, orthonormal),
             "circular": circular,
-            "orthonormal": orthonormal,
             "spacing": spacing,
             "axes": axes,
             "algorithm": algorithm,

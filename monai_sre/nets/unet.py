@@ -11,7 +11,7 @@ from monai.networks.layers.factories import Conv
 from monai.networks.layers.utils import get_dropout_layer
 from torch import Tensor, nn
 
-from monai_sre.nets.blocks import ConvKind, LayerMaker, ResidualBlock, conv_per_level, per_level
+from monai_sre.nets.blocks import ConvKind, LayerMaker, ResidualBlock, conv_per_level, per_level, shared_rings
 from monai_sre.ops.arguments import check_flags, int_tuple
 from monai_sre.ops.grid import script_if_tracing
 from monai_sre.ops.pool import centred_upsample
@@ -82,8 +82,8 @@ class SREUNet(nn.Module):
             shortcut, as in MONAI's ``BasicUNet``.
         num_rings: rings per kernel, one number for all levels or one per level (``None`` is the default of the kernel size).
         profile: with ``circular``, ``orthonormal``, ``axes`` and ``algorithm`` the geometry of all radial layers, see
-            :class:`monai_sre.layers.SREConv2d`. ``None`` is the default of the kind of layer: bands (``"radial"``), or
-            orthonormal Gaussian rings (``"harmonic"``).
+            :class:`monai_sre.layers.SREConv2d`. ``None`` is bands, or in a network with energies orthonormal Gaussian
+            rings.
         spacing: voxel size of the input along each spatial axis. At each level it is multiplied by the strides so far, so
             that kernels stay round in millimetres: voxels of 4 x 1 x 1 mm with ``strides=((1, 2, 2), (1, 2, 2))`` are cubes
             at the last level, and its kernels are balls of voxels. ``None`` is 1 everywhere, and follows the strides alike.
@@ -164,9 +164,8 @@ class SREUNet(nn.Module):
         rings = per_level("num_rings", num_rings, levels)
         kinds = conv_per_level(conv, levels)
         radial = {
-            "profile": profile,
+            **shared_rings(kinds, profile, orthonormal),
             "circular": circular,
-            "orthonormal": orthonormal,
             "axes": axes,
             "algorithm": algorithm,
         }

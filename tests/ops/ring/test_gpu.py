@@ -87,10 +87,14 @@ def test_values_and_gradients(block: int, kernels: list[str], monkeypatch: pytes
         wanted_shape = dense(doubles[0], doubles[1], flat, None, *sizes)
         slope = torch.randn(wanted_shape.shape, dtype=torch.float64).to(operands[0].dtype)
 
-        def exact(x: Tensor, weight: Tensor, bias: Tensor | None = None, flat: Any = flat, sizes: Any = sizes) -> Tensor:
+        def exact(
+            x: Tensor, weight: Tensor, bias: Tensor | None = None, flat: Any = flat, sizes: Any = sizes
+        ) -> Tensor:
             return dense(x, weight, flat, bias, *sizes)
 
-        def ours(x: Tensor, weight: Tensor, bias: Tensor | None = None, basis: Any = basis, sizes: Any = sizes) -> Tensor:
+        def ours(
+            x: Tensor, weight: Tensor, bias: Tensor | None = None, basis: Any = basis, sizes: Any = sizes
+        ) -> Tensor:
             return ring_conv(x, weight, basis.to(x.device), bias, *sizes)
 
         found = gradients(ours, slope.to(DEVICE), *[operand.to(DEVICE) for operand in chosen])
@@ -132,7 +136,10 @@ def test_energies(ndim: int, groups: int, dtype: torch.dtype, kernels: list[str]
     slope = torch.randn(shapes[0], dtype=torch.float64).to(dtype)
 
     def mixed(radial: Tensor, maps: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        own = [stencil.to(maps.device, weight.dtype if weight.dtype == torch.float64 else torch.float32) for stencil in stencils]
+        own = [
+            stencil.to(maps.device, weight.dtype if weight.dtype == torch.float64 else torch.float32)
+            for stencil in stencils
+        ]
         return add_energies(radial, maps, own, weight, bias, groups, eps)
 
     wanted = gradients(mixed, slope.double(), *[operand.double() for operand in operands])
@@ -195,12 +202,14 @@ def test_a_step_stays_on_the_device(
     layers = sum(type(module).__name__.startswith(("SREConv", "CentredConv")) for module in net.modules())
     assert sum(name == "monai_sre::ring_conv" for name in watch.names) == layers
     energies = sum(type(module).__name__.startswith("SREHarmonicConv") for module in net.modules())
-    assert sum(name == "monai_sre::add_energies" for name in watch.names) == energies == (layers if conv == "harmonic" else 0)
+    assert (
+        sum(name == "monai_sre::add_energies" for name in watch.names)
+        == energies
+        == (layers if conv == "harmonic" else 0)
+    )
 
 
-def test_a_kernel_that_fails_is_told_once(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_kernel_that_fails_is_told_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """The portable form answers, in values and gradients, and nothing tries again."""
     calls: list[int] = []
 
