@@ -81,7 +81,7 @@ def add_energies(
         bias: shape ``(out_channels,)``, or ``None``.
         groups: number of blocks of channels that do not mix.
         eps: as in :func:`harmonic_energy`.
-        algorithm: ``"ring"`` asks for the kernels for GPUs where nothing was measured, too; as in :func:`monai_sre.ops.sre_conv`.
+        algorithm: ``"ring"`` asks for the kernels for GPUs where nothing was measured too; see :func:`sre_conv`.
 
     Returns:
         Shape of ``radial``.
