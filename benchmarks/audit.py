@@ -29,7 +29,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.networks import PLAIN, resnet, training_step
+from benchmarks.networks import KINDS, PLAIN, resnet, training_step
 from benchmarks.timing import Effort
 from monai_sre.nets import SREUNet
 from monai_sre.ops import energy
@@ -64,8 +64,8 @@ def _rows() -> list[AuditRow]:
     radial, energies = (1.0, 1.0, 2.0, 1.2), (1.0, 1.3, 3.0, 1.6)
     rows = []
     for what, kinds, sizes, shape in (
-        ("2-D, width 32", ("radial 5", "energies 5", "radial 9, 9, 5, 5"), (2, 3, CLASSES, 32), (64, 3, 32, 32)),
-        ("3-D, width 16", ("radial 5", "energies 5"), (3, 1, CLASSES, 16), (16, 1, 32, 32, 32)),
+        ("2-D, width 32", tuple(KINDS), (2, 3, CLASSES, 32), (64, 3, 32, 32)),
+        ("3-D, width 16", tuple(KINDS)[:3], (3, 1, CLASSES, 16), (16, 1, 32, 32, 32)),
     ):
         for kind in kinds:
             goals = energies if "energies" in kind else (1.2, 1.0, 2.0, 1.3) if "9" in kind else radial
