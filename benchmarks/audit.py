@@ -143,9 +143,10 @@ class _Start:
     def __call__(self, *arguments: Any, **constants: Any) -> None:
         tensors = {_storage(argument): argument for argument in arguments if isinstance(argument, Tensor)}
         positions, channels, *more = [argument for argument in arguments if isinstance(argument, int)]
-        mixed = more[0] if self.name in ("ring_conv", "ring_weight_gradient") else 0
-        sums = constants["B"] * positions * channels
-        self.operations.flops += 2 * sums * (math.prod(constants["KERNEL"]) + mixed)
+        outputs = more[0] if "BLOCK_O" in constants else 0
+        mixed = len(constants["STARTS"]) - 1 if "STARTS" in constants else constants["B"]
+        products = constants["B"] * math.prod(constants["KERNEL"]) + mixed * outputs
+        self.operations.flops += 2 * positions * channels * products
         self.operations.count += 1
         self.operations.moved += sum(_bytes(tensor) for tensor in tensors.values())
 

@@ -184,8 +184,8 @@ def audit_table(rows: Rows, _: int) -> str:
             found = [(row["counts"][kind][name] / plain[name], row["goals"][name]) for name in units]
             lines.append([row["network"], _shape(row), words, *_against_goals(found), *amounts])
     return (
-        "Counted on torch's meta device, see `benchmarks/audit.py`: in torch's own operations, and with the kernels for GPUs, "
-        "which have not run on one yet. Nothing is fused beyond these kernels: what is written out and read again counts as "
+        "Counted on torch's meta device, see `benchmarks/audit.py`: in torch's operations, and with the kernels for GPUs, "
+        "not yet run on one. Nothing is fused beyond these kernels: what is written out and read again counts as "
         "moved. The plain U-Net is DynUNet, with batch norms as in ours, or with instance norms.\n\n"
     ) + markdown(head, lines)
 

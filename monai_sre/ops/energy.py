@@ -349,6 +349,10 @@ def _added(
     asked: bool,
 ) -> Tensor:
     with without_autocast(maps.device.type):
+        if gpu.usable(maps, asked):
+            found = gpu.attempt(gpu.add_energies, radial, maps, stencils, weight, bias, groups, eps)
+            if found is not None:
+                return found
         energies = _values(maps, stencils, groups, eps, asked).unflatten(1, (groups, -1)).flatten(3)
         mixer = weight.reshape(groups, weight.shape[0] // groups, -1)
         if groups == 1:
@@ -372,6 +376,10 @@ def _added_gradients(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients by maps, weight and bias, those that are wanted; the energies are formed again."""
     with without_autocast(maps.device.type):
+        if gpu.usable(maps, asked):
+            found = gpu.attempt(gpu.add_energies_gradients, grad, maps, weight, stencils, groups, eps, wanted)
+            if found is not None:
+                return found
         slopes = grad.reshape(grad.shape[0], groups, grad.shape[1] // groups, -1)
         mixer = weight.reshape(groups, weight.shape[0] // groups, -1)
         by_maps = None

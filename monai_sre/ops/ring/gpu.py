@@ -273,50 +273,124 @@ def _written_sums(x: Tensor, basis: Tensor, size: Sequence[int], constants: dict
     return out
 
 
+def add_energies(
+    radial: Tensor,
+    maps: Tensor,
+    stencils: Sequence[Tensor],
+    weight: Tensor,
+    bias: Tensor | None,
+    groups: int,
+    eps: float,
+) -> Tensor:
+    """Values of :func:`monai_sre.ops.energy.add_energies`, in the memory order of ``radial``."""
+    packed, starts = _packed(stencils)
+    blocks, images = _energy_blocks(maps, packed), _Images(maps)
+    outputs, channels = weight.shape[0], maps.shape[1]
+    block_o, out = _power(outputs, 16, MOST_OUTPUTS), _empty(radial, radial.shape)
+    _kernels().add_energies[(_blocks(images.positions, blocks["BLOCK_P"]), _blocks(outputs, block_o))](
+        radial,
+        maps,
+        packed,
+        weight.contiguous(),
+        radial if bias is None else bias,
+        out,
+        images.positions,
+        channels,
+        outputs,
+        channels // groups,
+        eps,
+        *images.size,
+        *images.strides,
+        *_Images(radial).strides,
+        *_Images(out).strides,
+        **blocks,
+        BLOCK_O=block_o,
+        STARTS=starts,
+        HAS_BIAS=bias is not None,
+        **_products(maps),
+        num_warps=4 if block_o <= 64 else 8,
+    )
+    return out
+
+
+def add_energies_gradients(
+    grad: Tensor,
+    maps: Tensor,
+    weight: Tensor,
+    stencils: Sequence[Tensor],
+    groups: int,
+    eps: float,
+    wanted: Sequence[bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of :func:`add_energies` by maps, weight and bias, those that are wanted."""
+    values, by_maps = energies(maps, stencils, groups, eps, grad if wanted[0] else None, weight)
+    by_weight = None
+    if wanted[1]:
+        slopes, blocks = grad.unflatten(1, (groups, -1)).flatten(3), values.unflatten(1, (groups, -1)).flatten(3)
+        by_weight = torch.matmul(slopes, blocks.mT).sum(dim=0).reshape(weight.shape)
+    return by_maps, by_weight, grad.sum(dim=[0, *range(2, grad.dim())]) if wanted[2] else None
+
+
 def energies(
-    x: Tensor, stencils: Sequence[Tensor], groups: int, eps: float, by_energies: Tensor | None = None
+    x: Tensor,
+    stencils: Sequence[Tensor],
+    groups: int,
+    eps: float,
+    grad: Tensor | None = None,
+    weight: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Energies of all orders and, where the gradient by them is given, that by ``x``.
+    """Energies of all orders and, where a gradient is given, that by ``x``.
 
     Args:
         x: shape ``(N, C, *spatial)``.
         stencils: those of each order, of odd sizes.
         groups: the orders stand one after the other in each group of channels.
         eps: added to the sum of squares.
-        by_energies: shape ``(N, len(stencils) * C, *spatial)``.
+        grad: by the energies, shape ``(N, len(stencils) * C, *spatial)``; or with ``weight`` by what it mixes them to.
+        weight: shape ``(out_channels, len(stencils) * C / groups, 1, ...)``.
     """
     packed, starts = _packed(stencils)
-    channels, images = x.shape[1], _Images(x)
-    constants = _constants(packed, {})
-    block_c, block_p = max(1, 32 // constants["RINGS"]), _power(images.positions, 16, 64)
-    blocks = {"BLOCK_C": block_c, "BLOCK_P": block_p, **constants}
-    grid = (_blocks(images.positions, block_p), _blocks(channels, block_c))
+    channels, images, blocks = x.shape[1], _Images(x), _energy_blocks(x, packed)
+    grid = (_blocks(images.positions, blocks["BLOCK_P"]), _blocks(channels, blocks["BLOCK_C"]))
     values = x.new_empty(x.shape[0], len(stencils) * channels, *x.shape[2:])
-    with_slopes = by_energies is not None
-    slopes = x.new_empty(x.shape[0], channels * packed.shape[0], *x.shape[2:]) if with_slopes else values
+    slopes = values if grad is None else x.new_empty(x.shape[0], channels * packed.shape[0], *x.shape[2:])
+    outputs = 0 if weight is None else weight.shape[0]
     _kernels().energies[grid](
         x,
         packed,
-        values if by_energies is None else by_energies.contiguous(),
+        values if grad is None else grad,
+        x if weight is None else weight.contiguous(),
         values,
         slopes,
         images.positions,
         channels,
+        outputs,
         channels // groups,
         eps,
         *images.size,
         *images.strides,
+        *_Images(values if grad is None else grad).strides,
         **blocks,
+        BLOCK_O=_power(outputs, 16, 64) if outputs else 16,
         STARTS=starts,
-        WITH_SLOPES=with_slopes,
+        WITH_SLOPES=grad is not None,
+        MIXED=weight is not None,
+        **_products(x),
     )
-    if not with_slopes:
+    if grad is None:
         return values, None
     by_x = _empty(x, x.shape)
     _kernels().energy_gradient[grid](
         slopes, packed, by_x, images.positions, channels, *images.size, *_Images(by_x).strides, **blocks
     )
     return values, by_x
+
+
+def _energy_blocks(x: Tensor, packed: Tensor) -> dict[str, Any]:
+    """Constants of the kernels for energies: 16 channels, as many as a product needs, and few enough values in registers."""
+    constants = _constants(packed, {})
+    positions = x.shape[0] * math.prod(x.shape[2:])
+    return {"BLOCK_C": 16, "BLOCK_P": _power(positions, 16, max(16, 128 // constants["RINGS"])), **constants}
 
 
 def _packed(stencils: Sequence[Tensor]) -> tuple[Tensor, tuple[int, ...]]:

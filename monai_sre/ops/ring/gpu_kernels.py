@@ -364,15 +364,42 @@ def ring_sums(
 
 
 @triton.jit
-def energies(
+def _energy(values, eps, component, FIRST: tl.constexpr, LAST: tl.constexpr):
+    """Root of the sum of squares of one order's components, ``[channels, positions]``, and which components these are."""
+    own = ((component >= FIRST) & (component < LAST))[None, :, None]
+    return tl.sqrt(tl.sum(tl.where(own, values * values, 0.0), axis=1) + eps), own
+
+
+@triton.jit
+def _mixer(
+    weight,  # (out_channels, orders * group), contiguous
+    row,
+    channel,
+    out_channels,
+    channels,
+    group,  # channels of a group, whose orders stand one after the other
+    ORDERS: tl.constexpr,
+    ORDER: tl.constexpr,
+):
+    """Weights of one order's energies, ``[row, channel]``, 0 between groups."""
+    same = (row // (out_channels // (channels // group)))[:, None] == (channel // group)[None, :]
+    known = same & (row < out_channels)[:, None] & (channel < channels)[None, :]
+    place = row[:, None] * (ORDERS * group) + (ORDER * group + channel % group)[None, :]
+    return tl.load(weight + place, mask=known, other=0.0)
+
+
+@triton.jit
+def add_energies(
+    radial,
     image,
     stencils,  # (B, taps): the components of all orders
-    by_energies,  # as out
-    out,  # (N, orders * channels, D * H * W), contiguous, those of a group of channels beside each other
-    slopes,  # (N, channels * B, D * H * W), contiguous
+    weight,
+    bias,
+    out,
     positions,
     channels,
-    group,  # channels of a group
+    out_channels,
+    group,
     eps,
     depth,
     height,
@@ -382,13 +409,111 @@ def energies(
     stride_d,
     stride_h,
     stride_w,
+    radial_n,
+    radial_c,
+    radial_d,
+    radial_h,
+    radial_w,
+    out_n,
+    out_c,
+    out_d,
+    out_h,
+    out_w,
     B: tl.constexpr,
     RINGS: tl.constexpr,
     BLOCK_C: tl.constexpr,
+    BLOCK_O: tl.constexpr,
     BLOCK_P: tl.constexpr,
     KERNEL: tl.constexpr,
     STARTS: tl.constexpr,  # the first component of each order, and B
+    HAS_BIAS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    WIDEN: tl.constexpr,
+):
+    """Radial maps plus mixed energies, which exist in registers alone."""
+    index = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
+    row = tl.program_id(1) * BLOCK_O + tl.arange(0, BLOCK_O)
+    component = tl.arange(0, RINGS)
+    orders: tl.constexpr = len(STARTS) - 1
+    there = index < positions
+    n, z, y, x = _position(index, depth, height, width)
+    mask = (row < out_channels)[:, None] & there[None, :]
+    place = n.to(tl.int64) * radial_n + z * radial_d + y * radial_h + x * radial_w
+    total = tl.load(radial + place[None, :] + row.to(tl.int64)[:, None] * radial_c, mask=mask, other=0.0).to(tl.float32)
+    for start in range(0, channels, BLOCK_C):
+        channel = start + tl.arange(0, BLOCK_C)
+        values = _sums(
+            image + n.to(tl.int64) * stride_n,
+            stencils,
+            channel,
+            channels,
+            stride_c,
+            z - KERNEL[0] // 2,
+            y - KERNEL[1] // 2,
+            x - KERNEL[2] // 2,
+            there,
+            depth,
+            height,
+            width,
+            stride_d,
+            stride_h,
+            stride_w,
+            B,
+            RINGS,
+            BLOCK_C,
+            BLOCK_P,
+            KERNEL,
+            (1, 1, 1),
+            (1, 1, 1),
+            False,
+        )
+        for order in tl.static_range(orders):
+            energy, _ = _energy(values, eps, component, STARTS[order], STARTS[order + 1])
+            mixer = _mixer(weight, row, channel, out_channels, channels, group, orders, order)
+            total = _product(mixer, energy, total, weight.dtype.element_ty, PRECISION, WIDEN)
+    if HAS_BIAS:
+        total += tl.load(bias + row, mask=row < out_channels, other=0.0).to(tl.float32)[:, None]
+    place = n.to(tl.int64) * out_n + z * out_d + y * out_h + x * out_w
+    tl.store(out + place[None, :] + row.to(tl.int64)[:, None] * out_c, total.to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def energies(
+    image,
+    stencils,
+    grad,  # of the energies, laid out as they are; or where these are mixed, of what they are mixed to
+    weight,
+    out,  # (N, orders * channels, D * H * W), contiguous, those of a group of channels beside each other
+    slopes,  # (N, channels * B, D * H * W), contiguous
+    positions,
+    channels,
+    out_channels,
+    group,
+    eps,
+    depth,
+    height,
+    width,
+    stride_n,
+    stride_c,
+    stride_d,
+    stride_h,
+    stride_w,
+    grad_n,
+    grad_c,
+    grad_d,
+    grad_h,
+    grad_w,
+    B: tl.constexpr,
+    RINGS: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_O: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    KERNEL: tl.constexpr,
+    STARTS: tl.constexpr,
     WITH_SLOPES: tl.constexpr,
+    MIXED: tl.constexpr,
+    PRECISION: tl.constexpr,
+    WIDEN: tl.constexpr,
 ):
     """Energies of all orders and, with slopes, the gradient by the components, which exist in registers alone otherwise."""
     index = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
@@ -426,20 +551,34 @@ def energies(
     orders: tl.constexpr = len(STARTS) - 1
     mask = (channel < channels)[:, None] & there[None, :]
     factors = tl.zeros([BLOCK_C, RINGS, BLOCK_P], tl.float32)
+    place = n.to(tl.int64) * grad_n + z * grad_d + y * grad_h + x * grad_w
     for order in tl.static_range(orders):
-        own = ((component >= STARTS[order]) & (component < STARTS[order + 1]))[None, :, None]
-        energy = tl.sqrt(tl.sum(tl.where(own, values * values, 0.0), axis=1) + eps)
-        rows = (n.to(tl.int64) * orders * channels)[None, :]
-        rows = rows + ((channel // group * orders + order) * group + channel % group)[:, None]
+        energy, own = _energy(values, eps, component, STARTS[order], STARTS[order + 1])
+        into = (channel // group * orders + order) * group + channel % group
+        rows = (n.to(tl.int64) * orders * channels)[None, :] + into[:, None]
         tl.store(out + rows * size + at, energy.to(out.dtype.element_ty), mask=mask)
         if WITH_SLOPES:
-            by_energy = tl.load(by_energies + rows * size + at, mask=mask, other=0.0).to(tl.float32)
+            if MIXED:
+                by_energy = tl.zeros([BLOCK_C, BLOCK_P], tl.float32)
+                for start in range(0, out_channels, BLOCK_O):
+                    row = start + tl.arange(0, BLOCK_O)
+                    mixer = tl.trans(_mixer(weight, row, channel, out_channels, channels, group, orders, order))
+                    slope = tl.load(
+                        grad + place[None, :] + row.to(tl.int64)[:, None] * grad_c,
+                        mask=(row < out_channels)[:, None] & there[None, :],
+                        other=0.0,
+                    )
+                    by_energy = _product(mixer, slope, by_energy, weight.dtype.element_ty, PRECISION, WIDEN)
+            else:
+                by_energy = tl.load(
+                    grad + place[None, :] + into.to(tl.int64)[:, None] * grad_c, mask=mask, other=0.0
+                ).to(tl.float32)
             factors += tl.where(own, (by_energy / energy)[:, None, :], 0.0)
     if WITH_SLOPES:
         rows = (n.to(tl.int64) * channels)[None, None, :] + channel[:, None, None]
-        place = (rows * B + component[None, :, None]) * size + at[:, None, :]
+        target = (rows * B + component[None, :, None]) * size + at[:, None, :]
         kept = mask[:, None, :] & (component < B)[None, :, None]
-        tl.store(slopes + place, (values * factors).to(slopes.dtype.element_ty), mask=kept)
+        tl.store(slopes + target, (values * factors).to(slopes.dtype.element_ty), mask=kept)
 
 
 @triton.jit

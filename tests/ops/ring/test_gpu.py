@@ -145,10 +145,12 @@ def test_energies(ndim: int, groups: int, dtype: torch.dtype, kernels: list[str]
     wanted = gradients(mixed, slope.double(), *[operand.double() for operand in operands])
     assert not kernels  # float64 is not theirs
     found = gradients(mixed, slope.to(DEVICE), *[operand.to(DEVICE) for operand in operands])
-    assert kernels == ["energies"] * 2
-    alone = harmonic_energy(operands[1].to(DEVICE), stencils[0].float().to(DEVICE), eps)
-    found.append(alone)
-    wanted.append(harmonic_energy(operands[1].double(), stencils[0], eps))
+    assert kernels == ["add_energies", "add_energies_gradients"]
+    slope = torch.randn(shapes[1], dtype=torch.float64).to(dtype)
+    for maps, values in ((operands[1].double(), wanted), (operands[1].to(DEVICE), found)):
+        own = stencils[0].to(maps.device, torch.float64 if values is wanted else torch.float32)
+        values += gradients(lambda x, own=own: harmonic_energy(x, own, eps), slope.to(maps), maps)
+    assert kernels[2:] == ["energies"] * 2
     for value, reference in zip(found, wanted, strict=True):
         assert error(value.cpu(), reference) < TOLERANCES[dtype]
 
@@ -160,7 +162,7 @@ def test_layers_with_energies(layer: Any, kernels: list[str]) -> None:
     wanted = _step(case.module(dtype=torch.float64), case.input(dtype=torch.float64))
     for value, reference in zip(_step(case.module().to(DEVICE), case.input().to(DEVICE)), wanted, strict=True):
         assert error(value.cpu(), reference) < 1e-5
-    assert sorted(set(kernels)) == ["energies", "ring_conv", "ring_conv_gradients"]
+    assert sorted(set(kernels)) == ["add_energies", "add_energies_gradients", "ring_conv", "ring_conv_gradients"]
 
 
 class _Watch(TorchDispatchMode):
