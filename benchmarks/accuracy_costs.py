@@ -33,10 +33,14 @@ SHAPES = {
     "adrenalmnist3d": (16, 1, 28, 28, 28),
     "adrenalmnist3d_64": (16, 1, 64, 64, 64),
 }
-#: Networks that differ in cost; those too wide to train on a CPU on small images alone.
+#: Networks that differ in cost; those too wide to train on a CPU on small images alone, others on volumes alone.
 _BASE = [name for name, model in MODELS.items() if not model.averaged and not model.turned]
-_WIDE = ("plain-wide", "sre-wide", "official", "gmr")
-NAMES = {images: [name for name in _BASE if images == "breastmnist" or name not in _WIDE] for images in SHAPES}
+_WIDE, _VOLUMES = ("plain-wide", "sre-wide", "official", "gmr"), ("everywhere",)
+_LEFT_OUT = {images: (_WIDE if "_64" in images or "3d" in images else ()) for images in SHAPES}
+NAMES = {
+    images: [name for name in _BASE if name not in _LEFT_OUT[images] and ("3d" in images or name not in _VOLUMES)]
+    for images in SHAPES
+}
 CLASSES = 2
 
 

@@ -53,11 +53,12 @@ NETWORKS = (
 )
 NAMES = ("auto", "harmonic", "dense", "SRE-Conv", "GMR-Conv", "plain 3")
 PLAIN = "plain 3"
-#: What :func:`resnet` gives beside plain kernels of 3. "energies 5" is the form of the bundles for classification.
+#: What :func:`resnet` gives beside plain kernels of 3. In 2-D the bundle for classification has energies in all layers, in
+#: 3-D in the first stage.
 KINDS: dict[str, dict[str, Any]] = {
     "radial 5": {"kernel_size": 5},
-    "energies 5": {"kernel_size": 5},
-    "energies 5, all layers": {"kernel_size": 5, "conv": "harmonic"},
+    "energies 5": {"kernel_size": 5, "conv": "harmonic"},
+    "energies 5, first stage": {"kernel_size": 5, "conv": ["harmonic", "radial", "radial", "radial"]},
     "radial 9, 9, 5, 5": {"kernel_size": (9, 9, 5, 5)},
 }
 
@@ -65,9 +66,7 @@ KINDS: dict[str, dict[str, Any]] = {
 def resnet(kind: str, ndim: int, in_channels: int, classes: int, width: int) -> nn.Module:
     """A ResNet18 with a stem of stride 1 and no max-pooling: one of :data:`KINDS`, or :data:`PLAIN`."""
     if kind != PLAIN:
-        stages = 4 - ndim if kind == "energies 5" else 0  # the stem and the first two, in 3-D the first
-        some = {"conv": ["harmonic"] * stages + ["radial"] * (4 - stages)} if stages else {}
-        return SREResNet(ndim, in_channels, classes, width=width, **KINDS[kind], **some)
+        return SREResNet(ndim, in_channels, classes, width=width, **KINDS[kind])
     network: nn.Module = ResNet(
         "basic",
         [2, 2, 2, 2],
