@@ -19,7 +19,7 @@ from monai_sre.ops.ring.convolution import (
     without_autocast,
 )
 from monai_sre.ops.ring.cpu import computed_in
-from monai_sre.ops.ring.portable import conv_nd, ring_sums
+from monai_sre.ops.ring.portable import conv_nd, joined_stencils, ring_sums
 
 
 def harmonic_energy(x: Tensor, stencils: Tensor, eps: float = 1e-3) -> Tensor:
@@ -178,19 +178,41 @@ def _convolved_energy(x: Tensor, stencils: Tensor, eps: float) -> Tensor:
     return components.square().sum(dim=1).add(eps).sqrt().reshape(sizes).to(x.dtype)
 
 
-def _convolved_slope(x: Tensor, stencils: Tensor, eps: float, grad: Tensor) -> tuple[Tensor, Tensor]:
-    """Energies and, where ``grad`` is theirs, the gradient by ``x``: the components are formed once, in float32."""
-    dtype = computed_in(x.dtype)
-    computed, stencils = x.to(dtype), stencils.to(dtype)
-    components = _components(computed, stencils)
-    energies = components.square().sum(dim=1, keepdim=True).add_(eps).sqrt_()
-    slope = components.mul_(grad.to(dtype).reshape(energies.shape) / energies)
-    padding, ones = [length // 2 for length in stencils.shape[1:]], [1] * (x.dim() - 2)
-    maps = computed.reshape(-1, 1, *x.shape[2:])
-    by_maps, _, _ = torch.ops.aten.convolution_backward(
-        slope, maps, stencils.unsqueeze(1), None, ones, padding, ones, False, [0] * len(ones), 1, (True, False, False)
+def _norms(
+    x: Tensor, stencils: Sequence[Tensor], kernels: Tensor, groups: int, eps: float
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Energies of all orders, the components of each map, and views of these, by order.
+
+    For reading and writing alone: no operation here is meant to be differentiated.
+
+    Returns:
+        Shapes ``(N, groups, orders, C / groups, positions)``, ``(N * C, components, *spatial)`` and, as few as there are
+        different numbers of components, ``(N, groups, orders, C / groups, components, positions)``.
+    """
+    components = _components(x.to(kernels.dtype), kernels).contiguous()
+    flat, counts = components.flatten(2), [len(stencil) for stencil in stencils]
+    blocks = flat.view(len(x), groups, x.shape[1] // groups, len(kernels), flat.shape[2])
+    if len(set(counts)) == 1:
+        parts = [blocks.unflatten(3, (len(counts), counts[0])).transpose(2, 3)]
+    else:
+        parts = [part.unsqueeze(2) for part in blocks.split(counts, dim=3)]
+    found = [torch.linalg.vector_norm(part, dim=4) for part in parts]
+    energies = torch.cat(found, dim=2) if len(found) > 1 else found[0]
+    return energies.hypot_(torch.tensor(eps**0.5, dtype=energies.dtype, device="cpu")), components, parts
+
+
+def _norms_gradient(
+    x: Tensor, kernels: Tensor, by_energies: Tensor, energies: Tensor, components: Tensor, parts: Sequence[Tensor]
+) -> Tensor:
+    """The gradient by ``x`` of what :func:`_norms` gives; writes over the components."""
+    ratio = by_energies.to(energies.dtype).reshape(energies.shape) / energies
+    for part, by in zip(parts, ratio.split([part.shape[2] for part in parts], dim=2), strict=True):
+        part.mul_(by.unsqueeze(4))
+    padding, ones = [length // 2 for length in kernels.shape[1:]], [1] * (x.dim() - 2)
+    by_maps = torch.ops.aten.convolution(
+        components, kernels.unsqueeze(1), None, ones, padding, ones, True, [0] * len(ones), 1
     )
-    return energies.reshape(x.shape), by_maps.reshape(x.shape)
+    return by_maps.reshape(x.shape)  # type: ignore[no-any-return]
 
 
 @keep_subclass
@@ -245,7 +267,8 @@ def _values(x: Tensor, stencils: Sequence[Tensor], groups: int, eps: float, aske
             found = gpu.attempt(gpu.energies, x, stencils, groups, eps) if gpu.usable(x, asked) else None
             if found is not None:
                 return found[0]
-            return _all_energies(x, list(stencils), groups, eps)
+            energies, _, _ = _norms(x, stencils, joined_stencils(stencils, computed_in(x.dtype)), groups, eps)
+            return energies.to(x.dtype).reshape(len(x), len(stencils) * x.shape[1], *x.shape[2:])
         values, _ = energy_cpu.energies(_whole_images(x.to(computed_in(x.dtype))), own, eps, groups)
         assert values is not None
         return values.to(x.dtype)
@@ -265,11 +288,9 @@ def _values_and_slope(
     found = gpu.attempt(gpu.energies, x, stencils, groups, eps, grad) if gpu.usable(x, asked) else None
     if found is not None and found[1] is not None:
         return found[0], found[1]
-    parts = grad.unflatten(1, (groups, len(stencils), -1)).unbind(2)
-    each = [
-        _convolved_slope(x, stencil, eps, part.flatten(1, 2)) for stencil, part in zip(stencils, parts, strict=True)
-    ]
-    return cat_groups([energy for energy, _ in each], groups), sum((slope for _, slope in each[1:]), each[0][1])
+    kernels = joined_stencils(stencils, computed_in(x.dtype))
+    norms = _norms(x, stencils, kernels, groups, eps)
+    return norms[0].reshape(grad.shape), _norms_gradient(x, kernels, grad, *norms)
 
 
 def _differentiable_again(grad: Tensor) -> bool:
@@ -380,6 +401,8 @@ def _added_gradients(
             found = gpu.attempt(gpu.add_energies_gradients, grad, maps, weight, stencils, groups, eps, wanted)
             if found is not None:
                 return found
+        if not _for_engine(maps, stencils):
+            return _convolved_gradients(grad, maps, weight, stencils, groups, eps, wanted)
         slopes = grad.reshape(grad.shape[0], groups, grad.shape[1] // groups, -1)
         mixer = weight.reshape(groups, weight.shape[0] // groups, -1)
         by_maps = None
@@ -395,6 +418,30 @@ def _added_gradients(
             torch.matmul(slopes, blocks.mT).sum(dim=0).reshape(weight.shape) if wanted[1] else None,
             grad.sum(dim=[0, *range(2, grad.dim())]) if wanted[2] else None,
         )
+
+
+def _convolved_gradients(
+    grad: Tensor,
+    maps: Tensor,
+    weight: Tensor,
+    stencils: Sequence[Tensor],
+    groups: int,
+    eps: float,
+    wanted: Sequence[bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """:func:`_added_gradients` in torch's convolutions."""
+    kernels, ones, zeros = (
+        joined_stencils(stencils, computed_in(maps.dtype)),
+        [1] * (maps.dim() - 2),
+        [0] * (maps.dim() - 2),
+    )
+    norms = _norms(maps, stencils, kernels, groups, eps)
+    energies = norms[0].to(grad.dtype).reshape(len(maps), weight.shape[1] * groups, *maps.shape[2:])
+    by_energies, by_weight, by_bias = torch.ops.aten.convolution_backward(
+        grad, energies, weight, [len(weight)], ones, zeros, ones, False, zeros, groups, list(wanted)
+    )
+    by_maps = _norms_gradient(maps, kernels, by_energies, *norms).to(maps.dtype) if wanted[0] else None
+    return by_maps, by_weight, by_bias
 
 
 def _whole_images(x: Tensor) -> Tensor:

@@ -176,6 +176,28 @@ def test_mixed(backend: str, shape: tuple[int, ...], groups: int) -> None:
     torch.testing.assert_close(again, expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_stencils_of_unequal_size(backend: str, dtype: torch.dtype) -> None:
+    """One convolution for all orders; gradients by all operands, also of an empty batch, and in half precision."""
+    stencils = [harmonic_stencils(order, 2, taps=taps) for order, taps in ((1, 3), (2, 5))]
+    stencils[0] = stencils[0][:, :, 1:2]  # along one axis alone: as many components, of another shape
+    x, weight = torch.randn(2, 4, 7, 6), torch.randn(3, 8, 1, 1)
+    operands = [operand.to(dtype).requires_grad_() for operand in (x, weight)]
+    exact = [operand.detach().double().requires_grad_() for operand in operands]
+    energies = torch.cat([reference(exact[0], stencil, 1e-3) for stencil in stencils], dim=1)
+    wanted = torch.einsum("oi,ni...->no...", exact[1].flatten(1), energies)
+    out = add_energies(torch.zeros_like(wanted, dtype=dtype), operands[0], stencils, operands[1])
+    slope = torch.randn_like(wanted)
+    expected = [wanted, *torch.autograd.grad(wanted, exact, slope)]
+    tolerance = 1e-5 if dtype == torch.float32 else 4 * torch.finfo(dtype).eps
+    for found, value in zip([out, *torch.autograd.grad(out, operands, slope.to(dtype))], expected, strict=True):
+        assert found.dtype == dtype
+        assert relative_error(found, value) < tolerance
+    empty = x[:0].detach().clone().requires_grad_()
+    add_energies(torch.zeros(0, 3, 7, 6), empty, stencils, weight).sum().backward()
+    assert empty.grad is not None
+
+
 def test_mixed_with_parts_frozen(backend: str) -> None:
     stencils = [harmonic_stencils(1, 2)]
     x, weight = torch.randn(1, 2, 5, 5), torch.randn(3, 2, 1, 1)

@@ -15,14 +15,14 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from functools import cache
+from itertools import accumulate
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from monai_sre.ops.arguments import constant_of_graphs
-from monai_sre.ops.ring.portable import ring_scales
+from monai_sre.ops.ring.portable import joined_stencils, ring_scales
 
 _log = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
@@ -394,16 +394,9 @@ def _energy_blocks(x: Tensor, packed: Tensor) -> dict[str, Any]:
 
 
 def _packed(stencils: Sequence[Tensor]) -> tuple[Tensor, tuple[int, ...]]:
-    """Stencils of all orders, of one size, and where the components of each begin."""
-    size = [max(lengths) for lengths in zip(*(stencil.shape[1:] for stencil in stencils), strict=True)]
-    parts, starts = [], [0]
-    for stencil in stencils:
-        starts.append(starts[-1] + stencil.shape[0])
-        ends = [(full - length) // 2 for full, length in zip(size, stencil.shape[1:], strict=True)]
-        parts.append(
-            functional.pad(stencil, [end for end in reversed(ends) for _ in range(2)]) if any(ends) else stencil
-        )
-    return torch.cat(parts), tuple(starts)
+    """Stencils of all orders as one contiguous tensor, and where the components of each begin."""
+    packed = joined_stencils(stencils, torch.float32).contiguous()
+    return packed, (0, *accumulate(len(stencil) for stencil in stencils))
 
 
 def _constants(basis: Tensor, geometry: dict[str, Any]) -> dict[str, Any]:

@@ -99,6 +99,26 @@ def ring_sums(x: Tensor, stencil: Tensor, stride: list[int], padding: list[int],
     return conv_nd(x, kernels, None, stride, padding, dilation, channels)
 
 
+def joined_stencils(stencils: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    """Stencils of several orders as one tensor, those of smaller sizes between zeros.
+
+    Args:
+        stencils: each of shape ``(components, *kernel_size)`` with odd sizes.
+
+    Example:
+        >>> joined_stencils([torch.ones(1, 1), torch.ones(1, 3)], torch.float32)
+        tensor([[0., 1., 0.],
+                [1., 1., 1.]])
+    """
+    sizes = [max(lengths) for lengths in zip(*(stencil.shape[1:] for stencil in stencils), strict=True)]
+    parts = []
+    for stencil in stencils:
+        ends = [(size - own) // 2 for size, own in zip(sizes, stencil.shape[1:], strict=True)]
+        pads = [end for end in reversed(ends) for _ in range(2)]
+        parts.append((functional.pad(stencil, pads) if any(pads) else stencil).to(dtype))
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+
 @torch.jit.unused
 def takes_planes():  # type: ignore[no-untyped-def]
     """Whether :func:`conv_by_planes` serves: ONNX by the TorchScript exporter; ``torch.export`` fixes numbers of planes."""
@@ -302,24 +322,22 @@ def portable_ring_gradients(
     groups: int,
     wanted: Sequence[bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of :func:`portable_ring_conv` by input, weight and bias, those that are ``wanted``; forms the sums again."""
-    ones, zeros = [1] * len(stride), [0] * len(stride)
-    grad_x = grad_bias = None
+    """Gradients of :func:`portable_ring_conv` by input, weight and bias, those that are ``wanted``.
+
+    Of the two ways that :mod:`monai_sre.ops.ring.convolution` describes, the one whose sums are fewer: those of ``grad`` over
+    mirrored rings serve both gradients, those of ``x`` one, and the other takes the sums back. Behind a stride, always these.
+    """
+    grad_x: Tensor | None = None
     grad_weights: list[Tensor] = []
-    for part in _parts(x, weight, basis, padding, dilation):
-        sums = ring_sums(x, part.stencil, list(stride), part.padding, list(dilation))
-        slope, grad_mixing, by_bias = torch.ops.aten.convolution_backward(
-            grad, sums, part.mixing, [weight.shape[0]], ones, zeros, ones, False, zeros, groups, wanted
-        )
-        if wanted[0]:
-            by_x = _ring_sums_gradient(slope, x, part, stride, dilation)
+    mirrored = max(stride) == 1 and weight.shape[0] < x.shape[1] * (wanted[0] + wanted[1])
+    for part in _parts(x, weight, basis, padding, dilation) if wanted[0] or wanted[1] else ():
+        one_way = _from_sums_of_grad if mirrored else _from_sums_of_input
+        by_x, by_weight = one_way(grad, x, part, stride, dilation, groups, wanted)
+        if by_x is not None:
             grad_x = by_x if grad_x is None else grad_x + by_x
-        if wanted[1]:
-            rings = part.stencil.shape[0]
-            scaled = grad_mixing.reshape(weight.shape[0], -1, rings)
-            grad_weights.append(scaled if part.scale is None else scaled * part.scale)
-        if wanted[2] and grad_bias is None:
-            grad_bias = by_bias
+        if by_weight is not None:
+            grad_weights.append(by_weight if part.scale is None else by_weight * part.scale)
+    grad_bias = grad.sum(dim=[0, *range(2, grad.dim())]) if wanted[2] else None
     return grad_x, torch.cat(grad_weights, dim=2) if wanted[1] else None, grad_bias
 
 
@@ -352,19 +370,57 @@ def _parts(
         yield _Part(stencil, margin, mixing, None if scale is None else scale[chosen])
 
 
-def _ring_sums_gradient(
-    slope: Tensor, x: Tensor, part: _Part, stride: Sequence[int], dilation: Sequence[int]
-) -> Tensor:
-    """The transpose of :func:`ring_sums`."""
-    crop = [min(pad, 0) for pad in part.padding]
-    image = functional.pad(x, [end for end in reversed(crop) for _ in range(2)]) if any(crop) else x
-    kernels = part.stencil.unsqueeze(1).repeat(x.shape[1], *[1] * part.stencil.dim())
-    padding, zeros = [max(pad, 0) for pad in part.padding], [0] * len(crop)
-    (by_x, _, _) = torch.ops.aten.convolution_backward(
-        slope, image, kernels, None, stride, padding, dilation, False, zeros, x.shape[1], (True, False, False)
+def _from_sums_of_grad(
+    grad: Tensor,
+    x: Tensor,
+    part: _Part,
+    stride: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    wanted: Sequence[bool],
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients by input and weights at stride 1: the transpose of a sum over a ring is that over the mirrored ring."""
+    kernel, ones, zeros = part.stencil.shape, [1] * len(stride), [0] * len(stride)
+    margin = [d * (k - 1) - p for d, k, p in zip(dilation, kernel[1:], part.padding, strict=True)]
+    sums = ring_sums(grad, part.stencil.flip(list(range(1, len(kernel)))), list(stride), margin, list(dilation))
+    mixing = part.mixing.reshape(grad.shape[1], -1, kernel[0]).transpose(1, 2).reshape(sums.shape[1], -1, *ones)
+    by_x, by_mixing, _ = torch.ops.aten.convolution_backward(
+        sums, x, mixing, None, ones, zeros, ones, False, zeros, groups, [*wanted[:2], False]
     )
-    pads = [-end for end in reversed(crop) for _ in range(2)]
-    return functional.pad(by_x, pads) if any(pads) else by_x  # type: ignore[no-any-return]
+    return by_x, by_mixing.reshape(grad.shape[1], kernel[0], -1).transpose(1, 2) if wanted[1] else None
+
+
+def _from_sums_of_input(
+    grad: Tensor,
+    x: Tensor,
+    part: _Part,
+    stride: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    wanted: Sequence[bool],
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients by input and weights through :func:`ring_sums`: that by the weights alone needs the sums."""
+    channels, ones, zeros = x.shape[1], [1] * len(stride), [0] * len(stride)
+    crop = [end for pad in reversed(part.padding) for end in [min(pad, 0)] * 2]
+    image = functional.pad(x, crop) if any(crop) else x
+    kernels = part.stencil.unsqueeze(1).repeat(channels, *[1] * part.stencil.dim())
+    padding = [max(pad, 0) for pad in part.padding]
+    by_mixing: Tensor | None = None
+    if wanted[1]:
+        sums = conv_nd(image, kernels, None, list(stride), padding, list(dilation), channels)
+        slope, by_mixing, _ = torch.ops.aten.convolution_backward(
+            grad, sums, part.mixing, None, ones, zeros, ones, False, zeros, groups, [*wanted[:2], False]
+        )
+        by_mixing = by_mixing.reshape(grad.shape[1], -1, part.stencil.shape[0])
+    else:
+        slope = torch.ops.aten.convolution(grad, part.mixing, None, ones, zeros, ones, True, zeros, groups)
+    by_x = None
+    if wanted[0]:
+        by_x, _, _ = torch.ops.aten.convolution_backward(
+            slope, image, kernels, None, stride, padding, dilation, False, zeros, channels, (True, False, False)
+        )
+        by_x = functional.pad(by_x, [-end for end in crop]) if any(crop) else by_x
+    return by_x, by_mixing
 
 
 def scaled_rings(basis: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -19,7 +19,7 @@ from monai_sre.ops import harmonic_energy, harmonic_stencils, radial_basis
 from monai_sre.ops.ring import cpu as ring_cpu
 from monai_sre.ops.ring import energy_cpu
 from monai_sre.ops.ring.convolution import ring_conv
-from monai_sre.ops.ring.portable import exported_ring_conv, portable_ring_conv, ring_ends
+from monai_sre.ops.ring.portable import exported_ring_conv, portable_ring_conv, portable_ring_gradients, ring_ends
 from tests.ops.ring.rings import BASES, cases, dense, error, fitted, gradients
 
 
@@ -58,6 +58,45 @@ def test_gradients_of_all_rings_at_once(no_engine: None, setting: Any) -> None:
     exact = gradients(lambda a, b: dense(a, b, basis, None, *sizes), slope, x, weight)
     for value, wanted in zip(gradients(compiled, slope, x, weight), exact, strict=True):
         assert error(value, wanted) < 1e-12
+
+
+@pytest.mark.parametrize("wanted", [(True, True, True), (True, False, False), (False, True, False)], ids=str)
+@pytest.mark.parametrize("channels", [(4, 2), (4, 4), (4, 12)], ids=str)
+@pytest.mark.parametrize(("basis", "size", "setting"), list(cases())[::37])
+def test_both_ways_to_the_gradients(
+    basis: Tensor, size: tuple[int, ...], setting: Any, channels: tuple[int, int], wanted: tuple[bool, ...]
+) -> None:
+    """Sums of the slope or of the input, whichever are fewer; all rings at once, as on other devices, and each apart."""
+    sizes = fitted(basis, size, setting)
+    assert sizes is not None
+    sizes, groups = (*sizes[:3], min(sizes[3], channels[1])), min(sizes[3], channels[1])
+    generator = torch.Generator().manual_seed(0)
+    x, weight, bias = (
+        torch.randn(shape, dtype=torch.float64, generator=generator)
+        for shape in ((2, channels[0], *size), (channels[1], channels[0] // groups, len(basis)), channels[1:])
+    )
+    slope = torch.randn(dense(x, weight, basis, bias, *sizes).shape, dtype=torch.float64, generator=generator)
+    _, *exact = gradients(lambda a, b, c: dense(a, b, basis, c, *sizes), slope, x, weight, bias)
+    at_once = torch.compile(portable_ring_gradients, backend="eager", dynamic=False)
+    for form in (portable_ring_gradients, at_once):
+        torch._dynamo.reset()
+        for value, reference, use in zip(form(slope, x, weight, basis, *sizes, wanted), exact, wanted, strict=True):
+            assert error(value, reference) < 1e-12 if use else value is None
+
+
+@pytest.mark.parametrize("channels", [(8, 4), (4, 16)], ids=["sums of the slope", "of the input"])
+def test_gradients_in_float16(channels: tuple[int, int]) -> None:
+    """Of a slope of 400, whose sums over a ring of 218 taps leave the range, to the accuracy of that dtype."""
+    basis = radial_basis((7, 7, 7), circular=False)
+    x = torch.full((1, channels[0], 9, 9, 9), 5e-4, dtype=torch.float16)
+    weight = torch.full((channels[1], channels[0], len(basis)), 1e-3, dtype=torch.float16)
+    slope = torch.full((1, channels[1], 9, 9, 9), 400.0, dtype=torch.float16)
+    sizes: Any = ((1, 1, 1), (3, 3, 3), (1, 1, 1), 1)
+    _, *exact = gradients(lambda a, b: dense(a, b, basis, None, *sizes), slope.double(), x.double(), weight.double())
+    call = torch.compile(portable_ring_gradients, backend="eager", dynamic=False)
+    for value, wanted in zip(call(slope, x, weight, basis, *sizes, (True, True, False))[:2], exact, strict=True):
+        assert value.dtype == torch.float16
+        assert error(value, wanted) < 5e-3
 
 
 def test_steps_of_400_in_float16() -> None:
