@@ -108,7 +108,7 @@ class Operations(TorchDispatchMode):
         if func.namespace != "aten":
             raise NotImplementedError(f"what is inside of {func} is not known: it is no operation of torch's own")
         self.count += 1
-        self.moved += sum(tensor_bytes(tensor) for tensor in (*read, *written))
+        self.moved += sum(_bytes(tensor) for tensor in (*read, *written))
         return out
 
 
@@ -124,7 +124,7 @@ def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
 
-def tensor_bytes(tensor: Tensor) -> int:
+def _bytes(tensor: Tensor) -> int:
     """Those of the elements, of which an expanded axis holds one."""
     count = 1
     for length, step in zip(tensor.shape, tensor.stride(), strict=True):

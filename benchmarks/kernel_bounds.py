@@ -18,8 +18,9 @@ Of each operation four times are stated, each as if it were the only limit:
 * *loads*: values loaded for the sums, one per tap, on the load units;
 * *products*: multiply-adds of the products with full blocks, on tensor cores, or on the float32 lanes where TF32 is off.
 
-The largest is the bound, and what limits the operation; on the lanes, sums and products add up. Launches, synchronisation and latency come on top. The plain layer
-of kernel 3 has memory and products alone: cuDNN's implicit product of matrices.
+The largest is the bound, and what limits the operation; on the lanes, sums and products add up. Launches, synchronisation
+and latency come on top. The plain layer of kernel 3, and the dense kernel, have memory and products alone: cuDNN's implicit
+product of matrices.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ import subprocess
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -41,7 +43,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.audit import Operations, tensor_bytes
+from benchmarks.audit import Operations
 from benchmarks.timing import markdown
 from monai_sre.ops import harmonic_stencils, radial_basis
 from monai_sre.ops.ring import gpu
@@ -129,6 +131,12 @@ def operation(name: str, case: Case, dtype: torch.dtype) -> Callable[[], Any]:
     return lambda: gpu.ring_conv_gradients(x, x, weight, basis, *geometry, wanted)
 
 
+def kernels_name() -> str:
+    """What tells one state of the kernels, and of the code that calls them, from another."""
+    sources = (Path(gpu.__file__), Path(gpu.__file__).with_name("gpu_kernels.py"))
+    return sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:12]
+
+
 class _Offline:
     """Stands in for Triton's driver: a device that is not there, of one architecture."""
 
@@ -196,7 +204,7 @@ class _Launcher:
                 "constants": {name: value for name, value in constants.items() if name != "num_warps"},
                 "warps": constants.get("num_warps", 4),
                 **work(self.kernel.fn.__name__, grid, arguments),
-                "bytes": sum(map(tensor_bytes, tensors.values())),
+                "bytes": sum(tensor.nbytes for tensor in tensors.values()),
             }
             if own.architecture is not None:
                 compiled = self.kernel.run(*operands, grid=grid, warmup=True, **constants)
@@ -223,7 +231,9 @@ def work(kernel: str, grid: Sequence[int], arguments: dict[str, Any]) -> dict[st
     loads = values * math.prod(arguments["KERNEL"])
     if kernel == "energy_gradient":
         return {"sums": loads * arguments["RINGS"], "loads": loads * arguments["RINGS"], "products": 0}
-    products = values * arguments["RINGS"] * arguments.get("BLOCK_O", 0)
+    products = 0
+    if kernel in ("ring_conv", "ring_weight_gradient"):
+        products = values * arguments["RINGS"] * arguments["BLOCK_O"]
     return {"sums": loads * arguments["RINGS"], "loads": loads, "products": products}
 
 
@@ -286,8 +296,10 @@ def dense_bounds(case: Case, kernel: int, mode: str, architecture: Architecture)
 def bound_of(case: Case, mode: str, name: str, sm: int) -> dict[str, Any]:
     """One row: the launches of an operation with their resources, its bounds, and those of the plain layer."""
     architecture, launches = ARCHITECTURES[sm], Launches(sm)
+    dtype, tf32 = MODES[mode]
+    call = operation(name, case, dtype)
     with FlopCounterMode(display=False) as flops, Operations() as operations:
-        found = launches.of(operation(name, case, MODES[mode][0]), MODES[mode][1])
+        found = launches.of(call, tf32)
     counts = {key: sum(launch[key] for launch in found) for key in ("bytes", "sums", "loads", "products")}
     counts["bytes"] += operations.moved
     counts["products"] += flops.get_total_flops() / 2
@@ -311,7 +323,7 @@ def compile_all(architectures: Sequence[int], cases: Sequence[Case], path: Path)
     import triton
 
     data = json.loads(path.read_text()) if path.is_file() else {"rows": {}}
-    data["triton"] = triton.__version__
+    data |= {"triton": triton.__version__, "kernels": kernels_name()}
     for sm in architectures:
         rows = []
         for case in cases:
@@ -406,8 +418,8 @@ def summary(sm: str, rows: Sequence[dict[str, Any]]) -> list[str]:
             most = max(set(limits), key=limits.count)
             lines.append(
                 f"* sm_{sm}, {mode}, {ndim}-D, kernel {kernel}: {ratios[0]:.1f} to {ratios[-1]:.1f} times the bound of a "
-                f"plain layer of kernel 3, {dense[0]:.1f} to {dense[-1]:.1f} times that of the dense kernel; limited by {most} in "
-                f"{limits.count(most)} of {len(limits)} operations."
+                f"plain layer of kernel 3, {dense[0]:.1f} to {dense[-1]:.1f} times that of the dense kernel; "
+                f"limited by {most} in {limits.count(most)} of {len(limits)} operations."
             )
     return lines
 
@@ -418,8 +430,8 @@ def render(path: Path) -> None:
     text = ["# What the kernels in Triton may reach on GPUs\n", *(__doc__ or "").split("\n\n")[2:]]
     text = [part.strip() + "\n" for part in text]
     text[1] = (
-        f"Made by `python -m benchmarks.kernel_bounds` with Triton {data['triton']}; nothing here was measured.\n\n"
-        + text[1]
+        f"Made by `python -m benchmarks.kernel_bounds` with Triton {data['triton']} for kernels "
+        f"`{data['kernels']}`; nothing here was measured.\n\n" + text[1]
     )
     peaks = [
         [
