@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -24,24 +26,36 @@ _WIDTHS = ((32, 128, 1024), (4, 7, 8, 14, 16, 28, 32, 64), (4, 8, 12, 16, 32))
 
 def suite_choice(effort: Effort) -> list[dict[str, Any]]:
     """Dense and ring on random shapes, forward and backward or inference."""
-    draw = random.Random(0)
     rows: list[dict[str, Any]] = []
     effort = Effort(effort.seconds / 6, effort.quick, effort.clock)
-    while len(rows) < (6 if effort.quick else 120):
+    for drawn in islice(random_layers(), 6 if effort.quick else 120):
+        basis = radial_basis((drawn["kernel"],) * (len(drawn["shape"]) - 2), profile=drawn["profile"])
+        layers = {
+            name: radial_layer(drawn["shape"][1], drawn["out_channels"], basis, name) for name in ("dense", "ring")
+        }
+        times = timed_layers(layers, drawn["shape"], drawn["out_channels"], drawn["inference"], effort)
+        rows.append({**drawn, "shape": list(drawn["shape"]), "times": times})
+    return rows
+
+
+def random_layers(most: float = 2e9) -> Iterator[dict[str, Any]]:
+    """Layers that keep the size, of ``most`` multiply-adds at most, always the same ones.
+
+    Example:
+        >>> list(next(random_layers()))
+        ['shape', 'out_channels', 'kernel', 'profile', 'inference']
+    """
+    draw = random.Random(0)
+    while True:
         ndim = draw.choice((1, 2, 2, 2, 3, 3))
         kernel = draw.choice((3, 5, 7, 9)[: 3 if ndim == 3 else 4])
         width, batch = draw.choice(_WIDTHS[ndim - 1]), draw.choice((1, 2, 8, 32))
         channels = draw.choice(_CHANNELS)
         profile, inference = draw.choice(("band", "gaussian")), draw.random() < 0.3
-        if not 1e4 < batch * width**ndim * channels[0] * channels[1] * kernel**ndim < 2e9:
+        if not 1e4 < batch * width**ndim * channels[0] * channels[1] * kernel**ndim < most:
             continue
-        basis = radial_basis((kernel,) * ndim, profile=profile)
-        layers = {name: radial_layer(*channels, basis, name) for name in ("dense", "ring")}
-        shape = (batch, channels[0], *(width,) * ndim)
-        times = timed_layers(layers, shape, channels[1], inference, effort)
-        rows.append({"shape": list(shape), "out_channels": channels[1], "kernel": kernel, "profile": profile,
-                     "inference": inference, "times": times})  # fmt: skip
-    return rows
+        yield {"shape": (batch, channels[0], *(width,) * ndim), "out_channels": channels[1], "kernel": kernel,
+               "profile": profile, "inference": inference}  # fmt: skip
 
 
 def losses(rows: list[dict[str, Any]], threads: int) -> list[float]:
@@ -66,7 +80,7 @@ def fit(rows: list[dict[str, Any]], threads: int) -> str:
         counts = np.array([_counts(row)[index] for row in rows])
         counts[:, 2:] /= threads
         nanoseconds = np.array([row["times"][name.lower()]["ms"] * 1e6 for row in rows])
-        constants = _robust_fit(counts / nanoseconds[:, None])
+        constants = robust_fit(counts / nanoseconds[:, None])
         estimates.append(counts @ constants)
         text += f"{name} = ({', '.join(f'{value:.3g}' for value in constants)})\n"
     both = np.stack(estimates, axis=1)
@@ -107,7 +121,7 @@ def _counts(row: dict[str, Any]) -> tuple[list[float], list[float]]:
     return cost.operation_counts(batch, channels, row["out_channels"], size, basis, ones, padding, ones, training)
 
 
-def _robust_fit(shares: np.ndarray) -> np.ndarray:
+def robust_fit(shares: np.ndarray) -> np.ndarray:
     """Constants, none negative, whose products with each row of ``shares`` are near 1: reweighted least squares."""
     weights = np.ones(len(shares))
     for _ in range(30):

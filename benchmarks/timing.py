@@ -17,6 +17,8 @@ import torch
 from monai_sre.ops.ring.cpu import available
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+#: Milliseconds that calls of a step in a row take at least, between two events of a device.
+_SAMPLE = 2.0
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,8 @@ class Effort:
     Attributes:
         seconds: time per row.
         quick: whether only a few rows are run, to see that they do.
-        clock: ``"wall"``, or (on one thread) ``"cpu"``, the processor time that a step used.
+        clock: ``"wall"``, (on one thread) ``"cpu"``, the processor time that a step used, or ``"device"``, the time between
+            events on the current CUDA stream, over as many calls as take 2 ms.
         rounds: fewest rounds, 2 if ``quick``.
     """
 
@@ -46,21 +49,41 @@ def interleaved(steps: dict[str, Callable[[], Any]], effort: Effort) -> dict[str
     """
     for step in steps.values():
         step()
-    clock = CLOCKS[effort.clock]
+    calls = {name: _calls(step) if effort.clock == "device" else 1 for name, step in steps.items()}
     times: dict[str, list[float]] = {name: [] for name in steps}
     begun, order, rounds, least = time.perf_counter(), list(steps), 0, 2 if effort.quick else effort.rounds
     while rounds < least or (time.perf_counter() - begun < effort.seconds and rounds < 60):
         random.shuffle(order)
         for name in order:
-            start = clock()
-            steps[name]()
-            times[name].append((clock() - start) * 1e3)
+            times[name].append(_elapsed(steps[name], effort.clock, calls[name]))
         rounds += 1
     result = {}
     for name, values in times.items():
         low, median, high = statistics.quantiles(values, n=4)
         result[name] = {"ms": median, "iqr_ms": high - low, "best_ms": min(values), "rounds": rounds}
     return result
+
+
+def _elapsed(step: Callable[[], Any], clock: str, calls: int = 1) -> float:
+    """Milliseconds of one of ``calls`` calls in a row."""
+    if clock == "device":
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        for _ in range(calls):
+            step()
+        end.record()
+        end.synchronize()
+        return begin.elapsed_time(end) / calls
+    start = CLOCKS[clock]()
+    for _ in range(calls):
+        step()
+    return (CLOCKS[clock]() - start) * 1e3 / calls
+
+
+def _calls(step: Callable[[], Any]) -> int:
+    """Calls that a sample on a device has, after two that warm up."""
+    step()
+    return max(1, min(100, round(_SAMPLE / max(_elapsed(step, "device"), 1e-3))))
 
 
 def machine(clock: str) -> dict[str, Any]:
