@@ -114,13 +114,16 @@ CASES = (
 
 
 def operation(name: str, case: Case, dtype: torch.dtype) -> Callable[[], Any]:
-    """A call of :mod:`monai_sre.ops.ring.gpu` on the meta device; energies are those of a quarter of the maps."""
+    """A call of :mod:`monai_sre.ops.ring.gpu` on the meta device; energies are those of a quarter of the maps, mixed."""
     ndim, channels = len(case.shape) - 2, case.shape[1]
     if "energies" in name:
-        x = torch.empty(case.shape[0], channels // 4, *case.shape[2:], dtype=dtype, device="meta")
+        radial = torch.empty(case.shape, dtype=dtype, device="meta")
+        maps = radial.new_empty(case.shape[0], channels // 4, *case.shape[2:])
         stencils = [harmonic_stencils(order, ndim).to("meta") for order in ORDERS]
-        grad = x.new_empty(x.shape[0], len(ORDERS) * x.shape[1], *x.shape[2:])
-        return lambda: gpu.energies(x, stencils, 1, 1e-3, grad if "by" in name else None)
+        mixer = radial.new_empty(channels, len(ORDERS) * maps.shape[1], *[1] * ndim)
+        if name == "energies":
+            return lambda: gpu.add_energies(radial, maps, stencils, mixer, None, 1, 1e-3)
+        return lambda: gpu.add_energies_gradients(radial, maps, mixer, stencils, 1, 1e-3, (True, True, False))
     x = torch.empty(case.shape, dtype=dtype, device="meta")
     basis = radial_basis((case.kernel,) * ndim).float().to("meta")
     weight = torch.empty(channels, channels, len(basis), dtype=dtype, device="meta")
@@ -223,7 +226,7 @@ def work(kernel: str, grid: Sequence[int], arguments: dict[str, Any]) -> dict[st
         {'sums': 1536000, 'loads': 384000, 'products': 983040}
     """
     channels, positions = arguments["BLOCK_C"], math.prod(grid[:2]) * arguments["BLOCK_P"]
-    if kernel == "ring_conv":
+    if kernel in ("ring_conv", "add_energies"):
         channels *= -(-arguments["channels"] // channels)
     elif kernel == "ring_weight_gradient":
         positions *= -(-arguments["positions"] // arguments["BLOCK_P"])
@@ -234,6 +237,9 @@ def work(kernel: str, grid: Sequence[int], arguments: dict[str, Any]) -> dict[st
     products = 0
     if kernel in ("ring_conv", "ring_weight_gradient"):
         products = values * arguments["RINGS"] * arguments["BLOCK_O"]
+    elif kernel in ("add_energies", "energies"):  # of gradients, all output channels in turn
+        blocks = -(-arguments["out_channels"] // arguments["BLOCK_O"]) if kernel == "energies" else 1
+        products = values * (len(arguments["STARTS"]) - 1) * blocks * arguments["BLOCK_O"]
     return {"sums": loads * arguments["RINGS"], "loads": loads, "products": products}
 
 
