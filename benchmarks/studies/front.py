@@ -23,7 +23,19 @@ from benchmarks.accuracy import EPOCHS, RADIAL, UNSTRIDED
 from benchmarks.accuracy import MODELS as COMPARED
 from benchmarks.accuracy_costs import CLASSES, SHAPES
 from benchmarks.bundles import Model, network_of, source_of
-from benchmarks.cells import LOSS, Cells, Study, main, parameters_text, read_cells, row, spread, values
+from benchmarks.cells import (
+    BACKGROUND,
+    LOSS,
+    Cells,
+    Study,
+    Task,
+    main,
+    parameters_text,
+    read_cells,
+    row,
+    spread,
+    values,
+)
 from benchmarks.networks import training_step
 from benchmarks.timing import Effort, interleaved, machine
 
@@ -55,6 +67,12 @@ _FORMS_3D = {
 }
 MODELS = _FORMS | _FORMS_3D
 STUDY = Study("front", MODELS, metric="auc", scores=("ACC", "AUC"), split="val", epochs=EPOCHS, results=RESULTS)
+_COLUMNS = {
+    LOSS: ("final_train_loss",),
+    "validation AUC": ("validation", "auc"),
+    "AUC rotated": ("sweep", BACKGROUND, "AUC mean"),
+    "consistency": ("sweep", BACKGROUND, "consistency"),
+}
 READING = ""
 
 
@@ -92,7 +110,9 @@ def report(study: Study) -> None:
     ]
     tried = read_cells(study.cells, list(study.models))
     for index, (dataset, content) in enumerate(measured.items()):
-        found = {model: members for (task, model, _), members in tried.items() if task.dataset == dataset}
+        found = {
+            model: members for (task, model, _), members in tried.items() if task == Task(dataset, EPOCHS[dataset])
+        }
         times = content["times"]
         shares = {model: times[model]["ms"] / times["plain"]["ms"] for model in found}
         means = {model: statistics.mean(values(members, ("validation", "auc"))) for model, members in found.items()}
@@ -123,13 +143,21 @@ def report(study: Study) -> None:
         axes.set_ylabel("validation AUC")
         axes.set_title(f"{dataset}, mean and standard deviation of the seeds")
     figure.savefig(study.results / "front.png", dpi=110)
-    lines += ["![Validation AUC against the cost of a step](front.png)", "", READING.strip()]
+    lines += ["## breastmnist, 100 epochs", "", row("form", "seeds", *list(_COLUMNS)[:2]), row(*["---"] * 4)]
+    for (task, model, _), members in tried.items():
+        if task == Task("breastmnist", 100):
+            scores = [spread(values(members, path)) for path in list(_COLUMNS.values())[:2]]
+            lines.append(row(study.models[model].title, str(len(members)), *scores))
+    lines += ["", "![Validation AUC against the cost of a step](front.png)", "", READING.strip()]
     (study.results / "front.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
 
 
 def _line(title: str, members: Cells, share: float, on_front: str) -> str:
-    scores = [spread(values(members, path)) for path in (("final_train_loss",), ("validation", "auc"))]
+    scores = []
+    for path in _COLUMNS.values():
+        swept = [member for member in members if path[0] in member]
+        scores.append(spread(values(swept, path)) if len(swept) == len(members) else "")
     return row(title, parameters_text(members), f"{share:.2f}", str(len(members)), *scores, on_front)
 
 
