@@ -14,6 +14,7 @@ from monai_sre.ops.ring.convolution import (
     is_eager_cpu_call,
     keep_subclass,
     may_define_gradient,
+    needs_gradient,
     under_transform,
     without_autocast,
 )
@@ -226,7 +227,7 @@ def _norms_gradient(
 def _one_energy(x: Tensor, stencils: Tensor, eps: float) -> Tensor:
     if torch.compiler.is_compiling() and x.device.type == "cpu" and energy_cpu.compiled_for(x.dtype):
         return _energy_operator(x, stencils, eps)
-    return _Energy.apply(x, stencils, eps)
+    return _Energy.apply(x, stencils, eps) if needs_gradient(x) else _values(x, [stencils], 1, eps)
 
 
 @keep_subclass
@@ -244,6 +245,8 @@ def _added_energies(
         dtype = torch.get_autocast_dtype(device)
         radial, maps, weight = radial.to(dtype), maps.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
+    if not torch.compiler.is_compiling() and not needs_gradient(radial, maps, weight, bias):
+        return _added(radial, maps, weight, bias, stencils, groups, eps)
     maps = maps.contiguous()  # a slice of channels would keep all of them
     if torch.compiler.is_compiling() and device == "cpu" and energy_cpu.compiled_for(maps.dtype):
         return _added_operator(radial, maps, weight, bias, list(stencils), groups, eps)

@@ -87,6 +87,17 @@ def may_define_gradient(x: Tensor, weight: Tensor) -> bool:
     return not under_transform() and torch.autograd.forward_ad._current_level < 0
 
 
+def needs_gradient(*operands: Tensor | None) -> bool:
+    """Whether an operation on these operands is to be differentiated: otherwise nothing need be kept.
+
+    Example:
+        >>> x = torch.ones(1, requires_grad=True)
+        >>> needs_gradient(x, None), needs_gradient(x.detach(), None)
+        (True, False)
+    """
+    return torch.is_grad_enabled() and any(operand is not None and operand.requires_grad for operand in operands)
+
+
 def is_exporting() -> bool:
     """Whether a graph is captured that is to run elsewhere: ``torch.export``, ``torch.jit.trace``, ONNX."""
     if torch.compiler.is_compiling():
@@ -167,6 +178,8 @@ def ring_conv(
     _check_operands(x, weight, basis, bias, (stride, padding, dilation), groups)
     if torch.compiler.is_compiling() and device == "cpu" and ring_cpu.compiled_for(x.dtype):
         return _ring_operator(x, weight, bias, basis, list(stride), list(padding), list(dilation), groups)
+    if not needs_gradient(x, weight, bias):
+        return _values(x, weight, bias, basis, stride, padding, dilation, groups)
     return _RingConv.apply(x, weight, bias, basis, tuple(stride), tuple(padding), tuple(dilation), groups)
 
 
