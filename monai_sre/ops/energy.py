@@ -15,6 +15,7 @@ from monai_sre.ops.ring.convolution import (
     is_eager_cpu_call,
     keep_subclass,
     may_define_gradient,
+    needs_gradient,
     under_transform,
     without_autocast,
 )
@@ -219,7 +220,7 @@ def _norms_gradient(
 def _one_energy(x: Tensor, stencils: Tensor, eps: float, asked: bool) -> Tensor:
     if _is_one_operator(x, asked):
         return _energy_operator(x, stencils, eps, asked)
-    return _Energy.apply(x, stencils, eps, asked)
+    return _Energy.apply(x, stencils, eps, asked) if needs_gradient(x) else _values(x, [stencils], 1, eps, asked)
 
 
 def _is_one_operator(x: Tensor, asked: bool) -> bool:
@@ -245,8 +246,11 @@ def _added_energies(
         dtype = torch.get_autocast_dtype(device)
         radial, maps, weight = radial.to(dtype), maps.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
+    one = _is_one_operator(maps, asked)
+    if not one and not torch.compiler.is_compiling() and not needs_gradient(radial, maps, weight, bias):
+        return _added(radial, maps, weight, bias, stencils, groups, eps, asked)
     maps = maps.contiguous()  # a slice of channels would keep all of them
-    if _is_one_operator(maps, asked):
+    if one:
         return _added_operator(radial, maps, weight, bias, list(stencils), groups, eps, asked)
     return _AddedEnergies.apply(radial, maps, weight, bias, groups, eps, asked, *stencils)
 

@@ -156,3 +156,21 @@ def test_a_learned_width_needs_no_further_word() -> None:
     assert layer.radial.log_width.requires_grad
     with pytest.raises(ValueError, match="orthonormal must be False"):
         SREHarmonicConv2d(2, 4, 5, profile=("gaussian", {"learn_width": True}), orthonormal=True)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_inference_takes_no_backward_pass_along(groups: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same values as in training, without the autograd functions and the copies that these keep."""
+    layer, x = SREHarmonicConv2d(4, 8, 5, padding=2, groups=groups, algorithm="ring"), torch.randn(3, 4, 9, 8)
+    wanted, energy = layer(x), HarmonicEnergy(2, 1)(x)
+
+    def apply(*_: Any) -> None:
+        raise AssertionError("nothing is differentiated here")
+
+    monkeypatch.setattr(torch.autograd.Function, "apply", apply)
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            torch.testing.assert_close(layer(x), wanted)
+            torch.testing.assert_close(HarmonicEnergy(2, 1)(x), energy)
+    with pytest.raises(AssertionError, match="nothing is differentiated"):
+        layer(x)

@@ -96,6 +96,17 @@ def is_at_hand(x: Tensor) -> bool:
     )
 
 
+def needs_gradient(*operands: Tensor | None) -> bool:
+    """Whether an operation on these operands is to be differentiated: otherwise nothing need be kept.
+
+    Example:
+        >>> x = torch.ones(1, requires_grad=True)
+        >>> needs_gradient(x, None), needs_gradient(x.detach(), None)
+        (True, False)
+    """
+    return torch.is_grad_enabled() and any(operand is not None and operand.requires_grad for operand in operands)
+
+
 def is_exporting() -> bool:
     """Whether a graph is captured that is to run elsewhere: ``torch.export``, ``torch.jit.trace``, ONNX."""
     if torch.compiler.is_compiling():
@@ -179,6 +190,8 @@ def ring_conv(
     compiled = torch.compiler.is_compiling() and device == "cpu" and ring_cpu.compiled_for(x.dtype)
     if compiled or (groups == 1 and not is_at_hand(x) and gpu.usable(x, asked)):
         return _ring_operator(x, weight, bias, basis, list(stride), list(padding), list(dilation), groups, asked)
+    if not needs_gradient(x, weight, bias):
+        return _values(x, weight, bias, basis, stride, padding, dilation, groups, asked)
     return _RingConv.apply(x, weight, bias, basis, tuple(stride), tuple(padding), tuple(dilation), groups, asked)
 
 

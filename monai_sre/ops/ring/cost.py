@@ -21,13 +21,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from monai_sre.ops.ring.convolution import is_eager_cpu_call
 from monai_sre.ops.ring.cpu import compiled_for
-from monai_sre.ops.ring.plan import convolution_geometry, plans, spatial_triple
+from monai_sre.ops.ring.plan import Plan, convolution_geometry, plans, spatial_triple
 
 #: Nanoseconds on one thread of: a forward call, a backward call, a multiply-add of vectors, a value read or written, a
 #: weight of the kernel.
@@ -172,17 +173,35 @@ def operation_counts(
         size: spatial size of the input along z, y, x.
         training: whether gradients of weight and input are formed, or ``False`` for none.
     """
-    plan, _ = plans(basis)
-    ndim = basis.dim() - 1
-    geometry = convolution_geometry(size[3 - ndim :] if ndim > 1 else size[1:2], plan.kernel, stride, padding, dilation)
     by_weight, by_input = training if isinstance(training, tuple) else (False, False)
+    sizes = tuple(size), tuple(stride), tuple(padding), tuple(dilation)
+    shape = basis.dim() - 1, batch, channels, out_channels
+    dense, ring = _counts(plans(basis)[0], *shape, *sizes, by_weight, by_input)
+    return list(dense), list(ring)
+
+
+@lru_cache(maxsize=512)
+def _counts(
+    plan: Plan,
+    ndim: int,
+    batch: int,
+    channels: int,
+    out_channels: int,
+    size: tuple[int, ...],
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    dilation: tuple[int, ...],
+    by_weight: bool,
+    by_input: bool,
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    geometry = convolution_geometry(size[3 - ndim :] if ndim > 1 else size[1:2], plan.kernel, stride, padding, dilation)
     values_in, values_out = batch * math.prod(size), batch * geometry.positions
     moved = values_in * channels + values_out * out_channels
     products = 1 + by_weight + by_input
     pairs = _padded(channels, _LANES) * _padded(out_channels, _LANES) / _LANES
-    calls, weights = [1.0, float(by_weight or by_input)], float(channels * out_channels * products)
+    calls, weights = (1.0, float(by_weight or by_input)), float(channels * out_channels * products)
     taps = math.prod(plan.kernel)
-    dense = [*calls, values_out * taps * pairs * products, moved * products, weights * taps]
+    dense = (*calls, values_out * taps * pairs * products, moved * products, weights * taps)
 
     strided = geometry.stride != (1, 1, 1)
     summed = values_out * channels  # positions whose ring sums are formed
@@ -201,7 +220,7 @@ def operation_counts(
     terms = len(plan.columns.tap) * row_waste + len(plan.rows.tap) * plane_waste
     terms += (len(plan.groups.tap) if depth > 1 else 0) * plane_waste
     terms += 0 if plan.mix is None else int((plan.mix != 0).sum()) * plane_waste
-    ring = [*calls, summed * terms / _LANES, mixed * plane_waste, moved * products, weights * plan.maps]
+    ring = (*calls, summed * terms / _LANES, mixed * plane_waste, moved * products, weights * plan.maps)
     return dense, ring
 
 
