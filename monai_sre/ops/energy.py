@@ -199,7 +199,7 @@ def _norms(
         parts = [part.unsqueeze(2) for part in blocks.split(counts, dim=3)]
     found = [torch.linalg.vector_norm(part, dim=4) for part in parts]
     energies = torch.cat(found, dim=2) if len(found) > 1 else found[0]
-    return energies.hypot_(torch.tensor(eps**0.5, dtype=energies.dtype, device="cpu")), components, parts
+    return energies.hypot_(energies.new_full((), eps**0.5)), components, parts
 
 
 def _norms_gradient(
