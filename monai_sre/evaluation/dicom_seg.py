@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,14 +12,25 @@ from monai_sre.data.dicom import open_series
 import monai_sre
 from monai_sre.extras import require
 
-#: What DICOM asks each source for, be it empty, and what those without names may lack.
-_STATED = ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID", "StudyDate")
+#: What each source must state, be it empty; files without names may lack it.
+_STATED = (
+    "PatientID",
+    "PatientName",
+    "PatientBirthDate",
+    "PatientSex",
+    "AccessionNumber",
+    "StudyID",
+    "StudyDate",
+    "StudyTime",
+)
+logging.getLogger("highdicom").setLevel(logging.WARNING)  # it logs every group of elements that it copies
 
 
 def save_dicom_seg(classes: np.ndarray, files: Sequence[Path], class_names: Sequence[str], target: Path) -> None:
     """Write a class map of a DICOM series as a binary DICOM SEG with a segment per class, by ``highdicom``.
 
-    Each frame refers to the slice that it lies on; frames in which nothing is found are left out. Property and category of
+    Each frame refers to the slice that it lies on; frames in which nothing is found are left out, unless
+    these are all. Property and category of
     the segments are DICOM's general ones, "Anatomical Structure": what a segment is, its label says.
 
     Args:
@@ -36,12 +48,14 @@ def save_dicom_seg(classes: np.ndarray, files: Sequence[Path], class_names: Sequ
     import highdicom
     from pydicom.sr.codedict import codes
 
-    sources, order, _ = open_series(files)
+    sources, order, affine = open_series(files)
+    thickness = round(float(np.linalg.norm(affine[:3, 2])), 6)
     for source in sources:
-        for keyword in (*_STATED, "StudyTime"):
-            if keyword not in source:
-                setattr(source, keyword, None)
-        if "FrameOfReferenceUID" not in source:
+        for keyword in _STATED:
+            source.setdefault(keyword, None)
+        if not source.get("SliceThickness"):
+            source.SliceThickness = thickness
+        if not source.get("FrameOfReferenceUID"):
             raise ValueError("it has no FrameOfReferenceUID, without which a segmentation has no place")
     frames = classes[None] if classes.ndim == 2 else classes.T[np.argsort(order)]  # as the sources are ordered
     method = highdicom.AlgorithmIdentificationSequence(
@@ -62,6 +76,7 @@ def save_dicom_seg(classes: np.ndarray, files: Sequence[Path], class_names: Sequ
         source_images=sources,
         pixel_array=frames.astype(np.uint8),
         segmentation_type="BINARY",
+        omit_empty_frames=bool(classes.any()),
         segment_descriptions=segments,
         series_instance_uid=highdicom.UID(),
         series_number=1000 + int(sources[0].get("SeriesNumber") or 0),

@@ -342,7 +342,8 @@ class SegmentationWriter(FileTable):
                         write = partial(save_dicom_seg, classes, files, self.class_names)
                         row["dicom"] = str(self.save(write, name, "_seg.dcm", path))
                 except Exception as problem:  # each transform and writer has its own
-                    error = f"{path}: its map cannot be written: {_cause(problem)}"
+                    what = "DICOM SEG" if row["output"] else "map"
+                    error = f"{path}: its {what} cannot be written: {_cause(problem)}"
             self.rows.append({**row, **sizes, "error": error})
             self._show(batch, index, measures, warnings, classes=classes)
 
