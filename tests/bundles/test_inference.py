@@ -307,15 +307,14 @@ def test_each_bad_volume_has_one_clear_reason(tmp_path: Path) -> None:
 
 
 def test_a_dicom_series_is_segmented_as_its_nifti_on_its_own_grid(tmp_path: Path) -> None:
-    """Through orientation and resampling, with a segmentation that lies beside, and a file that says why it cannot be used."""
+    """Through orientation and resampling, with a DICOM SEG beside, and a series that says why it cannot be used."""
     pytest.importorskip("highdicom")
     values = np.random.default_rng(0).integers(0, 900, (24, 20, 11)).astype(np.int16)
-    affine = np.array([[-1.1, 0.1, 0.3, 40.0], [0.1, -0.2, 2.6, -7.0], [-0.1, -1.4, -0.4, 12.5], [0, 0, 0, 1.0]])
-    turned, stretched = np.linalg.qr(affine[:3, :3])
-    affine[:3, :3] = turned * np.diag(stretched)  # no shear, which no slice of DICOM has
+    # Sagittal, and of numbers that NIfTI keeps exactly: rounding shifts the grid that MONAI resamples a tilted volume to.
+    affine = np.array([[0.0, 0.0, 2.5, 40.0], [-1.25, 0.0, 0.0, -7.0], [0.0, -1.5, 0.0, 12.5], [0.0, 0.0, 0.0, 1.0]])
     source = tmp_path / "in"
     save_series(source / "series", values, affine)
-    save_series(source / "gap", values, affine, ImagePositionPatient=lambda index: [0, 0, 4 * (index + index // 10)])
+    save_series(source / "gap", values, affine, ImagePositionPatient=lambda index: [4 * (index + index // 10), 0, 0])
     nibabel.save(nibabel.Nifti1Image(values, affine), source / "volume.nii.gz")
     segmenter(tmp_path / "model", 3, axcodes="RAS", pixdim=[1.5, 1.5, 1.5])
     with pytest.raises(SystemExit, match=r"^1 of 3 files could not be used"):
@@ -351,12 +350,9 @@ def test_dicom_is_classified_as_the_same_values_in_another_file(tmp_path: Path, 
     order = np.random.default_rng(0).permutation(12)
     (tmp_path / "same").mkdir()
     for number in range(len(found)):
-        image = values if dims == 3 else values[..., order[number]].T
-        affine = np.diag([-1.5, -2.0, 3.0, 1.0])
-        if dims == 3:
-            nibabel.save(nibabel.Nifti1Image(image.astype(np.int16), affine), tmp_path / "same/a.nii")
-        else:
-            np.save(tmp_path / f"same/{number:03d}.npy", image.astype(np.int16))
+        part = values if dims == 3 else values[..., order[number], None]
+        image = nibabel.Nifti1Image(part.astype(np.int16), np.diag([-1.5, -2.0, 3.0, 1.0]))
+        nibabel.save(image, tmp_path / f"same/{number:03d}.nii")
     infer(CLASSIFICATION[dims], tmp_path / "same", tmp_path / "other", **options)
     expected = [float(row["p(0)"]) for row in rows(tmp_path / "other/predictions.csv")]
     assert [float(row["p(0)"]) for row in found] == pytest.approx(expected, abs=2e-5)
