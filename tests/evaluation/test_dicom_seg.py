@@ -75,6 +75,21 @@ def test_the_segments_lie_where_the_nifti_says(tmp_path: Path, affine: np.ndarra
         np.testing.assert_allclose(written, sources[referred].ImagePositionPatient, atol=1e-6)
 
 
+def test_of_one_image(tmp_path: Path) -> None:
+    """Of two axes, rows by columns, as it is displayed."""
+    (file,) = save_series(tmp_path / "in", CLASSES[..., :1], TILTED)
+    segment(file, tmp_path / "out", 2, classes=3, writing={"dicom_seg": True})
+    (row,) = table(tmp_path / "out")
+    nifti = nibabel.load(row["output"])
+    assert np.array_equal(np.asarray(nifti.dataobj), CLASSES[..., 0].T)
+    for number in (1, 2):
+        voxels = np.pad(np.argwhere(np.asarray(nifti.dataobj) == number), [(0, 0), (0, 1)])
+        found = nibabel.affines.apply_affine(nifti.affine, voxels)
+        expected = nibabel.affines.apply_affine(TILTED, np.argwhere(CLASSES[..., :1] == number))
+        np.testing.assert_allclose(ordered(found), ordered(expected), atol=1e-3)
+        np.testing.assert_allclose(ordered(places(Path(row["dicom"]), number)), ordered(expected), atol=1e-3)
+
+
 def test_of_a_file_of_several_frames(tmp_path: Path) -> None:
     highdicom = pytest.importorskip("highdicom")
     from pydicom import dcmread
