@@ -380,7 +380,7 @@ class SegmentationWriter(FileTable):
             measures.append(Measure(title, shown, COLOURS[(value - 1) % len(COLOURS)]))
             if count == 0:
                 warnings.append(f"no {title} was found")
-            elif any(where.take([0, -1], axis).any() for axis in range(classes.ndim)):
+            elif classes.ndim == 3 and any(where.take([0, -1], axis).any() for axis in range(3)):
                 warnings.append(f"{title} reaches the edge of the image")
         return measures, warnings
 
