@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from monai_sre.data.dicom import open_series
 import monai_sre
+from monai_sre.data.dicom import open_series
 from monai_sre.extras import require
 
 #: What each source must state, be it empty; files without names may lack it.

@@ -56,10 +56,10 @@ def test_the_segments_lie_where_the_nifti_says(tmp_path: Path, affine: np.ndarra
     assert np.asarray(nifti.dataobj).shape == CLASSES.shape
     for number in (1, 2):
         voxels = np.argwhere(np.asarray(nifti.dataobj) == number)
-        assert len(voxels) == (CLASSES == number).sum()
+        assert len(voxels) == np.equal(CLASSES, number).sum()
         expected = nibabel.affines.apply_affine(nifti.affine, voxels)
         np.testing.assert_allclose(ordered(places(Path(row["dicom"]), number)), ordered(expected), atol=1e-3)
-        written = nibabel.affines.apply_affine(affine, np.argwhere(CLASSES == number))
+        written = nibabel.affines.apply_affine(affine, np.argwhere(np.equal(CLASSES, number)))
         np.testing.assert_allclose(ordered(expected), ordered(written), atol=1e-3)
     assert [segment.SegmentLabel for segment in seg.SegmentSequence] == ["class 1", "class 2"]
     sources = {dataset.SOPInstanceUID: dataset for dataset in map(dcmread, files)}
@@ -112,7 +112,7 @@ def test_of_a_file_of_several_frames(tmp_path: Path) -> None:
         row = run(tmp_path / "a.dcm", tmp_path / "out")
         nifti = nibabel.load(row["output"])
         for number in (1, 2):
-            expected = nibabel.affines.apply_affine(TILTED, np.argwhere(CLASSES == number))
+            expected = nibabel.affines.apply_affine(TILTED, np.argwhere(np.equal(CLASSES, number)))
             voxels = np.argwhere(np.asarray(nifti.dataobj) == number)
             found = nibabel.affines.apply_affine(nifti.affine, voxels)
             np.testing.assert_allclose(ordered(found), ordered(expected), atol=1e-3)
