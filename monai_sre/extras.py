@@ -27,12 +27,13 @@ def require(user: str, packages: str = BUNDLES, extra: str = "bundles") -> None:
         Traceback (most recent call last):
         ImportError: the example needs no-such-package: pip install "monai_sre[bundles]"
     """
-    missing = [name for name in packages.split() if not _is_installed(_IMPORTED_AS.get(name, name))]
+    missing = [name for name in packages.split() if not is_installed(_IMPORTED_AS.get(name, name))]
     if missing:
         raise ImportError(f'{user} needs {", ".join(missing)}: pip install "monai_sre[{extra}]"')
 
 
-def _is_installed(module: str) -> bool:
+def is_installed(module: str) -> bool:
+    """Whether a module can be imported; it is not."""
     try:
         return find_spec(module) is not None
     except ImportError:

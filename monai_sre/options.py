@@ -77,7 +77,8 @@ _from_0 = partial(_number, least=0, whole=True)
 _from_1 = partial(_number, least=1, whole=True)
 #: What each option of a bundle may be: a function of its name and value that raises.
 KINDS: dict[str, Callable[[str, Any], object]] = {
-    **dict.fromkeys(("activation_maps", "amp", "overwrite", "resume", "rotation", "sweep"), as_flag),
+    **dict.fromkeys(("activation_maps", "amp", "dicom_seg", "overwrite", "report", "resume"), as_flag),
+    **dict.fromkeys(("rotation", "sweep"), as_flag),
     **dict.fromkeys(("batch_size", "image_size", "max_epochs", "num_channels", "patches_per_image"), _from_1),
     **dict.fromkeys(("size", "val_interval"), _from_1),
     **dict.fromkeys(("early_stopping", "num_test", "num_val", "seed"), _from_0),

@@ -27,6 +27,8 @@ EXTRAS = (
     "matplotlib",
     "pandas",
     "onnx",
+    "pydicom",
+    "highdicom",
 )
 #: Hides the extras, as if they were not installed.
 HIDE = f"""

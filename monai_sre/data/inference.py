@@ -14,6 +14,7 @@ from monai.data import Dataset, MetaTensor
 from monai.transforms import TraceableTransform, Transform
 from monai.utils import TraceKeys
 
+from monai_sre.data.dicom import find_cases, is_dicom
 from monai_sre.data.reader import IMAGE_ENDINGS, is_foreign
 
 __all__ = ["OUTPUTS", "ImageFiles", "earlier_outputs", "find_images", "note_output", "relative_names"]
@@ -27,7 +28,7 @@ def find_images(source: str | Path | Sequence[str | Path]) -> list[Path]:
     """The files to infer on: those named, and those in the folders named whose ending is an image's.
 
     Of a folder, hidden files and what earlier inferences have written (:func:`earlier_outputs`) do not count. Medical images
-    of kinds that are not read, such as DICOM, are among the files found, so that each is refused by name; what other files
+    of kinds that are not read, such as NRRD, are among the files found, so that each is refused by name; what other files
     were left out is logged as a warning.
 
     Raises:
@@ -43,7 +44,7 @@ def find_images(source: str | Path | Sequence[str | Path]) -> list[Path]:
             files = (path for path in item.rglob("*") if path.is_file() or (path.is_symlink() and not path.exists()))
             shown = (path for path in files if not _is_hidden(path.relative_to(item)))
             for path in sorted(path for path in shown if path.resolve() not in written):
-                if path.name.lower().endswith(IMAGE_ENDINGS) or is_foreign(path):
+                if path.name.lower().endswith(IMAGE_ENDINGS) or is_foreign(path) or is_dicom(path):
                     found.append(path)
                 else:
                     left[path.suffix.lower() or "no ending"] += 1
@@ -118,15 +119,18 @@ def relative_names(paths: Sequence[Path]) -> list[str]:
 
 
 class ImageFiles(Dataset):
-    """Image files as a ``monai.data.Dataset`` of ``{"image", "path", "name", "error"}`` items.
+    """Image files as a ``monai.data.Dataset`` of ``{"image", "path", "name", "files", "error"}`` items.
 
-    ``"name"`` is the path from the deepest folder that holds all files. A file that cannot be used has a zero image, and in
+    ``"name"`` is the path from the deepest folder that holds all files. The DICOM files of a series are one image of three
+    axes, whose path is the folder if that holds no other, else the first file (:func:`monai_sre.data.dicom.find_cases`);
+    ``"files"`` are the paths of all, with a NUL character between. A file that cannot be used has a zero image, and in
     ``"error"`` one sentence that says why; it is an empty string for the others. Where the transform brings images to one
     size, batches may hold several; else load them in batches of one.
 
     Args:
         data: a file, a folder (searched through all levels), or a list of them.
-        transform: from ``{"image": path}`` to ``{"image": (C, *spatial)}``; its first is :class:`ReadImaged`.
+        transform: from ``{"image": path}``, of a series a list of paths, to ``{"image": (C, *spatial)}``; its first is
+            :class:`ReadImaged`.
         num_channels: channels of the network's input.
         spatial_dims: number of its spatial axes.
         size: side of the zero image: that of the others where batches hold several.
@@ -152,8 +156,8 @@ class ImageFiles(Dataset):
         spatial_dims: int,
         size: int = 8,
     ) -> None:
-        super().__init__(data=find_images(data), transform=transform)
-        self.names = relative_names(self.data)
+        super().__init__(data=find_cases(find_images(data), series=spatial_dims == 3), transform=transform)
+        self.names = relative_names([case.named for case in self.data])
         self._ids = {id(part): id(part) for part in _traceable(transform)}
         self.empty = MetaTensor(torch.zeros(num_channels, *[size] * spatial_dims))
 
@@ -163,14 +167,15 @@ class ImageFiles(Dataset):
         self._ids = dict(zip(map(id, _traceable(self.transform)), state["_ids"].values(), strict=True))
 
     def _transform(self, index: int) -> Any:
-        path = str(self.data[index])
+        case = self.data[index]
+        path, files = str(case.path), [str(file) for file in case.files]
         try:
-            image, error = self.transform({"image": path})["image"], ""
+            image, error = self.transform({"image": files if len(files) > 1 else path})["image"], ""
             for applied in getattr(image, "applied_operations", []):
                 applied[TraceKeys.ID] = self._ids.get(applied[TraceKeys.ID], applied[TraceKeys.ID])
         except Exception as problem:  # each reader has its own exceptions for a damaged file
             image, error = self.empty, _sentence(path, problem)
-        return {"image": image, "path": path, "name": self.names[index], "error": error}
+        return {"image": image, "path": path, "name": self.names[index], "files": "\0".join(files), "error": error}
 
 
 def _traceable(part: Any) -> Iterator[TraceableTransform]:

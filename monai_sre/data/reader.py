@@ -10,6 +10,8 @@ The convention of axes, here and wherever images are used:
   and of MedMNIST's npz files, and of MONAI's ``PILReader(reverse_indexing=False)``.
 * An array is as it was stored, ``(*spatial)`` or ``(*spatial, C)``.
 * NIfTI keeps its own axes; those after the third are channels.
+* A DICOM image is a picture, ``(C, rows, columns)``; a series, or a file of several frames, has the axes (columns, rows,
+  slices). See :mod:`monai_sre.data.dicom`.
 
 Axes of one voxel are dropped where there are more than the network has, so a slice of any direction is an image. The
 ``affine`` of the tensor says where its axes lie in space. That of an array is the identity; in a picture's, the columns are
@@ -37,7 +39,9 @@ from PIL import Image, ImageOps
 from tifffile import TiffFile
 from torch import Tensor
 
-__all__ = ["IMAGE_ENDINGS", "ReadImaged", "is_foreign", "is_nifti"]
+from monai_sre.data.dicom import DICOM_ENDINGS, is_dicom, read_series
+
+__all__ = ["IMAGE_ENDINGS", "ReadImaged", "is_foreign", "is_nifti", "stem"]
 
 #: Array, affine of its spatial axes, and whether its last axis is that of the channels (None: the number of axes tells).
 _Content = tuple[np.ndarray, np.ndarray, bool | None]
@@ -51,7 +55,7 @@ logging.getLogger("tifffile").setLevel(
 )  # of a damaged file it logs every tag; we say it in one sentence
 _MAX_PIXELS = "MONAI_SRE_MAX_PIXELS"
 #: Endings of medical images of other kinds.
-_FOREIGN = (".dcm", ".dicom", ".ima", ".mha", ".mhd", ".nrrd", ".nhdr", ".mgh", ".mgz", ".hdr", ".img")
+_FOREIGN = (".mha", ".mhd", ".nrrd", ".nhdr", ".mgh", ".mgz", ".hdr", ".img")
 
 
 class ReadImaged(MapTransform):
@@ -62,7 +66,7 @@ class ReadImaged(MapTransform):
     one sentence that names the file; MONAI's ``LoadImaged`` would list what each of its readers says.
 
     Args:
-        keys: of the paths.
+        keys: of the paths; the DICOM files of one series are a list of paths, or a folder.
         spatial_dims: number of spatial axes, 2 or 3; None: those of the file.
         num_channels: channels that the network takes, one number for all keys or one per key; None: any.
         as_classes: likewise, keep the entries of a palette, which are class numbers in masks, unless all its colours are
@@ -99,18 +103,27 @@ class ReadImaged(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
         for key, channels, as_classes in self.key_iterator(d, self.num_channels, self.as_classes):
-            d[key] = self._read(Path(d[key]), channels, as_classes)
+            files = [Path(path) for path in (d[key] if isinstance(d[key], (list, tuple)) else [d[key]])]
+            if files[0].is_dir():
+                files = [path for path in sorted(files[0].iterdir()) if is_dicom(path)] or files
+            d[key] = self._read(files, channels, as_classes)
         return d
 
-    def _read(self, path: Path, num_channels: int | None, as_classes: bool) -> Tensor:
+    def _read(self, files: Sequence[Path], num_channels: int | None, as_classes: bool) -> Tensor:
+        path = files[0]
+        if path.is_dir():
+            raise ValueError(f"{path} is a folder without DICOM files; expected an image")
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing; expected an image")
         if is_foreign(path):
-            raise ValueError(
-                f"{path} is DICOM, MetaImage, NRRD, MGH or Analyze, which are not read; convert it to NIfTI"
-            )
+            raise ValueError(f"{path} is MetaImage, NRRD, MGH or Analyze, which are not read; convert it to NIfTI")
+        as_series = is_dicom(path)
+        if len(files) > 1 and not as_series:
+            raise ValueError(f"{path} is one of {len(files)} files of an image; only those of a DICOM series are read")
         try:
-            array, affine, has_channels = _opener(path)(path, as_classes)
+            array, affine, has_channels = read_series(files) if as_series else _opener(path)(path, as_classes)
+        except ImportError as error:
+            raise ValueError(str(error)) from error
         except Image.DecompressionBombError as error:
             raise ValueError(f"{path}: {error} {_MAX_PIXELS}=N in the environment allows N pixels") from error
         except Exception as error:  # each reader has its own exceptions for a damaged file
@@ -139,15 +152,19 @@ def is_nifti(path: str | Path) -> bool:
 
 
 def is_foreign(path: Path) -> bool:
-    """Whether a file is a medical image of a kind that is not read: by its name, or as DICOM by its first bytes."""
-    name = path.name.lower()
-    if name.endswith(IMAGE_ENDINGS) or name.endswith(_FOREIGN):
-        return not name.endswith(IMAGE_ENDINGS)
-    try:
-        with path.open("rb") as file:
-            return file.read(132)[128:] == b"DICM"
-    except OSError:
-        return False
+    """Whether a file is a medical image of a kind that is not read, by its name."""
+    return path.name.lower().endswith(_FOREIGN) and not path.name.lower().endswith(IMAGE_ENDINGS)
+
+
+def stem(name: str) -> str:
+    """The name of an image without the ending that says its kind; other dots are part of it, as in DICOM's numbers.
+
+    Example:
+        >>> stem("sub/a.nii.gz"), stem("1.2.840"), stem("1.2.840.dcm")
+        ('sub/a', '1.2.840', '1.2.840')
+    """
+    endings = (end for end in sorted((*IMAGE_ENDINGS, *DICOM_ENDINGS), key=len)[::-1] if name.lower().endswith(end))
+    return name[: -len(next(endings, "")) or None]
 
 
 def _nifti(path: Path, _: bool) -> _Content:
@@ -292,7 +309,7 @@ def _channels_first(
 def _own_axes(path: Path, shape: tuple[int, ...], has_channels: bool | None) -> int:
     """Number of spatial axes of a file; of an array, a last axis of 1, 3 or 4 is that of the channels."""
     if has_channels is not None:
-        return 2
+        return len(shape) - has_channels
     if is_nifti(path):
         return max(2, sum(length > 1 for length in shape[:3]))
     axes = len(shape) - (len(shape) in (3, 4) and shape[-1] in (1, 3, 4))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +19,23 @@ from monai.transforms import Invertd, InvertibleTransform
 from monai.utils import convert_to_tensor
 from torch import Tensor, nn
 
+from monai_sre.data.dicom import is_dicom
 from monai_sre.data.inference import earlier_outputs, note_output
 from monai_sre.data.info import MULTI_LABEL, TASKS
-from monai_sre.data.reader import is_nifti
+from monai_sre.data.reader import ReadImaged, is_nifti, stem
 from monai_sre.evaluation.activation import ClassActivation
+from monai_sre.evaluation.dicom_seg import save_dicom_seg
+from monai_sre.evaluation.page import COLOURS, Measure, RunPage, draw_planes
 from monai_sre.evaluation.windows import FileInferer
+from monai_sre.extras import require
 from monai_sre.files import writable_folder, write_whole
 from monai_sre.ops.arguments import as_flag
 
 __all__ = ["FileTable", "PredictionWriter", "SegmentationWriter", "save_map"]
 
 _LOGGER = logging.getLogger(__name__)
+#: Probabilities of two classes that are closer than this are said on the page.
+_CLOSE = 0.1
 #: Endings of the inputs, the longer first where one ends in another, and of their class maps.
 _ENDINGS = {".nii.gz": ".nii.gz", ".nii": ".nii.gz", ".npy": ".npy", ".npz": ".npy"}
 
@@ -40,13 +47,14 @@ class FileTable(ABC):
         path: of the CSV; its folder is created if need be.
         preprocessing: the transforms of the input, whose inverse brings maps back onto the grid of the file; None: the
             input is as the file holds it.
+        page: the page to look at that is written beside it; None: none.
 
     Raises:
         OSError: the folder cannot be written to; found out before any inference.
     """
 
-    def __init__(self, path: Path, preprocessing: InvertibleTransform | None) -> None:
-        self.path = path
+    def __init__(self, path: Path, preprocessing: InvertibleTransform | None, page: RunPage | None = None) -> None:
+        self.path, self.page = path, page
         self.rows: list[dict[str, Any]] = []
         self._claimed: set[Path] = set()
         self._written = 0
@@ -60,6 +68,7 @@ class FileTable(ABC):
         engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._append)
+        engine.add_event_handler(Events.COMPLETED, self._close)
 
     def finish(self) -> None:
         """Log a summary; ends the process with exit code 1 if a file could not be used.
@@ -88,8 +97,7 @@ class FileTable(ABC):
             OSError: another file has claimed that path, something that no inference has written lies there beside the input,
                 or its folder cannot be created.
         """
-        stem = name[: -len(".nii.gz")] if name.lower().endswith(".nii.gz") else str(Path(name).with_suffix(""))
-        target = self.path.parent / f"{stem}{ending}"
+        target = self.path.parent / f"{stem(name)}{ending}"
         if target in self._claimed:
             raise OSError(f"{target} is that of another file already")
         beside = target.parent.resolve() == Path(source).parent.resolve()
@@ -106,14 +114,14 @@ class FileTable(ABC):
             found = self._invert({"image": image, "map": found})["map"]
         return found.cpu()
 
-    def save(self, values: np.ndarray, name: str, ending: str, source: str, affine: Tensor | None = None) -> Path:
-        """Write a map where it belongs, and note it as an output.
+    def save(self, write: Callable[[Path], object], name: str, ending: str, source: str) -> Path:
+        """Let a file be written where it belongs, and note it as an output.
 
         Raises:
             OSError: see :meth:`claim`; or it cannot be written, and is not there.
         """
         target = self.claim(name, ending, source)
-        write_whole({target: lambda draft: save_map(values, Path(source), draft, affine)})
+        write_whole({target: write})
         try:
             note_output(target, self.path.parent)
         except OSError:
@@ -126,6 +134,8 @@ class FileTable(ABC):
         writable_folder(self.path.parent)
         self._earlier = earlier_outputs(self.path.parent)
         self.path.write_text("")
+        if self.page is not None:
+            self.page.start()
 
     def _append(self, _: Engine) -> None:
         """Add the newest rows to the file: whatever stops the run, it holds all files so far."""
@@ -138,6 +148,34 @@ class FileTable(ABC):
         except OSError as error:
             raise OSError(f"{self.path} cannot be written: {error}") from error
         self._written = len(self.rows)
+        if self.page is not None:
+            self.page.flush()
+
+    def _close(self, _: Engine) -> None:
+        if self.page is not None:
+            good = sum(not row["error"] for row in self.rows)
+            self.page.finish(f"{good} of {len(self.rows)} images could be used. The table of all is {self.path.name}.")
+
+    def _show(
+        self,
+        batch: Mapping[str, Any],
+        index: int,
+        measures: Sequence[Measure],
+        warnings: Sequence[str],
+        **layers: np.ndarray | None,
+    ) -> None:
+        """Add the newest row to the page; the picture is that of the files, on whose grid the layers lie."""
+        if self.page is None:
+            return
+        row, picture = self.rows[-1], None
+        if self.page.wants_pictures and not row["error"]:
+            paths = [Path(path) for path in batch["files"][index].split("\0")]
+            try:
+                image = ReadImaged("image", batch["image"].dim() - 2)({"image": paths})["image"]
+                picture = draw_planes(image.numpy(), image.affine.numpy(), **layers, sides=_in_space(paths[0]))
+            except Exception as problem:  # of each kind of file its own; the results stand
+                warnings = [*warnings, f"no picture: {_cause(problem)}"]
+        self.page.add(batch["name"][index], row["file"], measures, picture, warnings, row["error"])
 
     @abstractmethod
     def _collect(self, engine: Engine) -> None:
@@ -150,6 +188,7 @@ class PredictionWriter(FileTable):
     For a multi-label task the class is the list of labels above 0.5. On request each file also gets a class-activation map
     of its class (multi-label: of the most probable label) as ``NAME_activation.nii.gz``, float32, on the file's own grid,
     NIfTI with its header. A file whose map cannot be made or written has the reason in the table, and the others go on.
+    ``report.html`` shows each image with its probabilities and its map, on request.
 
     Args:
         output_dir: folder of the files, created if need be; for maps, folders below that of the inputs are repeated in it.
@@ -159,11 +198,12 @@ class PredictionWriter(FileTable):
         network: that of the evaluator, for the maps.
         target_layer: see :class:`ClassActivation`.
         preprocessing: the transforms of the input: what they did to the grid is undone.
+        report: whether to write the page.
 
     Raises:
         OSError: the folder cannot be written to; found out before any inference.
-        ValueError: the task is unknown, ``activation_maps`` is no yes or no, the network has no such layer or is missing; or,
-            at inference, it does not give one score per class name.
+        ValueError: the task is unknown, ``activation_maps`` or ``report`` is no yes or no, the network has no such layer or
+            is missing; or, at inference, it does not give one score per class name.
     """
 
     def __init__(
@@ -175,8 +215,13 @@ class PredictionWriter(FileTable):
         network: nn.Module | None = None,
         target_layer: str | None = None,
         preprocessing: InvertibleTransform | None = None,
+        report: bool | str = False,
     ) -> None:
-        super().__init__(Path(output_dir) / "predictions.csv", preprocessing)
+        note = "Bars are probabilities. "
+        if as_flag("activation_maps", activation_maps):
+            note += "In the second copy, red speaks for the class decided for, blue against it. "
+        page = _page(output_dir, report, "Classes", note)
+        super().__init__(Path(output_dir) / "predictions.csv", preprocessing, page)
         if task not in TASKS:
             raise ValueError(f"task must be one of {TASKS}, got {task!r}")
         self.task, self.class_names = task, [str(name) for name in class_names]
@@ -193,38 +238,51 @@ class PredictionWriter(FileTable):
         _check_names(self.class_names, scores.shape[1])
         images = decollate_batch(output["image"]) if self.activation is not None else [None] * len(scores)
         columns = [batch[key] for key in ("path", "name", "error")]
-        for image, score, path, name, error in zip(images, scores, *columns, strict=True):
+        for index, (image, score, path, name, error) in enumerate(zip(images, scores, *columns, strict=True)):
             if not error and not np.isfinite(score).all():
                 error = f"{path}: the network gives NaN"
             row: dict[str, Any] = {"file": path, "class": "", "name": ""}
             chosen = np.flatnonzero(score > 0.5) if self.task == MULTI_LABEL else [int(score.argmax())]
+            measures, warnings, heat = list[Measure](), list[str](), None
             if not error:
                 row["class"] = " ".join(str(number) for number in chosen)
                 row["name"] = "; ".join(self.class_names[number] for number in chosen)
+                pairs = zip(self.class_names, map(float, score), strict=True)
+                measures = [Measure(title, [f"{value:.3f}"], bar=value) for title, value in pairs]
+                first, second = sorted((*score, 0.0))[-1:-3:-1]
+                if self.task != MULTI_LABEL and first - second < _CLOSE:
+                    warnings = [f"the two most probable classes are within {_CLOSE} of each other"]
             shown = ["" if error else f"{value:.6f}" for value in score]
             row |= {f"p({title})": value for title, value in zip(self.class_names, shown, strict=True)}
             if self.activation is not None:
                 row["activation"] = ""
                 if not error:
                     try:
-                        row["activation"] = str(self._activation(image, int(score.argmax()), name, path))
+                        found = self._activation(image, int(score.argmax()))
+                        heat = found[0].numpy()
+                        write = partial(save_map, heat, Path(path), affine=found.affine)  # type: ignore[attr-defined]
+                        row["activation"] = str(self.save(write, name, "_activation.nii.gz", path))
                     except Exception as problem:  # each transform and writer has its own
                         error = f"{path}: its activation map cannot be written: {_cause(problem)}"
             self.rows.append(row | {"error": error})
+            self._show(batch, index, measures, warnings, heat=heat)
 
-    def _activation(self, image: Tensor, decided: int, name: str, path: str) -> Path:
+    def _activation(self, image: Tensor, decided: int) -> Tensor:
+        """The map of a class ``(1, *spatial)``, on the grid of the file."""
         assert self.activation is not None
         seen = convert_to_tensor(image)
         maps = self.activation(seen[None], torch.tensor([decided], device=seen.device))
-        found = self.on_own_grid(image, self.activation.resample(maps.float(), seen.shape[1:]))
-        return self.save(found[0].numpy(), name, "_activation.nii.gz", path, found.affine)  # type: ignore[attr-defined]
+        return self.on_own_grid(image, self.activation.resample(maps.float(), seen.shape[1:]))
 
 
 class SegmentationWriter(FileTable):
     """Evaluator handler for inference: one class map per file on the file's own grid, and ``segmentations.csv``.
 
-    NIfTI files get ``NAME_seg.nii.gz`` with their header and affine, arrays ``NAME_seg.npy``, pictures ``NAME_seg.png``,
-    in which two classes are 0 and 255. A file that cannot be read, that the network cannot take, or whose map cannot be
+    NIfTI files get ``NAME_seg.nii.gz`` with their header and affine, DICOM the same with the affine of the series, arrays
+    ``NAME_seg.npy``, pictures ``NAME_seg.png``, in which two classes are 0 and 255. On request, DICOM also gets
+    ``NAME_seg.dcm``, a DICOM SEG that refers to the series, and ``report.html`` shows each image with the outlines of what is
+    found. Of volumes whose files tell the size of a voxel, the table has the ml of each class, by the unit mm. A file that
+    cannot be read, that the network cannot take, or whose map cannot be
     written, has the reason in the table, and the others go on.
 
     Args:
@@ -232,10 +290,14 @@ class SegmentationWriter(FileTable):
         preprocessing: the transforms of the input: what they did to the grid is undone.
         class_names: one name per class; the table holds the share of pixels of each but the background.
         inferer: that of the evaluator, if it is a :class:`monai_sre.evaluation.FileInferer`.
+        report: whether to write the page.
+        dicom_seg: whether to write DICOM SEG, which needs the extra ``dicom``.
 
     Raises:
         OSError: the folder cannot be written to; found out before any inference.
-        ValueError: at inference, the network does not give one score per class name.
+        ImportError: the extra is missing.
+        ValueError: ``report`` or ``dicom_seg`` is no yes or no; or, at inference, the network does not give one score per
+            class name.
     """
 
     def __init__(
@@ -244,9 +306,15 @@ class SegmentationWriter(FileTable):
         preprocessing: InvertibleTransform,
         class_names: Sequence[str] = ("background", "foreground"),
         inferer: FileInferer | None = None,
+        report: bool | str = False,
+        dicom_seg: bool | str = False,
     ) -> None:
-        super().__init__(Path(output_dir) / "segmentations.csv", preprocessing)
+        page = _page(output_dir, report, "Segmentations", "Outlines have the colours of the classes. ")
+        super().__init__(Path(output_dir) / "segmentations.csv", preprocessing, page)
         self.class_names, self.inferer = class_names, inferer
+        self.dicom_seg = as_flag("dicom_seg", dicom_seg)
+        if self.dicom_seg:
+            require("dicom_seg=True", "pydicom highdicom", "dicom")
 
     def _collect(self, engine: Engine) -> None:
         batch: Any = engine.state.batch
@@ -254,39 +322,83 @@ class SegmentationWriter(FileTable):
         images, scores = decollate_batch(batch["image"]), decollate_batch(output["score"])
         for index, (image, score) in enumerate(zip(images, scores, strict=True)):
             path, name, error = (batch[key][index] for key in ("path", "name", "error"))
-            row: dict[str, Any] = {"file": path, "output": ""}
+            row: dict[str, Any] = {"file": path, "output": ""} | ({"dicom": ""} if self.dicom_seg else {})
             if not error and self.inferer is not None and self.inferer.error:
                 error = f"{path}: the network cannot take it: {self.inferer.error}"
             elif not error and not bool(score.isfinite().all()):
                 error = f"{path}: the network gives NaN"
-            shares = {f"share of {title}": "" for title in self.class_names[1:]}
+            titles = self.class_names[1:]
+            sizes = {f"share of {title}": "" for title in titles}
+            sizes |= {f"ml of {title}": "" for title in titles if image.dim() == 4}
+            classes, measures, warnings = None, list[Measure](), list[str]()
             if not error:
                 _check_names(self.class_names, len(score))
+                files = [Path(file) for file in batch["files"][index].split("\0")]
                 try:
-                    classes = self._classes(image, score)
-                    row["output"] = str(self._save(classes, path, name))
-                    shares = {key: f"{(classes == value).mean():.6f}" for value, key in enumerate(shares, start=1)}
+                    classes, affine = self._classes(image, score)
+                    measures, warnings = self._measure(classes, affine, files[0], sizes)
+                    row["output"] = str(self._save(classes, affine, path, name, files[0]))
+                    if self.dicom_seg and is_dicom(files[0]):
+                        write = partial(save_dicom_seg, classes, files, self.class_names)
+                        row["dicom"] = str(self.save(write, name, "_seg.dcm", path))
                 except Exception as problem:  # each transform and writer has its own
-                    error = f"{path}: its map cannot be written: {_cause(problem)}"
-            self.rows.append({**row, **shares, "error": error})
+                    what = "DICOM SEG" if row["output"] else "map"
+                    error = f"{path}: its {what} cannot be written: {_cause(problem)}"
+            self.rows.append({**row, **sizes, "error": error})
+            self._show(batch, index, measures, warnings, classes=classes)
 
-    def _classes(self, image: Tensor, score: Tensor) -> np.ndarray:
-        """The class of the highest score at each pixel of the file; one class after the other, which spares memory."""
-        best, classes = torch.empty(0), np.empty(0, dtype=np.uint8)
+    def _classes(self, image: Tensor, score: Tensor) -> tuple[np.ndarray, Tensor | None]:
+        """The class of the highest score at each pixel of the file, and the affine; one class at a time, to spare memory."""
+        best, classes, affine = torch.empty(0), np.empty(0, dtype=np.uint8), None
         for index in range(len(score)):
-            part = convert_to_tensor(self.on_own_grid(image, score[index : index + 1]))[0]
+            found = self.on_own_grid(image, score[index : index + 1])
+            part, affine = convert_to_tensor(found)[0], getattr(found, "affine", None)
             if index == 0:
                 best, classes = part, np.zeros(part.shape, dtype=np.uint8)
             else:
                 classes[(part > best).numpy()] = index
                 best = torch.maximum(best, part)
-        return classes
+        return classes, affine
 
-    def _save(self, classes: np.ndarray, source: str, name: str) -> Path:
-        ending = next((_ENDINGS[end] for end in _ENDINGS if name.lower().endswith(end)), ".png")
+    def _measure(
+        self, classes: np.ndarray, affine: Tensor | None, file: Path, sizes: dict[str, str]
+    ) -> tuple[list[Measure], list[str]]:
+        """Fill in the sizes, and say the same for the page, with what to be aware of."""
+        measures: list[Measure] = []
+        warnings: list[str] = []
+        voxel = None
+        if classes.ndim == 3 and affine is not None and _in_space(file):
+            voxel = abs(float(np.linalg.det(affine.numpy()[:3, :3]))) / 1000
+        for value, title in enumerate(self.class_names[1:], start=1):
+            where = classes == value
+            count = int(where.sum())
+            sizes[f"share of {title}"] = f"{count / classes.size:.6f}"
+            shown = [f"{100 * count / classes.size:.2f} %"]
+            if voxel is not None:
+                sizes[f"ml of {title}"] = f"{count * voxel:.4f}"
+                shown = [f"{count * voxel:.3f} ml", *shown]
+            measures.append(Measure(title, shown, COLOURS[(value - 1) % len(COLOURS)]))
+            if count == 0:
+                warnings.append(f"no {title} was found")
+            elif classes.ndim == 3 and any(where.take([0, -1], axis).any() for axis in range(3)):
+                warnings.append(f"{title} reaches the edge of the image")
+        return measures, warnings
+
+    def _save(self, classes: np.ndarray, affine: Tensor | None, source: str, name: str, file: Path) -> Path:
+        default = ".nii.gz" if is_dicom(file) else ".png"
+        ending = next((_ENDINGS[end] for end in _ENDINGS if name.lower().endswith(end)), default)
         if ending == ".png" and len(self.class_names) == 2:
             classes = classes * np.uint8(255)
-        return self.save(classes, name, f"_seg{ending}", source)
+        return self.save(partial(save_map, classes, Path(source), affine=affine), name, f"_seg{ending}", source)
+
+
+def _in_space(path: Path) -> bool:
+    """Whether a file says where its voxels lie and how large they are."""
+    return is_nifti(path) or is_dicom(path)
+
+
+def _page(output_dir: str | Path, report: bool | str, title: str, note: str) -> RunPage | None:
+    return RunPage(Path(output_dir) / "report.html", title, note) if as_flag("report", report) else None
 
 
 def save_map(values: np.ndarray, source: Path, target: Path, affine: Tensor | None = None) -> None:

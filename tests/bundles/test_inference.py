@@ -24,6 +24,7 @@ from tests.bundles.inferring import (
     segmenter,
 )
 from tests.bundles.running import causes, rows
+from tests.data.dicom_series import save_series
 
 CODES = ["".join(code) for order in itertools.permutations(("RL", "AP", "SI")) for code in itertools.product(*order)]
 
@@ -69,10 +70,13 @@ def test_classification_reports_bad_files_and_does_the_others(tmp_path: Path, di
             assert int(row["class"]) == int(np.argmax(expected))
     written = {path.name for path in (tmp_path / "out").iterdir()}
     maps = {Path(table[name]["activation"]).name for name in good}
-    assert written == {"predictions.csv", ".monai_sre_outputs", *maps}
+    assert written == {"predictions.csv", "report.html", ".monai_sre_outputs", *maps}
     assert len(maps) == len(good)
     infer(CLASSIFICATION[dims], folder / "a.npy", tmp_path / "without", **options)
-    assert [path.name for path in (tmp_path / "without").iterdir()] == ["predictions.csv"]  # no maps unless asked for
+    written = {path.name for path in (tmp_path / "without").iterdir()}
+    assert written == {"predictions.csv", "report.html"}  # no maps unless asked for
+    infer(CLASSIFICATION[dims], folder / "a.npy", tmp_path / "bare", **options, report=False)
+    assert [path.name for path in (tmp_path / "bare").iterdir()] == ["predictions.csv"]
 
 
 def test_inference_sees_what_evaluation_sees(tmp_path: Path) -> None:
@@ -297,3 +301,58 @@ def test_each_bad_volume_has_one_clear_reason(tmp_path: Path) -> None:
         assert reason in table[name]
         assert bool(table[name]) == bool(reason)
         assert (name in str(caught.value)) == bool(reason)
+
+
+# DICOM ----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_dicom_series_is_segmented_as_its_nifti_on_its_own_grid(tmp_path: Path) -> None:
+    """Through orientation and resampling, with a DICOM SEG beside, and a series that says why it cannot be used."""
+    pytest.importorskip("highdicom")
+    values = np.random.default_rng(0).integers(0, 900, (24, 20, 11)).astype(np.int16)
+    # Sagittal, and of numbers that NIfTI keeps exactly: rounding shifts the grid that MONAI resamples a tilted volume to.
+    affine = np.array([[0.0, 0.0, 2.5, 40.0], [-1.25, 0.0, 0.0, -7.0], [0.0, -1.5, 0.0, 12.5], [0.0, 0.0, 0.0, 1.0]])
+    source = tmp_path / "in"
+    save_series(source / "series", values, affine)
+    save_series(source / "gap", values, affine, ImagePositionPatient=lambda index: [4 * (index + index // 10), 0, 0])
+    nibabel.save(nibabel.Nifti1Image(values, affine), source / "volume.nii.gz")
+    segmenter(tmp_path / "model", 3, axcodes="RAS", pixdim=[1.5, 1.5, 1.5])
+    with pytest.raises(SystemExit, match=r"^1 of 3 files could not be used"):
+        infer(SEGMENTATION, source, tmp_path / "out", ckpt_dir=str(tmp_path / "model"), dicom_seg=True)
+    table = {Path(row["file"]).name: row for row in rows(tmp_path / "out/segmentations.csv")}
+    assert sorted(table) == ["gap", "series", "volume.nii.gz"]
+    assert "1 of its slices is missing" in table["gap"]["error"]
+    maps = [reoriented(nibabel.load(table[name]["output"]), "RAS") for name in ("series", "volume.nii.gz")]
+    np.testing.assert_allclose(maps[0].affine, maps[1].affine, atol=1e-4)
+    found, expected = (np.asarray(each.dataobj) for each in maps)
+    assert found.shape == expected.shape
+    assert 0.05 < expected.mean() < 0.95
+    assert (found == expected).mean() > 0.999
+    assert Path(table["series"]["dicom"]).name == "series_seg.dcm"
+    assert float(table["series"]["ml of foreground"]) == pytest.approx(
+        float(table["volume.nii.gz"]["ml of foreground"]), rel=1e-2
+    )
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_dicom_is_classified_as_the_same_values_in_another_file(tmp_path: Path, dims: int) -> None:
+    """Of two axes, each file of a series is an image."""
+    pytest.importorskip("pydicom")
+    values = np.random.default_rng(0).integers(0, 900, (12, 12, 12))
+    files = save_series(tmp_path / "in/series", values)
+    classifier(tmp_path / "model", dims)
+    options = {"ckpt_dir": str(tmp_path / "model"), "batch_size": 2}
+    infer(CLASSIFICATION[dims], tmp_path / "in", tmp_path / "out", **options)
+    found = rows(tmp_path / "out/predictions.csv")
+    assert [row["file"] for row in found] == (
+        [str(tmp_path / "in/series")] if dims == 3 else [str(file) for file in files]
+    )
+    order = np.random.default_rng(0).permutation(12)
+    (tmp_path / "same").mkdir()
+    for number in range(len(found)):
+        part = values if dims == 3 else values[..., order[number], None]
+        image = nibabel.Nifti1Image(part.astype(np.int16), np.diag([-1.5, -2.0, 3.0, 1.0]))
+        nibabel.save(image, tmp_path / f"same/{number:03d}.nii")
+    infer(CLASSIFICATION[dims], tmp_path / "same", tmp_path / "other", **options)
+    expected = [float(row["p(0)"]) for row in rows(tmp_path / "other/predictions.csv")]
+    assert [float(row["p(0)"]) for row in found] == pytest.approx(expected, abs=2e-5)

@@ -82,8 +82,8 @@ def test_files_that_are_no_images_stop_the_loading_by_name(tmp_path: Path) -> No
     for number in range(3):
         picture(tmp_path / f"a/{number}.png", number)
         picture(tmp_path / f"b/{number}.png", number + 10)
-    (tmp_path / "b/0.dcm").touch()
-    with pytest.raises(ValueError, match=r"1 of 3 images of 'train' cannot be used: .*0\.dcm is DICOM"):
+    (tmp_path / "b/0.mha").touch()
+    with pytest.raises(ValueError, match=r"1 of 3 images of 'train' cannot be used: .*0\.mha is MetaImage"):
         load_dataset(str(tmp_path), progress=False)
-    (tmp_path / "b/0.dcm").unlink()
+    (tmp_path / "b/0.mha").unlink()
     assert load_dataset(str(tmp_path), size=8, progress=False).images.dtype == torch.uint8

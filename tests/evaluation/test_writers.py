@@ -21,6 +21,7 @@ from torch import nn
 from monai_sre.data import FitSquared, ImageFiles, ReadImaged, ScaleToUnitd
 from monai_sre.evaluation import CentredWindowInferer, FileInferer, PredictionWriter, SegmentationWriter, probabilities
 from monai_sre.nets import SREResNet
+from tests.evaluation.test_page import Page
 from tests.test_files import full_disk
 
 # Segmentations --------------------------------------------------------------------------------------------------------
@@ -33,12 +34,13 @@ def segment(
     transforms: Any = (),
     classes: int = 2,
     network: Any = None,
+    writing: dict[str, Any] | None = None,
     **loading: Any,
 ) -> SegmentationWriter:
     """Decide for the classes 0, 1, 2, ... by thresholds at 1/2, 3/2, ... of what the transforms give, or by a network."""
     chain = Compose([ReadImaged("image", dims, 1), *transforms])
     inferer = FileInferer(CentredWindowInferer(64 if network else 40000))
-    writer = SegmentationWriter(target, chain, [f"class {index}" for index in range(classes)], inferer)
+    writer = SegmentationWriter(target, chain, [f"class {index}" for index in range(classes)], inferer, **writing or {})
 
     def thresholds(values: torch.Tensor) -> torch.Tensor:
         return torch.cat([-(values.float() - index).square() for index in range(classes)], dim=1)
@@ -295,6 +297,45 @@ def test_a_folder_that_cannot_be_written_to(tmp_path: Path) -> None:
         segment(tmp_path / "a.npy", tmp_path / "out", 2)
 
 
+def test_the_page_shows_each_file_with_its_volumes_and_warnings(tmp_path: Path) -> None:
+    classes = np.zeros((9, 8, 7), dtype=np.int16)
+    classes[2:5, 3:6, 1:6] = 1  # 45 voxels of 24 mm^3
+    (tmp_path / "in").mkdir()
+    nibabel.save(nibabel.Nifti1Image(classes, AFFINES["RAS"] * [2, 2, 1, 1]), tmp_path / "in/a.nii.gz")
+    nibabel.save(nibabel.Nifti1Image(np.pad(classes, 1, mode="edge")[6:], np.eye(4)), tmp_path / "in/b.nii.gz")
+    np.save(tmp_path / "in/c.npy", classes)
+    np.save(tmp_path / "in/d.npy", np.zeros((2, 2)))
+    nibabel.save(nibabel.Nifti1Image(classes + 1, np.eye(4)), tmp_path / "in/e.nii.gz")
+    segment(tmp_path / "in", tmp_path / "out", 3, classes=3, writing={"report": "true"})
+    rows = {Path(row["file"]).name: row for row in table(tmp_path / "out")}
+    assert [row["ml of class 1"] for row in rows.values()] == ["1.0800", "0.0000", "", "", "0.4590"]
+    page = Page(tmp_path / "out/report.html")
+    assert len(page.pictures) == 4
+    assert page.stack == []
+    for text in (
+        "1.080 ml",
+        "8.93 %",
+        "no class 2 was found",
+        "class 1 reaches the edge of the image",
+        rows["d.npy"]["error"],
+    ):
+        assert text in page.texts
+    assert page.texts[-1] == "4 of 5 images could be used. The table of all is segmentations.csv."
+    segment(tmp_path / "in", tmp_path / "none", 3, classes=3)
+    assert not (tmp_path / "none/report.html").exists()
+
+
+def test_a_picture_that_cannot_be_drawn_costs_no_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*_: Any, **__: Any) -> None:
+        raise MemoryError("too large")
+
+    monkeypatch.setattr("monai_sre.evaluation.writers.draw_planes", failing)
+    np.save(tmp_path / "a.npy", np.eye(4))
+    segment(tmp_path / "a.npy", tmp_path / "out", 2, writing={"report": True})
+    assert table(tmp_path / "out")[0]["error"] == ""
+    assert "no picture: MemoryError: too large" in Page(tmp_path / "out/report.html").texts
+
+
 # Predictions ----------------------------------------------------------------------------------------------------------
 
 
@@ -303,13 +344,13 @@ def network(dims: int) -> SREResNet:
 
 
 def predict(
-    source: Path, target: Path, net: SREResNet, maps: bool = True, task: str = "multi-class"
+    source: Path, target: Path, net: SREResNet, maps: bool = True, task: str = "multi-class", report: bool = False
 ) -> PredictionWriter:
     dims = net.spatial_dims
     orient = [Orientationd("image", "RAS", labels=None)] if dims == 3 else []
     fit, normalize = FitSquared("image", 16, 16), NormalizeIntensityd("image", subtrahend=0.5, divisor=0.5)
     chain = Compose([ReadImaged("image", dims, 1), *orient, ScaleToUnitd("image"), fit, normalize])
-    writer = PredictionWriter(target, task, ("a", "b", "c"), maps, net, preprocessing=chain)
+    writer = PredictionWriter(target, task, ("a", "b", "c"), maps, net, preprocessing=chain, report=report)
 
     def process(engine: Engine, batch: Any) -> Any:
         engine.state.batch = batch
@@ -362,6 +403,26 @@ def test_each_file_that_can_be_read_has_its_map_and_predictions_stay(tmp_path: P
             np.testing.assert_allclose(np.asarray(image.dataobj), expected, atol=1e-5)
     with pytest.raises(SystemExit, match=r"^3 of 6 files could not be used"):
         writer.finish()
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_the_page_shows_probabilities_and_maps(tmp_path: Path, dims: int) -> None:
+    net = network(dims)
+    nn.init.zeros_(net.fc.weight)
+    net.fc.bias.data = torch.log(torch.tensor([0.5, 0.45, 0.05]))
+    (tmp_path / "in").mkdir()
+    np.save(tmp_path / "in/a.npy", np.random.default_rng(0).random((16,) * dims))
+    np.save(tmp_path / "in/b.npy", np.full((16,) * dims, np.nan))
+    sizes = {}
+    for name, maps in {"maps": True, "none": False}.items():
+        predict(tmp_path / "in", tmp_path / name, net, maps=maps, report=True)
+        page = Page(tmp_path / name / "report.html")
+        (picture,) = page.pictures
+        sizes[name] = picture.width * picture.height
+        for text in ("0.500", "0.450", "0.050", "the two most probable classes are within 0.1 of each other"):
+            assert text in page.texts
+        assert any("NaN or infinite" in text for text in page.texts)
+    assert sizes["maps"] > 1.9 * sizes["none"]
 
 
 def test_of_many_labels_the_map_is_that_of_the_most_probable(tmp_path: Path) -> None:
