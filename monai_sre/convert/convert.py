@@ -79,8 +79,9 @@ def convert_to_sre(
     shapes of all outputs stay, and so do names of parameters, train or eval mode, ``requires_grad``, device, dtype,
     hooks, and what modules share. Create the optimiser afterwards.
 
-    Then the network is run on a small input and on its rotations and reflections, as no replacement reaches what a
-    ``forward`` does by itself.
+    The network is run on a small input to find functions that a ``forward`` calls by itself, such as
+    ``torch.nn.functional.interpolate``: they move to centred grids too, see :mod:`monai_sre.convert.functions`. Then it runs on
+    that input's rotations and reflections, as no replacement reaches all that a ``forward`` may do.
 
     Args:
         network: a convolutional network of one number of spatial axes.
@@ -104,7 +105,7 @@ def convert_to_sre(
         strict: raise where a module cannot be made equivariant; otherwise it stays, and the report lists it.
         verify: ``True`` looks for an input size that the network accepts; else the shape ``(N, C, *spatial)`` or the input to
             check, or a tuple of all arguments. Where the network takes them, larger maps are checked too, as grids are off
-            centre at some sizes only. ``False`` checks nothing.
+            centre at some sizes only. ``False`` checks nothing; functions are looked for with any input that is accepted.
 
     Returns:
         The same network; a new module where it is itself a single layer. :func:`conversion_report` says what was done.
@@ -129,6 +130,10 @@ def convert_to_sre(
         raise TypeError(
             f"network must be the module that {type(network).__name__} wraps: convert it, and wrap it again"
         )
+    for name, module in network.named_modules():
+        if type(module).__module__.startswith(("torch.ao.nn", "torch.ao.quantization")):
+            kind = f"{type(module).__module__}.{type(module).__name__}"
+            raise TypeError(f"network must compute in floating point, but its module {name or '(root)'} is {kind}")
     for name, parameter in network.named_parameters():
         if parameter.is_complex():
             raise TypeError(f"network must be real, but its parameter {name} is {parameter.dtype}")
@@ -397,7 +402,12 @@ class _Plan:
             kernel, energy = rules.radial_kernel(module, weight, self.options, self._spacing(module))
             self.kernels.append((weight, weight.data, kernel))
         mode = functions.CentredFunctions(
-            self.spatial_dims, self.options, self._spacing(module), functions.is_fixed(module), self.strict
+            self.spatial_dims,
+            self.options,
+            self._spacing(module),
+            functions.is_fixed(module),
+            self.strict,
+            calls.projections,
         )
         self.assignments += [
             (module, "__class__", functions.centred_class(type(module))),

@@ -4,15 +4,14 @@ A module whose own ``forward`` calls such functions keeps its parameters, its na
 class, whose ``forward`` runs the one that there was inside a :class:`CentredFunctions`. That is a
 ``torch.overrides.TorchFunctionMode``: torch hands it each call of one of its functions, wherever the code of the network has
 it, in helper functions and methods too, and it answers with the centred counterpart, or refuses with the file and line.
-Calls that torch's own modules and this package make are left alone: modules have their rules (:mod:`monai_sre.convert.rules`).
+Calls that torch's own modules and this package make are left alone: modules have their :mod:`monai_sre.convert.rules`.
 
-Why a mode: ``torch.fx`` and ``torch.export`` capture a graph of one mode and of a few sizes, and lose the modules; replaced
-names in the code of a ``forward`` would not reach operators such as ``x[..., ::2, ::2]``. A mode is ordinary Python around
-ordinary tensors: gradients, ``deepcopy``, ``pickle``, ``torch.jit.trace``, ``torch.onnx.export`` and ``torch.export.export``
-see the functions that it calls. What does not work: ``torch.jit.script``, which reads code without running it, is refused, and
-``torch.compile`` leaves such a ``forward`` out of its graphs.
+Why a mode: ``torch.fx`` and ``torch.export`` capture a graph for training or for evaluation, not both, and lose the modules;
+other names in the code of a ``forward`` would not reach operators such as ``x[..., ::2, ::2]``. A mode is ordinary Python
+around ordinary tensors: gradients, ``deepcopy``, ``pickle``, ``torch.jit.trace``, ``torch.onnx.export`` and
+``torch.export.export`` see the functions that it calls. ``torch.jit.script`` reads code without running it, and is refused.
 
-Which modules these are is found by running the network (:func:`calls_of`), in eval mode.
+Which modules these are is found by running the network in eval mode (:func:`calls_of`).
 """
 
 from __future__ import annotations
@@ -20,21 +19,21 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import wraps
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
-from monai.networks.layers.factories import Conv, Pool
+from monai.networks.layers.factories import Pool
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from monai_sre.convert.monai_blocks import CentredShuffle
-from monai_sre.convert.options import Options, make_layer
+from monai_sre.convert.options import Options
 from monai_sre.convert.report import RefusedError
-from monai_sre.convert.rules import CENTRED, has_own_forward
+from monai_sre.convert.rules import has_own_forward, radial_projection
 from monai_sre.layers.pool import CentredNearest
 from monai_sre.ops.conv import centred_conv, centred_conv_transpose
 from monai_sre.ops.grid import centred_pad
@@ -54,6 +53,7 @@ class Calls:
         refused: why calls have none.
         doubtful: calls that may break the symmetry.
         with_weight: whether a convolution had a kernel of the shape of the module's weight.
+        projections: of kernels, see :class:`CentredFunctions`.
     """
 
     module: nn.Module
@@ -61,6 +61,7 @@ class Calls:
     refused: list[str] = field(default_factory=list)
     doubtful: list[str] = field(default_factory=list)
     with_weight: bool = False
+    projections: dict[Any, Tensor] = field(default_factory=dict)
 
 
 class CentredFunctions(TorchFunctionMode):
@@ -73,6 +74,7 @@ class CentredFunctions(TorchFunctionMode):
         spacing: voxel size, where kernels are radial.
         fixed: whether kernels are filters that stay as they are, such as those of a blur pool.
         strict: raise where a call has no counterpart; else it is left alone.
+        projections: of kernels, by their size and spacing, where they are known.
 
     Raises:
         ValueError: (when a function is called) it has no centred counterpart; the message names the file and line.
@@ -92,10 +94,13 @@ class CentredFunctions(TorchFunctionMode):
         spacing: tuple[float, ...] | None = None,
         fixed: bool = False,
         strict: bool = True,
+        projections: dict[Any, Tensor] | None = None,
     ) -> None:
         super().__init__()
         self.spatial_dims, self.options, self.spacing = spatial_dims, options, spacing
         self.fixed, self.strict = fixed, strict
+        #: Constants: filled by the conversion, so that graphs find them.
+        self.projections = {} if projections is None else projections
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -116,17 +121,9 @@ class CentredFunctions(TorchFunctionMode):
         size = tuple(int(taps) for taps in kernel.shape[2:])
         if self.fixed or max(size) == 1:
             return kernel
-        with torch.device("cpu"), torch.no_grad():
-            kind = Conv["SRECONV", len(size)] if all(taps % 2 for taps in size) else CENTRED[len(size) - 1]
-            arguments = {
-                "in_channels": 1,
-                "out_channels": 1,
-                "kernel_size": size,
-                "bias": False,
-                "dtype": torch.float64,
-            }
-            rings: Any = make_layer(kind, arguments, self.options, self.spacing).basis.flatten(1)  # type: ignore[operator, union-attr]
-            projection = torch.linalg.pinv(rings) @ rings
+        projection = self.projections.get((size, self.spacing))
+        if projection is None:
+            projection = self.projections[size, self.spacing] = radial_projection(size, self.options, self.spacing)
         return (kernel.flatten(2) @ projection.to(kernel)).unflatten(2, size)
 
 
@@ -147,7 +144,7 @@ class _Observer(CentredFunctions):
         if frame is None:
             return func(*args, **kwargs)
         owner = self._owner(frame)
-        calls, where = self.calls.setdefault(id(owner), Calls(owner)), f"{_name(func)} ({_place(frame)})"
+        calls, where = self._calls(owner), f"{_name(func)} ({_place(frame)})"
         if rule is None:
             calls.doubtful.append(where)
             return func(*args, **kwargs)
@@ -166,6 +163,9 @@ class _Observer(CentredFunctions):
     def radial(self, kernel: Tensor) -> Tensor:
         self.shape = kernel.shape
         return super().radial(kernel)
+
+    def _calls(self, owner: nn.Module) -> Calls:
+        return self.calls.setdefault(id(owner), Calls(owner, projections=self.projections))
 
     def _owner(self, frame: FrameType) -> nn.Module:
         """The module whose ``forward`` is running."""
@@ -211,16 +211,9 @@ def is_fixed(module: nn.Module) -> bool:
 class _Centred:
     """What stands before a class whose ``forward`` calls functions on centred grids."""
 
-    _centred_functions: CentredFunctions
-
-    @torch.compiler.disable(recursive=False)
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        with self._centred_functions:
-            return super().forward(*args, **kwargs)  # type: ignore[misc]
-
     def __reduce_ex__(self, protocol: Any) -> Any:
-        _, _, *state = super().__reduce_ex__(protocol)
-        return (_blank, (type(self).__bases__[1],), *state)
+        made: Any = super().__reduce_ex__(protocol)
+        return (_blank, (type(self).__bases__[1],), *made[2:])
 
     def __prepare_scriptable__(self) -> Any:
         raise TypeError(
@@ -229,11 +222,21 @@ class _Centred:
         )
 
 
-@cache
+_CLASSES: dict[type[nn.Module], type[nn.Module]] = {}
+
+
 def centred_class(kind: type[nn.Module]) -> type[nn.Module]:
     """A subclass of the same name whose ``forward`` runs inside the mode that an instance has under :data:`MODE`."""
-    names = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__}
-    return type(kind.__name__, (_Centred, kind), names)
+
+    @wraps(kind.forward)
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        with getattr(self, MODE):
+            return kind.forward(self, *args, **kwargs)
+
+    if kind not in _CLASSES:
+        names = {name: getattr(kind, name) for name in ("__module__", "__qualname__", "__doc__")}
+        _CLASSES[kind] = type(kind.__name__, (_Centred, kind), {**names, "forward": forward})
+    return _CLASSES[kind]
 
 
 def _blank(kind: type[nn.Module]) -> nn.Module:
@@ -245,7 +248,7 @@ _TORCH, _OURS = (str(Path(file).parent) for file in (torch.__file__, Path(__file
 
 
 def _users_frame() -> FrameType | None:
-    """The running code of the network that called a function of torch; ``None`` if a module of torch or a layer of ours did."""
+    """The network's code that called a function of torch; ``None`` if a module of torch or a layer of ours did."""
     frame: FrameType | None = sys._getframe(2)
     while frame is not None and frame.f_code.co_filename.startswith(_TORCH):
         owner = _self(frame)

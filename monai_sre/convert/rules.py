@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from monai.networks.layers.factories import Conv, Pool
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
@@ -16,6 +17,7 @@ from monai_sre.convert.options import Options, add_energies, embed, fill, make_l
 from monai_sre.convert.report import RefusedError
 from monai_sre.layers import centred
 from monai_sre.layers.pool import CentredNearest
+from monai_sre.ops.arguments import on_cpu
 
 CENTRED = (centred.CentredConv1d, centred.CentredConv2d, centred.CentredConv3d)
 _CENTRED_TRANSPOSED = (centred.CentredConvTranspose1d, centred.CentredConvTranspose2d, centred.CentredConvTranspose3d)
@@ -66,7 +68,13 @@ def convert_conv(
                 f"padding_mode={conv.padding_mode!r} behind a padding layer that differs between the ends"
             )
         pads = [(low + more, high + extra) for (low, high), (more, extra) in zip(pads, merged, strict=True)]
-    for what, values in (("kernel_size", taps), ("stride", stride), ("dilation", dilation)):
+    try:
+        options.check_alike("kernel_size", taps)
+    except RefusedError as error:
+        raise RefusedError(
+            f"{error}; in place of a pair of such layers, take one of kernel_size={max(taps)}"
+        ) from error
+    for what, values in (("stride", stride), ("dilation", dilation)):
         options.check_alike(what, values)
     options.check_alike("padding", [low + high for low, high in pads])
     symmetric = all(low == high for low, high in pads)
@@ -250,6 +258,15 @@ def radial_kernel(
     return new.kernel().detach(), energy
 
 
+@on_cpu
+def radial_projection(size: tuple[int, ...], options: Options, spacing: tuple[float, ...] | None) -> Tensor:
+    """The matrix, on flat kernels, of the projection on radial ones; float64."""
+    arguments = {"in_channels": 1, "out_channels": 1, "kernel_size": size, "bias": False, "dtype": torch.float64}
+    rings: Any = make_layer(CENTRED[len(size) - 1], arguments, options, spacing).basis
+    with torch.no_grad():
+        return torch.linalg.pinv(rings.flatten(1)) @ rings.flatten(1)
+
+
 def convert_padding(layer: nn.Module, options: Options) -> Kept:
     """Why a padding layer may stay."""
     pads: Any = layer.padding
@@ -300,8 +317,21 @@ def _spatial_dims(conv: nn.Module, kind: str) -> int:
     if not found:
         raise RefusedError(f"{type(conv).__name__} is no convolution that is known here")
     if {"weight", "bias"} - conv._parameters.keys():
-        raise RefusedError("its weight or bias is computed (weight norm, spectral norm, parametrization)")
+        raise RefusedError(
+            f"its weight or bias is computed (by {', '.join(_reparametrised_by(conv))}): remove that before the "
+            "conversion, and apply it anew to the new layer"
+        )
     return found[0]
+
+
+def _reparametrised_by(module: nn.Module) -> list[str]:
+    """Names of the parametrisations and hooks of ``torch.nn.utils`` that compute parameters of a module."""
+    chains = getattr(module, "parametrizations", {})
+    makers = [maker for key in chains for maker in chains[key]]
+    makers += [
+        hook for hook in module._forward_pre_hooks.values() if type(hook).__module__.startswith("torch.nn.utils")
+    ]
+    return [type(maker).__name__.lstrip("_") for maker in makers]
 
 
 def _conv_pads(conv: _ConvNd) -> Pads:

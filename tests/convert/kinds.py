@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812 - as in the code that these stand for
+from torch.nn import functional as F
 
 
 def stage(inner: int, outer: int, stride: int = 1) -> nn.Sequential:
