@@ -80,8 +80,8 @@ def convert_to_sre(
     hooks, and what modules share. Create the optimiser afterwards.
 
     The network is run on a small input to find functions that a ``forward`` calls by itself, such as
-    ``torch.nn.functional.interpolate``: they move to centred grids too, see :mod:`monai_sre.convert.functions`. Then it runs on
-    that input's rotations and reflections, as no replacement reaches all that a ``forward`` may do.
+    ``torch.nn.functional.interpolate``: they move to centred grids too, see :mod:`monai_sre.convert.functions`. Then it runs
+    on that input's rotations and reflections, as no replacement reaches all that a ``forward`` may do.
 
     Args:
         network: a convolutional network of one number of spatial axes.

@@ -167,7 +167,7 @@ class Resampled(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.halved(self.conv(x))
         x = F.interpolate(x, scale_factor=1.7, mode="bilinear", align_corners=False)
-        x = F.interpolate(x, scale_factor=1.5) * F.avg_pool2d(x, x.shape[2:]) * F.adaptive_avg_pool2d(x, 1)
+        x = F.interpolate(x, scale_factor=1.5) * F.adaptive_avg_pool2d(x, 1)
         return self.fine(F.pixel_shuffle(x, 2))
 
 
