@@ -319,7 +319,7 @@ class _Plan:
             pad: Any = module.pad
             conv: Any = children["conv"].conv
             self.merged[id(conv)] = rules.pad_pairs(getattr(pad, "pad", pad))
-            self.blocks.add(id(module))
+            self.blocks |= {id(module), id(pad)}
             self.padders.append((module, conv))
         ordered = list(children.items())
         for index, (pad_name, pad) in enumerate(ordered):
