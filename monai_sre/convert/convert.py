@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -15,7 +15,7 @@ from monai.networks.nets.basic_unet import UpCat
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from monai_sre.convert import monai_blocks, rules, trial
+from monai_sre.convert import functions, monai_blocks, rules, trial
 from monai_sre.convert.carried import carry_hooks, share_parameters
 from monai_sre.convert.options import Options
 from monai_sre.convert.report import (
@@ -79,8 +79,9 @@ def convert_to_sre(
     shapes of all outputs stay, and so do names of parameters, train or eval mode, ``requires_grad``, device, dtype,
     hooks, and what modules share. Create the optimiser afterwards.
 
-    Then the network is run on a small input and on its rotations and reflections, as no replacement reaches what a
-    ``forward`` does by itself.
+    The network is run on a small input to find functions that a ``forward`` calls by itself, such as
+    ``torch.nn.functional.interpolate``: they move to centred grids too, see :mod:`monai_sre.convert.functions`. Then it runs
+    on that input's rotations and reflections, as no replacement reaches all that a ``forward`` may do.
 
     Args:
         network: a convolutional network of one number of spatial axes.
@@ -104,7 +105,7 @@ def convert_to_sre(
         strict: raise where a module cannot be made equivariant; otherwise it stays, and the report lists it.
         verify: ``True`` looks for an input size that the network accepts; else the shape ``(N, C, *spatial)`` or the input to
             check, or a tuple of all arguments. Where the network takes them, larger maps are checked too, as grids are off
-            centre at some sizes only. ``False`` checks nothing.
+            centre at some sizes only. ``False`` checks nothing; functions are looked for with any input that is accepted.
 
     Returns:
         The same network; a new module where it is itself a single layer. :func:`conversion_report` says what was done.
@@ -129,6 +130,10 @@ def convert_to_sre(
         raise TypeError(
             f"network must be the module that {type(network).__name__} wraps: convert it, and wrap it again"
         )
+    for name, module in network.named_modules():
+        if type(module).__module__.startswith(("torch.ao.nn", "torch.ao.quantization")):
+            kind = f"{type(module).__module__}.{type(module).__name__}"
+            raise TypeError(f"network must compute in floating point, but its module {name or '(root)'} is {kind}")
     for name, parameter in network.named_parameters():
         if parameter.is_complex():
             raise TypeError(f"network must be real, but its parameter {name} is {parameter.dtype}")
@@ -136,7 +141,7 @@ def convert_to_sre(
             raise ValueError(f"network must hold values, but its parameter {name} is lazy: run the network once")
         if parameter.is_meta:
             raise ValueError(f"network must hold values, but its parameter {name} is on the meta device")
-    ndim = trial.spatial_dims_of(network)
+    ndim = trial.spatial_dims_of(network, verify)
     check_flags(strict=strict)
     try:
         lengths = None if spacing is None else tuple(map(float, spacing))
@@ -159,13 +164,20 @@ def convert_to_sre(
     )
     options.check(ndim)
     given = None if isinstance(verify, bool) else trial.as_arguments(verify, ndim)
-    runs = verify is not False or options.spacing is not None
-    with trial.prepared(network) if runs else nullcontext():
-        arguments, reason = trial.find_input(network, ndim) if verify is True else (given, "")
-        examples = [] if arguments is None else trial.examples(network, arguments, ndim)
+    with trial.prepared(network):
+        arguments, reason = trial.find_input(network, ndim) if given is None else (given, "")
+        checked = verify is not False and arguments is not None
+        examples = trial.examples(network, arguments, ndim) if checked else []  # type: ignore[arg-type]
         spacings = layer_spacings(network, options.spacing, arguments, ndim)
+        inputs = [example for example, _ in examples] or ([] if arguments is None else [arguments])
+        run = partial(_run_all, network, inputs)
+        calls = functions.calls_of(network, run, ndim, options, spacings)
+    if arguments is None and verify is False:
+        logger.warning(
+            "%s was not run, so functions that a forward calls stay as they are: %s", type(network).__name__, reason
+        )
 
-    plan = _Plan(options, spacings)
+    plan = _Plan(ndim, options, spacings, calls, strict)
     # new layers hold values, whatever the default device; then they go where the old ones are
     with torch.device("cpu"):
         plan.read(network)
@@ -179,6 +191,7 @@ def convert_to_sre(
             with trial.prepared(converted):
                 symmetries = lattice_generators(ndim, options.spacing, options.axes)
                 trial.check(converted, plan.report, symmetries, examples, ndim)
+            plan.name_doubts()
         if strict and plan.report.refused:
             raise ValueError(refusal(plan.report.refused))
     except BaseException:
@@ -192,17 +205,33 @@ def convert_to_sre(
     return converted
 
 
+def _run_all(network: nn.Module, inputs: Sequence[trial.Arguments]) -> None:
+    for arguments in inputs:
+        trial.run(network, arguments)
+
+
 class _Plan:
     """What is to be replaced; nothing is changed before :meth:`apply`."""
 
-    def __init__(self, options: Options, spacings: dict[int, tuple[float, ...]]) -> None:
-        self.options, self.spacings = options, spacings
+    def __init__(
+        self,
+        spatial_dims: int,
+        options: Options,
+        spacings: dict[int, tuple[float, ...]],
+        calls: dict[int, functions.Calls],
+        strict: bool,
+    ) -> None:
+        self.spatial_dims, self.options, self.spacings = spatial_dims, options, spacings
+        self.calls, self.strict = calls, strict
         self.report = ConversionReport()
         self.new: dict[int, nn.Module] = {}
         self.merged: dict[int, rules.Pads] = {}
         self.absorbed: list[tuple[str, nn.Module, nn.Module]] = []
         self.padders: list[tuple[nn.Module, nn.Module]] = []
         self.parents: Counter[int] = Counter()
+        self.blocks: set[int] = set()
+        self.kernels: list[tuple[nn.Parameter, Tensor, Tensor]] = []
+        self.doubts: dict[str, list[str]] = {}
         self.assignments: list[tuple[nn.Module, str, Any]] = []
         self.log: list[tuple[nn.Module, str, Any]] = []
         self.order: dict[int, tuple[nn.Module, list[str]]] = {}
@@ -229,6 +258,8 @@ class _Plan:
 
     def apply(self, network: nn.Module) -> nn.Module:
         """Carry the plan out; returns the network, or what replaces it."""
+        for parameter, _, values in self.kernels:
+            parameter.data = values
         for target, name, value in self.assignments:
             self._set(target, name, value)
         for parent in list(network.modules()):
@@ -239,6 +270,8 @@ class _Plan:
 
     def undo(self) -> None:
         """Put everything back."""
+        for parameter, values, _ in self.kernels:
+            parameter.data = values
         for target, name, old in reversed(self.log):
             if name != "__class__":
                 delattr(target, name)
@@ -268,6 +301,7 @@ class _Plan:
         self.report.entries.append(Entry(name, "replaced", describe(old), describe(new), result.energy))
 
     def _swap_class(self, name: str, module: nn.Module, twin: type[nn.Module]) -> None:
+        self.blocks.add(id(module))
         self.assignments.append((module, "__class__", twin))
         self.report.entries.append(Entry(name, "replaced", type(module).__name__, twin.__name__))
 
@@ -285,6 +319,7 @@ class _Plan:
             pad: Any = module.pad
             conv: Any = children["conv"].conv
             self.merged[id(conv)] = rules.pad_pairs(getattr(pad, "pad", pad))
+            self.blocks |= {id(module), id(pad)}
             self.padders.append((module, conv))
         ordered = list(children.items())
         for index, (pad_name, pad) in enumerate(ordered):
@@ -319,6 +354,7 @@ class _Plan:
             shortcut.keywords["planes"], shortcut.keywords["stride"], self.options.antialias
         )
         self.assignments.append((module, "downsample", new))
+        self.blocks.add(id(module))
         self.report.entries.append(Entry(f"{name}.downsample", "replaced", "shortcut A", describe(new)))
 
     def _read_layer(self, name: str, module: nn.Module) -> None:
@@ -331,7 +367,13 @@ class _Plan:
             raise RefusedError(f"its parameter {positions[0]} is a position embedding")
         if isinstance(module, nn.LayerNorm) and len(module.normalized_shape) > 1 and module.elementwise_affine:
             raise RefusedError("it has weights of its own for each position")
-        if isinstance(module, _ConvTransposeNd):
+        calls = self.calls.get(id(module))
+        if calls is not None and id(module) not in self.blocks:
+            self._read_calls(name, calls)
+        elif rules.acts_elsewhere(module, self.spatial_dims):
+            axes = f"it acts on another number of axes than the {self.spatial_dims} of the image"
+            self._record(name, module, Kept(axes))
+        elif isinstance(module, _ConvTransposeNd):
             self._record(name, module, rules.convert_transposed(module, self.options, self._spacing(module)))
         elif isinstance(module, _ConvNd):
             merged = self.merged.get(id(module))
@@ -344,6 +386,42 @@ class _Plan:
             self._record(name, module, Replaced(monai_blocks.CentredShuffle(module.upscale_factor, 2)))
         elif isinstance(getattr(module, "padding", None), tuple) and "Pad" in type(module).__name__:
             self._record(name, module, rules.convert_padding(module, self.options))
+
+    def _read_calls(self, name: str, calls: functions.Calls) -> None:
+        """Functions that the module's own ``forward`` calls."""
+        module = calls.module
+        self.doubts[name] = calls.doubtful
+        if calls.refused:
+            raise RefusedError("; ".join(calls.refused))
+        if not calls.centred:
+            if isinstance(module, _ConvNd) or rules.is_pool(module):
+                self._record(name, module, Kept("what it calls commutes"))
+            return
+        weight, energy = getattr(module, "weight", None), None
+        if calls.with_weight and isinstance(weight, nn.Parameter):
+            kernel, energy = rules.radial_kernel(module, weight, self.options, self._spacing(module))
+            self.kernels.append((weight, weight.data, kernel))
+        mode = functions.CentredFunctions(
+            self.spatial_dims,
+            self.options,
+            self._spacing(module),
+            functions.is_fixed(module),
+            self.strict,
+            calls.projections,
+        )
+        self.assignments += [
+            (module, "__class__", functions.centred_class(type(module))),
+            (module, functions.MODE, mode),
+        ]
+        after = "on centred grids: " + ", ".join(calls.centred)
+        self.report.entries.append(Entry(name, "replaced", describe(module), after, energy))
+
+    def name_doubts(self) -> None:
+        """Let refusals of the check say which calls may be the cause."""
+        for index, entry in enumerate(self.report.entries):
+            doubtful = self.doubts.get(entry.name) if entry.action == "refused" else None
+            if doubtful and entry.after.startswith("it does not commute"):
+                self.report.entries[index] = replace(entry, after=f"{entry.after}; it calls {', '.join(doubtful)}")
 
     def _spacing(self, module: nn.Module) -> tuple[float, ...] | None:
         return self.spacings.get(id(module), self.options.spacing)

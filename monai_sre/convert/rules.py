@@ -7,17 +7,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from monai.networks.layers.factories import Conv, Pool
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd, _AvgPoolNd, _MaxPoolNd
 
-from monai_sre.convert.options import Options, add_energies, embed, fill, make_layer
+from monai_sre.convert.options import Options, add_energies, embed, fill, make_layer, project
 from monai_sre.convert.report import RefusedError
 from monai_sre.layers import centred
 from monai_sre.layers.pool import CentredNearest
+from monai_sre.ops.arguments import on_cpu
 
-_CENTRED = (centred.CentredConv1d, centred.CentredConv2d, centred.CentredConv3d)
+CENTRED = (centred.CentredConv1d, centred.CentredConv2d, centred.CentredConv3d)
 _CENTRED_TRANSPOSED = (centred.CentredConvTranspose1d, centred.CentredConvTranspose2d, centred.CentredConvTranspose3d)
 #: Pixels that are added at both ends of each axis.
 Pads = list[tuple[int, int]]
@@ -66,7 +68,13 @@ def convert_conv(
                 f"padding_mode={conv.padding_mode!r} behind a padding layer that differs between the ends"
             )
         pads = [(low + more, high + extra) for (low, high), (more, extra) in zip(pads, merged, strict=True)]
-    for what, values in (("kernel_size", taps), ("stride", stride), ("dilation", dilation)):
+    try:
+        options.check_alike("kernel_size", taps)
+    except RefusedError as error:
+        raise RefusedError(
+            f"{error}; in place of a pair of such layers, take one of kernel_size={max(taps)}"
+        ) from error
+    for what, values in (("stride", stride), ("dilation", dilation)):
         options.check_alike(what, values)
     options.check_alike("padding", [low + high for low, high in pads])
     symmetric = all(low == high for low, high in pads)
@@ -100,7 +108,7 @@ def convert_conv(
         arguments["far_padding"] = tuple(amount % 2 for amount in total)
         arguments["antialias"] = options.antialias if any(s > 1 for s in stride) else False
     kernel = embed(conv.weight, size, [low < high for low, high in pads])
-    new = make_layer(Conv["SRECONV", ndim] if on_torch_grid else _CENTRED[ndim - 1], arguments, options, spacing)
+    new = make_layer(Conv["SRECONV", ndim] if on_torch_grid else CENTRED[ndim - 1], arguments, options, spacing)
     energy = fill(new, kernel, conv.bias, conv, options)
     if options.energies is not None and max(size) > 1:
         new = add_energies(new, arguments, options, spacing)
@@ -225,6 +233,40 @@ def convert_upsample(layer: nn.Upsample, options: Options) -> Replaced | Kept:
     return Replaced(twin)
 
 
+def acts_elsewhere(module: nn.Module, spatial_dims: int) -> bool:
+    """Whether a convolution or pool is made for another number of axes than the image has, such as one over channels."""
+    if not (isinstance(module, _ConvNd) or is_pool(module)):
+        return False
+    return int(torch_base(module).__name__[-2]) != spatial_dims
+
+
+def radial_kernel(
+    module: nn.Module, weight: nn.Parameter, options: Options, spacing: tuple[float, ...] | None
+) -> tuple[Tensor, float | None]:
+    """The radial kernel for the weight of a module that computes its convolution itself, and the share that it keeps."""
+    size = tuple(weight.shape[2:])
+    if max(size) == 1:
+        return weight.data, None
+    arguments = {"in_channels": weight.shape[1], "out_channels": weight.shape[0], "kernel_size": size, "bias": False}
+    new: Any = make_layer(CENTRED[len(size) - 1], arguments, options, spacing)
+    new.to(weight.device, weight.dtype)
+    new.reset_parameters()
+    energy = None
+    if options.init == "project":
+        coefficients, energy = project(weight, new.basis)
+        new.weight.data.copy_(coefficients)
+    return new.kernel().detach(), energy
+
+
+@on_cpu
+def radial_projection(size: tuple[int, ...], options: Options, spacing: tuple[float, ...] | None) -> Tensor:
+    """The matrix, on flat kernels, of the projection on radial ones; float64."""
+    arguments = {"in_channels": 1, "out_channels": 1, "kernel_size": size, "bias": False, "dtype": torch.float64}
+    rings: Any = make_layer(CENTRED[len(size) - 1], arguments, options, spacing).basis
+    with torch.no_grad():
+        return torch.linalg.pinv(rings.flatten(1)) @ rings.flatten(1)
+
+
 def convert_padding(layer: nn.Module, options: Options) -> Kept:
     """Why a padding layer may stay."""
     pads: Any = layer.padding
@@ -250,12 +292,22 @@ def is_pool(module: nn.Module) -> bool:
     return isinstance(module, (_MaxPoolNd, _AvgPoolNd, _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd))
 
 
+def torch_base(module: nn.Module) -> type[nn.Module]:
+    """PyTorch's own class of a module."""
+    return next(kind for kind in type(module).__mro__ if kind.__module__.startswith("torch.nn.modules."))
+
+
+def has_own_forward(module: nn.Module) -> bool:
+    """Whether its class computes something else than PyTorch's own class of it."""
+    own, base = type(module), torch_base(module)
+    return any(getattr(own, name, None) is not getattr(base, name, None) for name in ("forward", "_conv_forward"))
+
+
 def _torch_base(module: nn.Module, verb: str) -> type[nn.Module]:
     """PyTorch's own class of a module, unless a subclass of it does something else."""
-    own = type(module)
-    base = next(kind for kind in own.__mro__ if kind.__module__.startswith("torch.nn.modules."))
-    if any(getattr(own, name, None) is not getattr(base, name, None) for name in ("forward", "_conv_forward")):
-        raise RefusedError(f"{own.__name__} changes how {base.__name__} {verb}")
+    base = torch_base(module)
+    if has_own_forward(module):
+        raise RefusedError(f"{type(module).__name__} changes how {base.__name__} {verb}, and was not seen to run")
     return base
 
 
@@ -265,8 +317,21 @@ def _spatial_dims(conv: nn.Module, kind: str) -> int:
     if not found:
         raise RefusedError(f"{type(conv).__name__} is no convolution that is known here")
     if {"weight", "bias"} - conv._parameters.keys():
-        raise RefusedError("its weight or bias is computed (weight norm, spectral norm, parametrization)")
+        raise RefusedError(
+            f"its weight or bias is computed (by {', '.join(_reparametrised_by(conv))}): remove that before the "
+            "conversion, and apply it anew to the new layer"
+        )
     return found[0]
+
+
+def _reparametrised_by(module: nn.Module) -> list[str]:
+    """Names of the parametrisations and hooks of ``torch.nn.utils`` that compute parameters of a module."""
+    chains = getattr(module, "parametrizations", {})
+    makers = [maker for key in chains for maker in chains[key]]
+    makers += [
+        hook for hook in module._forward_pre_hooks.values() if type(hook).__module__.startswith("torch.nn.utils")
+    ]
+    return [type(maker).__name__.lstrip("_") for maker in makers]
 
 
 def _conv_pads(conv: _ConvNd) -> Pads:

@@ -85,11 +85,14 @@ def _trial_values(tensor: Tensor, values: Tensor, generator: torch.Generator) ->
     return values
 
 
-def spatial_dims_of(network: nn.Module) -> int:
-    """Number of spatial axes, from the first convolution or pool that has one.
+def spatial_dims_of(network: nn.Module, verify: Any = True) -> int:
+    """Number of spatial axes, from the convolutions and pools.
+
+    Where there are several, as with a convolution over channels beside those over the image, it is that of the input that
+    the user gave, or of one that the network accepts.
 
     Raises:
-        ValueError: there is none, or there are several.
+        ValueError: there is none, or no input tells which of several.
     """
     found = {
         int(base.__name__[-2])
@@ -97,12 +100,23 @@ def spatial_dims_of(network: nn.Module) -> int:
         for base in type(module).__mro__
         if base.__name__[-2:] in ("1d", "2d", "3d") and ("Conv" in base.__name__ or "Pool" in base.__name__)
     }
-    if len(found) != 1:
-        raise ValueError(
-            f"network must hold convolutions or pools of one number of spatial axes, got {sorted(found) or 'none'} "
-            f"in {type(network).__name__}"
-        )
-    return found.pop()
+    if len(found) == 1:
+        return found.pop()
+    shape: Sequence[Any] = ()
+    if isinstance(verify, Tensor):
+        shape = verify.shape
+    elif isinstance(verify, Sequence) and verify:
+        shape = verify[0].shape if isinstance(verify[0], Tensor) else verify
+    if len(shape) - 2 in found:
+        return len(shape) - 2
+    with prepared(network):
+        for spatial_dims in sorted(found, reverse=True):
+            if find_input(network, spatial_dims)[0] is not None:
+                return spatial_dims
+    raise ValueError(
+        f"network must hold convolutions or pools of one number of spatial axes, got {sorted(found) or 'none'} "
+        f"in {type(network).__name__}; an input in verify tells which of several"
+    )
 
 
 def find_input(network: nn.Module, spatial_dims: int, divisible: bool = False) -> tuple[Arguments | None, str]:

@@ -8,6 +8,7 @@ maximum). The number of outputs is that of ``torch.nn``; so are the values where
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import wraps
 from typing import Any
@@ -283,3 +284,41 @@ def centred_fit(x: Tensor, size: list[int]) -> Tensor:
     if min(crop) < 0:
         x = pad_ends(x, crop)
     return join_neighbours(x, joins)
+
+
+def centred_pad(x: Tensor, size: list[int], mode: str = "constant", value: float = 0.0) -> Tensor:
+    """Pad or crop the last axes to ``size``, alike at both ends, by places that are counted: without a branch on a size.
+
+    So a graph serves all sizes, also where they are those of another map. Where half a pixel is to be added at each end,
+    neighbours are joined: by their mean, or by their maximum where ``value`` is ``-inf``.
+
+    Args:
+        x: shape ``(N, C, *spatial)``.
+        size: wanted sizes, one per axis.
+        mode: as in ``torch.nn.functional.pad``: ``"constant"``, ``"replicate"``, ``"reflect"`` or ``"circular"``.
+        value: what is added with ``"constant"``.
+
+    Returns:
+        Tensor of shape ``(N, C, *size)``.
+
+    Example:
+        >>> centred_pad(torch.tensor([[[1.0, 3.0, 5.0]]]), [4]), centred_pad(torch.tensor([[[1.0, 3.0, 5.0]]]), [5])
+        (tensor([[[0.5000, 2.0000, 4.0000, 2.5000]]]), tensor([[[0., 1., 3., 5., 0.]]]))
+    """
+    for axis, length in enumerate(size, x.dim() - len(size)):
+        count, last = x.size(axis), x.size(axis) - 1
+        steps = torch.arange(length, device=x.device) - length
+        ends = []
+        for up in (0, 1):
+            places = steps + (count + length + up) // 2  # of what is not negative, rounded down
+            if mode == "reflect":
+                places = last - (last - places.abs()).abs()
+            elif mode == "circular":
+                places = places.remainder(count)
+            end = x.index_select(axis, places.clamp(0, last))
+            if mode == "constant":
+                within = ((places >= 0) & (places <= last)).reshape([-1] + [1] * (x.dim() - 1 - axis))
+                end = end.where(within, value)
+            ends.append(end)
+        x = torch.maximum(*ends) if value == -math.inf else (ends[0] + ends[1]) / 2
+    return x

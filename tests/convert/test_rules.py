@@ -14,6 +14,7 @@ from monai.networks.blocks import SubpixelUpsample, UpSample
 from monai.networks.utils import pixelshuffle
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils import prune
 
 from monai_sre import SREConv2d, conversion_report, convert_to_sre, equivariance_error
 from monai_sre.convert.options import Options
@@ -191,8 +192,23 @@ def test_larger_kernels() -> None:
 def test_a_computed_bias_is_refused() -> None:
     conv = nn.Conv2d(1, 2, 3, padding=1)
     nn.utils.parametrize.register_parametrization(conv, "bias", nn.Softplus())
-    with pytest.raises(ValueError, match="weight or bias is computed"):
+    with pytest.raises(ValueError, match=r"weight or bias is computed \(by Softplus\): remove that before"):
         convert_to_sre(nn.Sequential(conv))
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated:FutureWarning")
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        (nn.utils.weight_norm, "WeightNorm"),
+        (nn.utils.spectral_norm, "SpectralNorm"),
+        (nn.utils.parametrizations.spectral_norm, "SpectralNorm"),
+        (lambda conv: prune.l1_unstructured(conv, "weight", 0.5), "L1Unstructured"),
+    ],
+)
+def test_computed_weights_are_refused_by_name(change: Callable[[nn.Module], nn.Module], name: str) -> None:
+    with pytest.raises(ValueError, match=rf"0 .*weight or bias is computed \(by {name}\)"):
+        convert_to_sre(nn.Sequential(change(nn.Conv2d(2, 4, 3, padding=1))))
 
 
 @pytest.mark.parametrize(
@@ -241,14 +257,10 @@ def test_padding_is_paired_from_the_last_axis() -> None:
     assert list(functional.pad(x, pads).shape[2:]) == sizes
 
 
-def test_subclasses_with_a_forward_of_their_own_are_refused() -> None:
+def test_subclasses_with_a_forward_of_their_own() -> None:
     class DoublePool2d(nn.AvgPool2d):
         def forward(self, x: Tensor) -> Tensor:
             return 2 * super().forward(x)
-
-    class MaxPool2dSame(nn.MaxPool2d):
-        def forward(self, x: Tensor) -> Tensor:
-            return super().forward(functional.pad(x, (0, 1, 0, 1)))
 
     class Twice(nn.Upsample):
         def forward(self, x: Tensor) -> Tensor:
@@ -257,11 +269,19 @@ def test_subclasses_with_a_forward_of_their_own_are_refused() -> None:
     class Named(nn.MaxPool2d):
         pass
 
-    for module, base in ((DoublePool2d(2), "AvgPool2d pools"), (MaxPool2dSame(2), "MaxPool2d pools")):
-        with pytest.raises(ValueError, match=f"changes how {base}"):
-            convert_to_sre(nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), module))
-    with pytest.raises(ValueError, match="Twice changes how Upsample interpolates"):
-        convert_to_sre(nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), Twice(scale_factor=2.5)))
+    x = torch.randn(1, 2, 8, 11, dtype=torch.float64)
+    for module, plain in ((DoublePool2d(2), nn.AvgPool2d(2)), (Twice(scale_factor=2.5), nn.Upsample(scale_factor=2.5))):
+        found, twin = (
+            convert_to_sre(nn.Sequential(nn.Conv2d(2, 2, 1), layer).double())[1] for layer in (module, plain)
+        )
+        torch.testing.assert_close(found(x), 2 * twin(x))
+        assert max(equivariance_error(found, x).values()) < 1e-12
+    network = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.Identity())
+    network[1].unused = DoublePool2d(2)
+    with pytest.raises(
+        ValueError, match=r"1\.unused .*DoublePool2d changes how AvgPool2d pools, and was not seen to run"
+    ):
+        convert_to_sre(network)
     converted = convert_to_sre(nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), Named(2)))
     assert type(converted[1]).__name__ == "CentredMaxPool2d"
 

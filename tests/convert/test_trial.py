@@ -224,8 +224,11 @@ def test_numbers_of_spatial_axes() -> None:
     assert trial.spatial_dims_of(nn.Sequential(nn.Linear(2, 2), nn.AvgPool3d(2))) == 3
     with pytest.raises(ValueError, match=r"of one number of spatial axes, got none in Linear"):
         trial.spatial_dims_of(nn.Linear(2, 2))
-    with pytest.raises(ValueError, match=r"of one number of spatial axes, got \[1, 2\] in Sequential"):
-        trial.spatial_dims_of(nn.Sequential(nn.Conv1d(1, 1, 1), nn.Conv2d(1, 1, 1)))
+    both = nn.Sequential(nn.Conv1d(1, 1, 1), nn.Conv3d(1, 1, 1))
+    with pytest.raises(ValueError, match=r"of one number of spatial axes, got \[1, 3\] in Sequential"):
+        trial.spatial_dims_of(both)
+    for verify in (torch.zeros(1, 1, 8), (1, 1, 8), (torch.zeros(1, 1, 8), 3)):
+        assert trial.spatial_dims_of(both, verify) == 1
 
 
 def test_stencils_are_exact_inside() -> None:
