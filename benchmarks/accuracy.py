@@ -42,9 +42,7 @@ MODELS = {
     ),
     "sre": Model("SRE, Gaussian rings", (), RADIAL, colour="tab:pink", settings_3d=UNSTRIDED),
     "harmonic": Model("SRE, Gaussian rings and harmonic energies (the bundles)", colour="tab:purple"),
-    "everywhere": Model(
-        "the same, energies in every layer", (), {"network_def#conv": "harmonic"}, settings_3d=UNSTRIDED
-    ),
+    "unstrided": Model("the same, stem of stride 1", settings_3d=UNSTRIDED),
     "plain-wide": Model("plain, width 64", ("plain.json",), {"network_def#block_inplanes": [64, 128, 256, 512]}),
     "sre-wide": Model("SRE, Gaussian rings, width 64, kernels 9, 9, 5, 5", (), {**RADIAL, **_OFFICIAL_SIZE}),
     "official": Model(

@@ -90,7 +90,7 @@ def suite_export(effort: Effort) -> list[dict[str, Any]]:
     rows = []
     for ndim, channels, width, size in INPUTS[:1] if effort.quick else INPUTS:
         networks = {}
-        for kind in (PLAIN, *KINDS) if ndim == 2 else (PLAIN, *KINDS)[:4]:
+        for kind in (PLAIN, *KINDS) if ndim == 2 else (PLAIN, *KINDS)[:3]:
             whole = None if effort.quick else resnet(kind, ndim, channels, CLASSES, width)
             networks[kind] = (whole or one_layer(kind, channels, CLASSES)).eval()
         x = torch.randn(1, channels, *[size] * ndim)

@@ -53,12 +53,10 @@ NETWORKS = (
 )
 NAMES = ("auto", "harmonic", "dense", "SRE-Conv", "GMR-Conv", "plain 3")
 PLAIN = "plain 3"
-#: What :func:`resnet` gives beside plain kernels of 3. In 2-D the bundle for classification has energies in all layers, in
-#: 3-D in the first stage.
+#: What :func:`resnet` gives beside plain kernels of 3; the bundles for classification take energies.
 KINDS: dict[str, dict[str, Any]] = {
     "radial 5": {"kernel_size": 5},
     "energies 5": {"kernel_size": 5, "conv": "harmonic"},
-    "energies 5, first stage": {"kernel_size": 5, "conv": ["harmonic", "radial", "radial", "radial"]},
     "radial 9, 9, 5, 5": {"kernel_size": (9, 9, 5, 5)},
 }
 
