@@ -203,7 +203,7 @@ def layer_errors(
     wanted = [exact, *torch.autograd.grad(exact, values, slope.double())]
     with precision("float32", bench.device):
         basis = basis.float()
-        found = [gpu.ring_conv(x, weight, bias, basis, *geometry)]
+        found: list[Any] = [gpu.ring_conv(x, weight, bias, basis, *geometry)]
         found += gpu.ring_conv_gradients(slope, x, weight, basis, *geometry, (True, True, True))
     return _errors(("values", "by input", "by weights", "by bias"), found, wanted)
 
@@ -317,7 +317,8 @@ def layer_times(bench: Bench, case: Case, mode: str, training: bool, last: bool)
 
 def part_networks(bench: Bench, rows: Callable[..., Any]) -> None:
     """Networks of the bundles' kinds, then what is compiled, then those of the published packages."""
-    planar, solid = ("energies 5", "radial 5", "radial 9, 9, 5, 5"), ("energies 5", "radial 5")
+    planar: Sequence[str] = ("energies 5", "radial 5", "radial 9, 9, 5, 5")
+    solid: Sequence[str] = ("energies 5", "radial 5")
     if bench.tiny:
         planar = planar[:2]
     for mode in bench.modes:
@@ -433,7 +434,7 @@ def loop(bench: Bench, ndim: int, batch: int, model: Model, amp: bool) -> dict[s
         file = Path(folder) / "random.npz"
         shape, few = (size,) * ndim + ((3,) if ndim == 2 else ()), max(4, images // 16)
         draw = np.random.default_rng(0)
-        arrays = {}
+        arrays: dict[str, Any] = {}
         for split, count in (("train", images), ("val", few), ("test", few)):
             arrays[f"{split}_images"] = draw.integers(0, 255, (count, *shape), dtype=np.uint8)
             arrays[f"{split}_labels"] = np.arange(count)[:, None] % 2
