@@ -76,8 +76,8 @@ _COLUMNS = {
 READING = """
 ## What was kept
 
-**2-D: energies in every layer.** In the stem and two stages alone they make a step cheaper, and after 40 epochs they validate
-as well. After the bundle's own 100 epochs they do not (the second table), so the default stays; its step costs no more than the
+**2-D: energies in every layer.** In the stem and two stages alone a step is cheaper, and after 40 epochs they validate
+as well. After the bundle's own 100 epochs they do not (second table), so the default stays; its step costs no more than the
 plain network's.
 
 **3-D: energies in every layer, behind a stem of stride 2**, as the plain network has it. The stem at full resolution took
