@@ -29,20 +29,18 @@ from benchmarks.cells import (
 
 RADIAL = {"network_def#conv": "radial", "network_def#profile": "gaussian", "network_def#orthonormal": True}
 _BANDS = {"network_def#profile": "band", "network_def#orthonormal": False}
-#: In 3-D, the strides of the networks that the bundles had before their stem had one.
-UNSTRIDED = {"network_def#stem_stride": 1, "network_def#strides": [2, 2, 2, 2]}
+#: In 3-D, the stem behind a stride, as the plain network's is.
+STRIDED = {"network_def#stem_stride": 2, "network_def#strides": [1, 2, 2, 2]}
 _OFFICIAL_SIZE = {"network_def#width": 64, "network_def#kernel_size": [9, 9, 5, 5]}
 _PEER = "benchmarks.peer_networks.PeerResNet18"
 MODELS = {
     "plain": Model("plain, kernels of 3", ("plain.json",), colour="tab:blue"),
     "plain-turned": Model("plain, random rotations in training", ("plain.json",), turned=True, colour="tab:orange"),
     "plain-averaged": Model("plain, averaged over rotations at test time", averaged="plain", colour="tab:green"),
-    "bands": Model(
-        "SRE, bands (the published kernel)", (), {**RADIAL, **_BANDS}, colour="tab:red", settings_3d=UNSTRIDED
-    ),
-    "sre": Model("SRE, Gaussian rings", (), RADIAL, colour="tab:pink", settings_3d=UNSTRIDED),
+    "bands": Model("SRE, bands (the published kernel)", (), {**RADIAL, **_BANDS}, colour="tab:red"),
+    "sre": Model("SRE, Gaussian rings", (), RADIAL, colour="tab:pink"),
     "harmonic": Model("SRE, Gaussian rings and harmonic energies (the bundles)", colour="tab:purple"),
-    "unstrided": Model("the same, stem of stride 1", settings_3d=UNSTRIDED),
+    "strided": Model("the same, stem of stride 2", settings_3d=STRIDED),
     "plain-wide": Model("plain, width 64", ("plain.json",), {"network_def#block_inplanes": [64, 128, 256, 512]}),
     "sre-wide": Model("SRE, Gaussian rings, width 64, kernels 9, 9, 5, 5", (), {**RADIAL, **_OFFICIAL_SIZE}),
     "official": Model(
