@@ -411,8 +411,12 @@ def _named(launch: dict[str, Any], mode: str) -> tuple[str, ...]:
 
 def summary(sm: str, rows: Sequence[dict[str, Any]]) -> list[str]:
     """What the tables of one architecture say, as sentences made from their rows."""
-    lines = []
-    for mode in MODES:
+    launches = [launch for row in rows for launch in row["launches"]]
+    spilled = [launch["spilled"] for launch in launches if launch["spilled"]]
+    lines = [
+        f"* sm_{sm}: spills in {len(spilled)} of {len(launches)} launches, of {max(spilled, default=0)} bytes at most."
+    ]
+    for mode in dict.fromkeys(row["mode"] for row in rows):
         for ndim, kernel in sorted({(len(row["shape"]) - 2, row["kernel"]) for row in rows}):
             own = [row for row in rows if (row["mode"], len(row["shape"]) - 2, row["kernel"]) == (mode, ndim, kernel)]
             radial = [row for row in own if "energies" not in row["operation"]]
@@ -421,6 +425,8 @@ def summary(sm: str, rows: Sequence[dict[str, Any]]) -> list[str]:
                 for key in ("plain_us", "dense_us")
             )
             limits = [limit_of(row["us"]) for row in radial]
+            if not limits:
+                continue
             most = max(set(limits), key=limits.count)
             lines.append(
                 f"* sm_{sm}, {mode}, {ndim}-D, kernel {kernel}: {ratios[0]:.1f} to {ratios[-1]:.1f} times the bound of a "

@@ -14,6 +14,9 @@ from tests.testers import SLOW_CHECKS
 #: Environment variable with the folder of data sets that tests on real data read.
 DATA_VARIABLE = "MONAI_SRE_DATA"
 
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # before anything imports Triton, whose own functions read it then
+
 settings.register_profile(
     "suite", deadline=None, derandomize=True, max_examples=60, suppress_health_check=[HealthCheck.too_slow]
 )

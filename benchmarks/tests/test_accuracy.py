@@ -30,7 +30,8 @@ def test_a_model_is_another_network_where_it_says_so(name: str, dataset: str) ->
         pytest.skip(f"{MISSING[name]} is not installed")
     model, source = (MODELS | VARIANTS)[name], source_of(dataset)
     network, bundles = network_of(source, model).eval(), network_of(source, UNCHANGED)
-    changed = model.overlays or model.other or model.wrapper or any("network_def" in key for key in model.settings)
+    settings = model.settings | (model.settings_3d if source.spatial_dims == 3 else {})
+    changed = model.overlays or model.other or model.wrapper or any("network_def" in key for key in settings)
     assert (repr(network) != repr(bundles)) == bool(changed)
     x = torch.randn(2, 1, 16, 16) if dataset == "breastmnist" else torch.randn(2, 1, 16, 16, 16)
     with torch.no_grad():
