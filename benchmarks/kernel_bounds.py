@@ -406,10 +406,15 @@ def _named(launch: dict[str, Any], mode: str) -> tuple[str, ...]:
 def summary(sm: str, rows: Sequence[dict[str, Any]]) -> list[str]:
     """What the tables of one architecture say, as sentences made from their rows."""
     lines = []
+    radial_rows = [row for row in rows if "energies" not in row["operation"]]
     for mode in MODES:
-        for ndim, kernel in sorted({(len(row["shape"]) - 2, row["kernel"]) for row in rows}):
-            own = [row for row in rows if (row["mode"], len(row["shape"]) - 2, row["kernel"]) == (mode, ndim, kernel)]
-            radial = [row for row in own if "energies" not in row["operation"]]
+        kinds = {(len(row["shape"]) - 2, row["kernel"]) for row in radial_rows if row["mode"] == mode}
+        for ndim, kernel in sorted(kinds):
+            radial = [
+                row
+                for row in radial_rows
+                if (row["mode"], len(row["shape"]) - 2, row["kernel"]) == (mode, ndim, kernel)
+            ]
             ratios, dense = (
                 sorted(max(row["us"].values()) / max(row[key].values()) for row in radial)
                 for key in ("plain_us", "dense_us")
