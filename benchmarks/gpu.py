@@ -67,6 +67,7 @@ class Results:
         ...     results = Results(Path(folder) / "gpu_any.json", {"torch": "2"}, again=False)
         ...     made = results.row("layers", "a layer", lambda: {"ms": 1.0})
         ...     kept = Results(results.path, {"torch": "2"}, again=False).row("layers", "a layer", lambda: {"ms": 2.0})
+        layers a layer {'ms': 1.0}
         >>> made, kept
         ({'ms': 1.0}, {'ms': 1.0})
     """

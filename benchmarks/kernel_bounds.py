@@ -416,17 +416,20 @@ def summary(sm: str, rows: Sequence[dict[str, Any]]) -> list[str]:
     lines = [
         f"* sm_{sm}: spills in {len(spilled)} of {len(launches)} launches, of {max(spilled, default=0)} bytes at most."
     ]
+    radial_rows = [row for row in rows if "energies" not in row["operation"]]
     for mode in dict.fromkeys(row["mode"] for row in rows):
-        for ndim, kernel in sorted({(len(row["shape"]) - 2, row["kernel"]) for row in rows}):
-            own = [row for row in rows if (row["mode"], len(row["shape"]) - 2, row["kernel"]) == (mode, ndim, kernel)]
-            radial = [row for row in own if "energies" not in row["operation"]]
+        kinds = {(len(row["shape"]) - 2, row["kernel"]) for row in radial_rows if row["mode"] == mode}
+        for ndim, kernel in sorted(kinds):
+            radial = [
+                row
+                for row in radial_rows
+                if (row["mode"], len(row["shape"]) - 2, row["kernel"]) == (mode, ndim, kernel)
+            ]
             ratios, dense = (
                 sorted(max(row["us"].values()) / max(row[key].values()) for row in radial)
                 for key in ("plain_us", "dense_us")
             )
             limits = [limit_of(row["us"]) for row in radial]
-            if not limits:
-                continue
             most = max(set(limits), key=limits.count)
             lines.append(
                 f"* sm_{sm}, {mode}, {ndim}-D, kernel {kernel}: {ratios[0]:.1f} to {ratios[-1]:.1f} times the bound of a "

@@ -43,7 +43,7 @@ def _sums(
     columns: tl.constexpr = KERNEL[2]
     taps: tl.constexpr = KERNEL[0] * KERNEL[1] * KERNEL[2]
     total = tl.zeros([BLOCK_C, RINGS, BLOCK_P], tl.float32)
-    rows = image[None, :] + channel.to(tl.int64)[:, None] * stride_c
+    rows = image[None, None, :] + channel.to(tl.int64)[:, None, None] * stride_c  # as the total is laid out
     for plane in range(KERNEL[0] * KERNEL[1]):
         at_z = z + plane // KERNEL[1] * DILATION[0]
         at_y = y + plane % KERNEL[1] * DILATION[1]
@@ -63,13 +63,13 @@ def _sums(
                 inside = inside & (at_x % ZOOM[2] == 0)
                 at_x = at_x // ZOOM[2]
             inside = inside & (at_x < width)
-            mask = (channel < channels)[:, None] & inside[None, :]
-            values = tl.load(rows + (offset + at_x * stride_w)[None, :], mask=mask, other=0.0).to(tl.float32)
+            mask = (channel < channels)[:, None, None] & inside[None, None, :]
+            values = tl.load(rows + (offset + at_x * stride_w)[None, None, :], mask=mask, other=0.0).to(tl.float32)
             tap = plane * KERNEL[2] + column
             if MIRROR:
                 tap = taps - 1 - tap
             factor = tl.load(basis + ring * taps + tap, mask=ring < B, other=0.0).to(tl.float32)
-            total += values[:, None, :] * factor[None, :, None]
+            total += values * factor[None, :, None]
     return total
 
 
