@@ -209,18 +209,29 @@ def layer_errors(
 
 
 def energy_errors(bench: Bench, shape: tuple[int, ...], dtype: torch.dtype, last: bool) -> dict[str, Any]:
-    """Errors of energies of orders 1 and 2 in Triton."""
+    """Errors of energies of orders 1 and 2 in Triton, alone and mixed into other maps."""
     (x,) = _operands(bench, dtype, shape)
     x = _channels_last(x) if last else x
     stencils = [harmonic_stencils(order, len(shape) - 2).to(bench.device) for order in (1, 2)]
     value = x.double().requires_grad_()
     exact = torch.cat([energy.exported_energy(value, stencil.double(), 1e-3) for stencil in stencils], dim=1)
     (slope,) = _operands(bench, dtype, tuple(exact.shape))
-    (by_x,) = torch.autograd.grad(exact, value, slope.double())
+    (by_x,) = torch.autograd.grad(exact, value, slope.double(), retain_graph=True)
     own = [stencil.float() for stencil in stencils]
-    values, _ = gpu.energies(x, own, 1, 1e-3)
-    again, gradient = gpu.energies(x, own, 1, 1e-3, slope)
-    return _errors(("values", "values with gradient", "by input"), (values, again, gradient), (exact, exact, by_x))
+    radial, mixer = _operands(bench, dtype, shape, (shape[1], exact.shape[1], *[1] * (len(shape) - 2)))
+    (by_sum,) = _operands(bench, dtype, shape)
+    weight = mixer.double().requires_grad_()
+    mixed = radial.double() + torch.einsum("oc...,nc...->no...", weight.flatten(1), exact)
+    with precision("float32", bench.device):
+        values, _ = gpu.energies(x, own, 1, 1e-3)
+        again, gradient = gpu.energies(x, own, 1, 1e-3, slope)
+        added = gpu.add_energies(radial, x, own, mixer, None, 1, 1e-3)
+        by_maps, by_weight, _ = gpu.add_energies_gradients(by_sum, x, mixer, own, 1, 1e-3, (True, True, False))
+    return _errors(
+        ("values", "values with gradient", "by input", "mixed", "mixed, by input", "mixed, by weights"),
+        (values, again, gradient, added, by_maps, by_weight),
+        (exact, exact, by_x, mixed, *torch.autograd.grad(mixed, (value, weight), by_sum.double())),
+    )
 
 
 def logit_errors(bench: Bench, ndim: int) -> dict[str, Any]:
