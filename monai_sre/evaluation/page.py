@@ -31,8 +31,8 @@ table {{ border-collapse: collapse }}
 body > table > tbody > tr > td, body > table > tbody > tr > th {{
   border-top: 1px solid #ccc; padding: .7em 1.2em .7em 0; vertical-align: top; text-align: left }}
 td td, td th {{ padding: 0 .9em .1em 0; text-align: left; font-weight: normal }}
-img {{ display: block; max-width: 100% }}
-.name {{ font-weight: 600; overflow-wrap: anywhere; max-width: 24em }}
+img {{ display: block }}
+.name {{ font-weight: 600; overflow-wrap: anywhere; min-width: 12em; max-width: 24em }}
 .path {{ color: #666; font-size: 85%; overflow-wrap: anywhere; max-width: 28em }}
 .warning {{ color: #8a5300 }} .error {{ color: #b00020 }}
 .bar {{ background: #e8e8e8; width: 9em }} .bar div {{ background: #4363d8; height: .8em }}
@@ -79,7 +79,7 @@ class RunPage:
     def start(self) -> None:
         """Write the head of the page over an earlier one."""
         self._rows, self._pictures = [], 0
-        note = f"{self.note} Rows behind the first {MAX_PICTURES} pictures have none."
+        note = f"{self.note} The first {MAX_PICTURES} images that can be used have a picture."
         self.path.write_text(_HEAD.format(title=escape(self.title), note=escape(note)), encoding="utf-8")
 
     @property
