@@ -5,7 +5,7 @@ out for a piece of the batch, and cuBLAS mixes them. A training step keeps the i
 for the device, looks at values, or uses a stream of its own, so CUDA graphs capture it.
 
 Operands that the kernels do not take, devices older than :data:`OLDEST`, a missing Triton and a kernel that does not compile
-take :mod:`monai_sre.ops.ring.portable`; the last two say so once in the log.
+take :mod:`monai_sre.ops.ring.portable`; the last three say so once in the log.
 """
 
 from __future__ import annotations
@@ -43,7 +43,19 @@ _failed: list[str] = []
 @constant_of_graphs
 def _serves(device: torch.device, asked: bool) -> bool:
     capability = torch.cuda.get_device_capability(device)
-    return capability >= OLDEST and (asked or capability in MEASURED) and _has_triton()
+    return (asked or capability in MEASURED) and _is_new_enough(capability) and _has_triton()
+
+
+@cache
+def _is_new_enough(capability: tuple[int, int]) -> bool:
+    if capability < OLDEST:
+        found, needed = (".".join(map(str, numbers)) for numbers in (capability, OLDEST))
+        _log.warning(
+            "A GPU of compute capability %s is older than %s: torch's own convolutions form sums over rings",
+            found,
+            needed,
+        )
+    return capability >= OLDEST
 
 
 @cache

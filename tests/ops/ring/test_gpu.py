@@ -262,6 +262,17 @@ def test_devices_that_are_served(
     assert gpu._serves(torch.device("cuda"), asked) == served
 
 
+def test_an_old_device_is_told_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 0))
+    gpu._is_new_enough.cache_clear()
+    with caplog.at_level(logging.WARNING):
+        for asked in (False, True, True):
+            assert not gpu._serves(torch.device("cuda"), asked)
+    assert [record.message for record in caplog.records] == [
+        "A GPU of compute capability 7.0 is older than 8.0: torch's own convolutions form sums over rings"
+    ]
+
+
 def test_a_missing_triton_is_told_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     gpu._has_triton.cache_clear()
