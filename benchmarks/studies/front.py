@@ -85,7 +85,7 @@ steadiness (`../../results/accuracy.md`), so the default stays; `--network_def#s
 "[1,2,2,2]"` is there for whom time counts more. Energies in the stem and the first stage alone would be cheaper still, and
 validate best in AUC, but they decide less steadily: their consistency is the lower one.
 
-98 and 78 validation images tell no more than this apart. The rows with one seed were not tried with others.
+98 and 78 validation images tell no more than this apart.
 """
 
 
