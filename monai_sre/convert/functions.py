@@ -16,6 +16,7 @@ Which modules these are is found by running the network in eval mode (:func:`cal
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -244,7 +245,8 @@ def _blank(kind: type[nn.Module]) -> nn.Module:
     return twin.__new__(twin)
 
 
-_TORCH, _OURS = (str(Path(file).parent) for file in (torch.__file__, Path(__file__).parent))
+#: Folders of torch and of this package; torchvision's begins alike, up to the separator.
+_TORCH, _OURS = (f"{Path(file).parent}{os.sep}" for file in (torch.__file__, Path(__file__).parent))
 
 
 def _users_frame() -> FrameType | None:

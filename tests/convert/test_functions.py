@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import monai_sre
 from monai_sre import conversion_report, convert_to_sre, equivariance_error, fold_sre
 from monai_sre.convert.functions import CentredFunctions
 from monai_sre.convert.options import Options
@@ -236,6 +239,16 @@ def test_functions_of_modules_are_left_alone() -> None:
         off = nn.MaxPool2d(3, 2)(x)
     assert torch.equal(off, F.max_pool2d(x, 3, 2))
     assert max(equivariance_error(nn.MaxPool2d(3, 2), x).values()) > 0.1
+
+
+@pytest.mark.parametrize(("package", "name"), [(torch, "vision"), (monai_sre, "_study")])
+def test_packages_whose_names_begin_alike(package: Any, name: str) -> None:
+    """Code in ``torchvision`` is a network's own, although the path of ``torch`` is where its path begins."""
+    file, names = f"{Path(package.__file__).parent}{name}/net.py", dict[str, Any]()
+    code = "from torch import pixel_unshuffle\ndef halve(x):\n    return pixel_unshuffle(x, 2)"
+    exec(compile(code, file, "exec"), names)
+    with CentredFunctions(2, Options()), pytest.raises(ValueError, match=f"{re.escape(file)}:3"):
+        names["halve"](torch.zeros(1, 1, 4, 4))
 
 
 def test_padding_of_a_maximum() -> None:
