@@ -76,7 +76,7 @@ READING = """
 
 **2-D: energies in every layer.** In the stem and two stages alone a step is cheaper, and after 40 epochs they validate
 as well. After the bundle's own 100 epochs they do not (second table; trained anew since random numbers are drawn item by
-item, seed 0 of the default reaches 0.931), so the default stays; its step costs about as much
+item, seed 0 of the default reaches 0.931, `front_again.json`), so the default stays; its step costs about as much
 as the plain network's.
 
 **3-D: energies in every layer, the stem at full resolution.** A stem of stride 2, as the plain network has it, takes two

@@ -86,10 +86,11 @@ def _fits(x: Tensor) -> bool:
     return x.numel() > 0 and x[0].numel() < 2**31 and x.shape[0] * math.prod(x.shape[2:]) < 2**30
 
 
-def attempt(function: Callable[..., _Result], *operands: Any) -> _Result | None:
+def attempt(function: Callable[..., _Result], first: Tensor, *operands: Any) -> _Result | None:
     """What a function of this module gives; ``None``, now and from now on, where its kernels do not compile or start."""
     try:
-        return function(*operands)
+        with torch.cuda.device_of(first):  # Triton starts kernels on the current device
+            return function(first, *operands)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import logging
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -232,13 +234,29 @@ def test_a_kernel_that_fails_is_told_once(monkeypatch: pytest.MonkeyPatch, caplo
     ]
 
 
+def test_kernels_start_on_the_device_of_their_operands(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not on the current one, where the memory of a second GPU is out of reach."""
+    inside: list[Tensor] = []
+
+    @contextmanager
+    def device_of(x: Tensor) -> Iterator[None]:
+        inside.append(x)
+        yield
+        inside.clear()
+
+    monkeypatch.setattr(torch.cuda, "device_of", device_of)
+    x = torch.zeros(1)
+    assert gpu.attempt(lambda first, more: inside[0] is first and more == 2, x, 2)
+    assert not inside
+
+
 def test_memory_that_is_used_up_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any) -> Any:
         raise torch.OutOfMemoryError("out of memory")
 
     monkeypatch.setattr(gpu, "_failed", [])
     with pytest.raises(torch.OutOfMemoryError):
-        gpu.attempt(full)
+        gpu.attempt(full, torch.zeros(1))
     assert not gpu._failed
 
 
