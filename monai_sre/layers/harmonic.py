@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from monai_sre.layers.conv import SREConv1d, SREConv2d, SREConv3d, on_flat
 from monai_sre.ops.arguments import int_tuple
-from monai_sre.ops.energy import add_energies, cat_groups, harmonic_energy
+from monai_sre.ops.energy import add_energies, cat_groups, harmonic_energy, split_groups
 from monai_sre.ops.grid import centred_fit, extend_ends
 from monai_sre.ops.harmonics import harmonic_stencils
 from monai_sre.ops.radial import learns_width
@@ -186,16 +186,11 @@ class HarmonicConv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         unbatched = x.dim() == self.mix.weight.dim() - 1
         y = self.radial(x.unsqueeze(0) if unbatched else x)
-        if self.groups == 1:  # apart from the others: flattening would make the batch of an ONNX graph a constant
-            radial, maps = y.split([y.size(1) - self.hidden_channels, self.hidden_channels], dim=1)
-        else:
-            y, hidden = y.unflatten(1, [self.groups, -1]), self.hidden_channels // self.groups
-            radial, maps = [part.flatten(1, 2) for part in y.split([y.size(2) - hidden, hidden], dim=2)]
         if self._mixes_at_once:
             stencils: list[Tensor] = [energy.stencils for energy in self.energies]  # type: ignore[misc]
-            mix = self.mix
-            out = add_energies(radial, maps, stencils, mix.weight, mix.bias, self.groups, self.eps, self.algorithm)
+            out = add_energies(y, stencils, self.mix.weight, self.mix.bias, self.groups, self.eps, self.algorithm)
         else:
+            radial, maps = split_groups(y, self.mix.weight.size(0), self.groups)
             energies = [energy(maps) for energy in self.energies]
             out = radial + self.mix(self.norm(cat_groups(energies, self.groups)))
         return out.squeeze(0) if unbatched else out

@@ -20,6 +20,7 @@ from monai_sre.ops.ring.convolution import (
     without_autocast,
 )
 from monai_sre.ops.ring.cpu import computed_in
+from monai_sre.ops.ring.energy_cpu import Form
 from monai_sre.ops.ring.portable import conv_nd, joined_stencils, ring_sums
 
 
@@ -61,8 +62,7 @@ def harmonic_energy(x: Tensor, stencils: Tensor, eps: float = 1e-3) -> Tensor:
 
 
 def add_energies(
-    radial: Tensor,
-    maps: Tensor,
+    y: Tensor,
     stencils: list[Tensor],
     weight: Tensor,
     bias: Tensor | None = None,
@@ -70,13 +70,13 @@ def add_energies(
     eps: float = 1e-3,
     algorithm: str = "auto",
 ) -> Tensor:
-    """``radial`` plus the energies of all orders of other maps, mixed by a matrix.
+    """Energies of all orders of some maps, mixed by a matrix and added to the others.
 
-    Only ``maps`` are kept for the gradient, neither energies nor components.
+    Only the maps that energies are taken of are kept for the gradient, neither energies nor components.
 
     Args:
-        radial: shape ``(N, out_channels, *spatial)``.
-        maps: shape ``(N, C, *spatial)``.
+        y: shape ``(N, out_channels + C, *spatial)``: in each group of channels those that are added to, and then those that
+            energies are taken of.
         stencils: those of each order, as in :func:`harmonic_energy`.
         weight: shape ``(out_channels, len(stencils) * C / groups, 1, ...)``, the orders one after the other in each group.
         bias: shape ``(out_channels,)``, or ``None``.
@@ -85,22 +85,40 @@ def add_energies(
         algorithm: ``"ring"`` asks for the kernels for GPUs where nothing was measured too; see :func:`sre_conv`.
 
     Returns:
-        Shape of ``radial``.
+        Shape ``(N, out_channels, *spatial)``.
 
     Example:
         >>> from monai_sre.ops import harmonic_stencils
-        >>> maps, stencils = torch.randn(2, 3, 8, 8), [harmonic_stencils(order, 2) for order in (1, 2)]
-        >>> add_energies(torch.zeros(2, 5, 8, 8), maps, stencils, torch.randn(5, 6, 1, 1)).shape
+        >>> y, stencils = torch.randn(2, 5 + 3, 8, 8), [harmonic_stencils(order, 2) for order in (1, 2)]
+        >>> add_energies(y, stencils, torch.randn(5, 6, 1, 1)).shape
         torch.Size([2, 5, 8, 8])
     """
     if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript leaves a branch out only where this stands alone
-        if may_define_gradient(maps, weight):
+        if may_define_gradient(y, weight):
             asked = requested_algorithm(algorithm) == "ring"
-            return _added_energies(radial, maps, stencils, weight, bias, groups, eps, asked)
+            return _added_energies(y, stencils, weight, bias, groups, eps, asked)
+    radial, maps = split_groups(y, weight.size(0), groups)
     parts: list[Tensor] = []
     for stencil in stencils:
         parts.append(exported_energy(maps, stencil, eps))
     return radial + _mix(cat_groups(parts, groups), weight, bias, groups)
+
+
+def split_groups(y: Tensor, first: int, groups: int) -> list[Tensor]:
+    """The first ``first`` channels, as many in each group, and the others.
+
+    Example:
+        >>> first, others = split_groups(torch.arange(6).reshape(1, 6, 1), 4, groups=2)
+        >>> first.flatten().tolist(), others.flatten().tolist()
+        ([0, 1, 3, 4], [2, 5])
+    """
+    if groups == 1:  # apart from the others: flattening would make the batch of an ONNX graph a constant
+        return list(y.split([first, y.size(1) - first], dim=1))
+    blocks, own = y.unflatten(1, [groups, -1]), first // groups
+    parts: list[Tensor] = []
+    for part in blocks.split([own, blocks.size(2) - own], dim=2):
+        parts.append(part.flatten(1, 2))
+    return parts
 
 
 def _mix(energies: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> Tensor:
@@ -232,8 +250,7 @@ def _is_one_operator(x: Tensor, asked: bool) -> bool:
 
 @keep_subclass
 def _added_energies(
-    radial: Tensor,
-    maps: Tensor,
+    y: Tensor,
     stencils: Sequence[Tensor],
     weight: Tensor,
     bias: Tensor | None,
@@ -241,60 +258,38 @@ def _added_energies(
     eps: float,
     asked: bool,
 ) -> Tensor:
-    device = maps.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device) and maps.dtype != torch.float64:
+    device = y.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device) and y.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(device)
-        radial, maps, weight = radial.to(dtype), maps.to(dtype), weight.to(dtype)
-        bias = None if bias is None else bias.to(dtype)
-    one = _is_one_operator(maps, asked)
-    if not one and not torch.compiler.is_compiling() and not needs_gradient(radial, maps, weight, bias):
-        return _added(radial, maps, weight, bias, stencils, groups, eps, asked)
-    maps = maps.contiguous()  # a slice of channels would keep all of them
-    if one:
-        return _added_operator(radial, maps, weight, bias, list(stencils), groups, eps, asked)
-    return _AddedEnergies.apply(radial, maps, weight, bias, groups, eps, asked, *stencils)
+        y, weight, bias = y.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+    maps = None
+    if needs_gradient(y, weight, bias):  # the layer keeps these, and not y
+        maps = split_groups(y, weight.shape[0], groups)[1].clone(memory_format=torch.contiguous_format)
+    if _is_one_operator(y, asked):
+        return _added_operator(y, maps, weight, bias, list(stencils), groups, eps, asked)
+    if maps is None and not torch.compiler.is_compiling():
+        return _added(y, maps, weight, bias, stencils, groups, eps, asked)
+    return _AddedEnergies.apply(y, maps, weight, bias, groups, eps, asked, *stencils)
 
 
-def _for_engine(x: Tensor, stencils: Sequence[Tensor]) -> list[Tensor]:
-    """The stencils as the C engine takes them; none where it does not compute with operands that are at hand."""
+def _form(x: Tensor, stencils: Sequence[Tensor]) -> Form | None:
+    """The stencils as the C engine takes them; ``None`` where it does not compute with operands that are at hand."""
     if not is_eager_cpu_call(x, stencils[0]) or not energy_cpu.compiled_for(x.dtype):
-        return []
-    own = [stencil.detach().to(computed_in(x.dtype)).contiguous() for stencil in stencils]
-    return own if energy_cpu.serves(own) else []
+        return None
+    return energy_cpu.form_of([stencil.to(computed_in(x.dtype)) for stencil in stencils])
 
 
 def _values(x: Tensor, stencils: Sequence[Tensor], groups: int, eps: float, asked: bool) -> Tensor:
     """Energies of all orders, those of a group beside each other."""
     with without_autocast(x.device.type):
-        own = _for_engine(x, stencils)
-        if not own:
-            found = gpu.attempt(gpu.energies, x, stencils, groups, eps) if gpu.usable(x, asked) else None
-            if found is not None:
-                return found[0]
-            energies, _, _ = _norms(x, stencils, joined_stencils(stencils, computed_in(x.dtype)), groups, eps)
-            return energies.to(x.dtype).reshape(len(x), len(stencils) * x.shape[1], *x.shape[2:])
-        values, _ = energy_cpu.energies(_whole_images(x.to(computed_in(x.dtype))), own, eps, groups)
-        assert values is not None
-        return values.to(x.dtype)
-
-
-def _values_and_slope(
-    x: Tensor, stencils: Sequence[Tensor], groups: int, eps: float, asked: bool, grad: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Energies of all orders and the gradient by ``x``, in the dtype that they are computed in."""
-    own = _for_engine(x, stencils)
-    if own:
-        whole, slopes = (_whole_images(operand.to(computed_in(x.dtype))) for operand in (x, grad))
-        values, slope = energy_cpu.energies(whole, own, eps, groups, slopes)
-        assert values is not None
-        assert slope is not None
-        return values, slope
-    found = gpu.attempt(gpu.energies, x, stencils, groups, eps, grad) if gpu.usable(x, asked) else None
-    if found is not None and found[1] is not None:
-        return found[0], found[1]
-    kernels = joined_stencils(stencils, computed_in(x.dtype))
-    norms = _norms(x, stencils, kernels, groups, eps)
-    return norms[0].reshape(grad.shape), _norms_gradient(x, kernels, grad, *norms)
+        form = _form(x, stencils)
+        if form is not None:
+            return energy_cpu.energies(_computable(x), form, eps, groups)[0].to(x.dtype)
+        found = gpu.attempt(gpu.energies, x, stencils, groups, eps) if gpu.usable(x, asked) else None
+        if found is not None:
+            return found[0]
+        energies, _, _ = _norms(x, stencils, joined_stencils(stencils, computed_in(x.dtype)), groups, eps)
+        return energies.to(x.dtype).reshape(len(x), len(stencils) * x.shape[1], *x.shape[2:])
 
 
 def _differentiable_again(grad: Tensor) -> bool:
@@ -324,15 +319,26 @@ class _Energy(torch.autograd.Function):
 
 def _slope(x: Tensor, stencils: Tensor, eps: float, asked: bool, grad: Tensor) -> Tensor:
     with without_autocast(x.device.type):
-        return _values_and_slope(x, [stencils], 1, eps, asked, grad)[1].to(x.dtype)
+        form = _form(x, [stencils])
+        found: tuple[Tensor, Tensor | None] | None = None
+        if form is not None:
+            found = energy_cpu.energies(_computable(x), form, eps, 1, _computable(grad))
+        elif gpu.usable(x, asked):
+            found = gpu.attempt(gpu.energies, x, [stencils], 1, eps, grad)
+        if found is not None and found[1] is not None:
+            return found[1].to(x.dtype)
+        kernels = joined_stencils([stencils], computed_in(x.dtype))
+        return _norms_gradient(x, kernels, grad, *_norms(x, [stencils], kernels, 1, eps)).to(x.dtype)
 
 
 class _AddedEnergies(torch.autograd.Function):
+    """``maps`` are a copy of those of ``y`` that energies are taken of, to keep: the gradient by ``y`` is theirs too."""
+
     @staticmethod
     def forward(  # type: ignore[override]
         ctx: Any,
-        radial: Tensor,
-        maps: Tensor,
+        y: Tensor,
+        maps: Tensor | None,
         weight: Tensor,
         bias: Tensor | None,
         groups: int,
@@ -342,12 +348,12 @@ class _AddedEnergies(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(maps, weight, *stencils)
         ctx.groups, ctx.eps, ctx.asked, ctx.has_bias = groups, eps, asked, bias is not None
-        return _added(radial, maps, weight, bias, stencils, groups, eps, asked)
+        return _added(y, maps, weight, bias, stencils, groups, eps, asked)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         maps, weight, *stencils = ctx.saved_tensors
-        wanted = (ctx.needs_input_grad[1], ctx.needs_input_grad[2], ctx.has_bias and ctx.needs_input_grad[3])
+        wanted = (ctx.needs_input_grad[0], ctx.needs_input_grad[2], ctx.has_bias and ctx.needs_input_grad[3])
         if _differentiable_again(grad):
             again = torch.is_grad_enabled()
             with torch.enable_grad(), without_autocast(maps.device.type):
@@ -356,16 +362,18 @@ class _AddedEnergies(torch.autograd.Function):
                 mixed = _mix(energies, sources[1], None, ctx.groups)
                 chosen = [source for source, use in zip(sources, wanted[:2], strict=True) if use]
                 found = iter(torch.autograd.grad(mixed, chosen, grad, create_graph=again) if chosen else ())
-                grads = [next(found) if use else None for use in wanted[:2]]
+                by_y = cat_groups([grad, next(found)], ctx.groups) if wanted[0] else None
+                by_weight = next(found) if wanted[1] else None
                 by_bias = grad.sum(dim=[0, *range(2, grad.dim())]) if wanted[2] else None
         else:
-            *grads, by_bias = _added_gradients(grad, maps, weight, stencils, ctx.groups, ctx.eps, ctx.asked, wanted)
-        return (grad, *grads, by_bias, None, None, None, *[None] * len(stencils))
+            grads = _added_gradients(grad, maps, weight, stencils, ctx.groups, ctx.eps, ctx.asked, wanted)
+            by_y, by_weight, by_bias = grads
+        return (by_y, None, by_weight, by_bias, None, None, None, *[None] * len(stencils))
 
 
 def _added(
-    radial: Tensor,
-    maps: Tensor,
+    y: Tensor,
+    maps: Tensor | None,
     weight: Tensor,
     bias: Tensor | None,
     stencils: Sequence[Tensor],
@@ -373,7 +381,15 @@ def _added(
     eps: float,
     asked: bool,
 ) -> Tensor:
-    with without_autocast(maps.device.type):
+    """Values of :func:`add_energies`; ``maps`` are those of ``y``, where they are at hand."""
+    with without_autocast(y.device.type):
+        form = _form(y, stencils)
+        if form is not None:
+            image, mixer = _computable(y).contiguous(), _computable(weight).contiguous()
+            offset = None if bias is None else _computable(bias).contiguous()
+            return energy_cpu.add(image, form, mixer, offset, groups, eps).to(y.dtype)
+        radial, hidden = split_groups(y, weight.shape[0], groups)
+        maps = hidden if maps is None else maps
         if gpu.usable(maps, asked):
             found = gpu.attempt(gpu.add_energies, radial, maps, stencils, weight, bias, groups, eps)
             if found is not None:
@@ -399,29 +415,21 @@ def _added_gradients(
     asked: bool,
     wanted: Sequence[bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients by maps, weight and bias, those that are wanted; the energies are formed again."""
+    """Gradients of :func:`add_energies` by ``y``, weight and bias, those that are wanted; the energies are formed again."""
     with without_autocast(maps.device.type):
+        form = _form(maps, stencils)
+        if form is not None:
+            slope, source, mixer = (_computable(operand) for operand in (grad, maps, weight))
+            found = energy_cpu.add_gradients(slope, source, form, mixer.contiguous(), groups, eps, wanted)
+            by_y, by_weight, by_bias = (None if item is None else item.to(maps.dtype) for item in found)
+            return by_y, by_weight, by_bias
+        grads = None
         if gpu.usable(maps, asked):
-            found = gpu.attempt(gpu.add_energies_gradients, grad, maps, weight, stencils, groups, eps, wanted)
-            if found is not None:
-                return found
-        if not _for_engine(maps, stencils):
-            return _convolved_gradients(grad, maps, weight, stencils, groups, eps, wanted)
-        slopes = grad.reshape(grad.shape[0], groups, grad.shape[1] // groups, -1)
-        mixer = weight.reshape(groups, weight.shape[0] // groups, -1)
-        by_maps = None
-        if wanted[0]:
-            shape = (maps.shape[0], len(stencils) * maps.shape[1], *maps.shape[2:])
-            by_energies = torch.matmul(mixer.mT, slopes).reshape(shape)
-            energies, by_maps = _values_and_slope(maps, stencils, groups, eps, asked, by_energies)
-        else:
-            energies = _values(maps, stencils, groups, eps, asked)
-        blocks = energies.to(grad.dtype).reshape(grad.shape[0], groups, -1, slopes.shape[-1])
-        return (
-            None if by_maps is None else by_maps.to(maps.dtype),
-            torch.matmul(slopes, blocks.mT).sum(dim=0).reshape(weight.shape) if wanted[1] else None,
-            grad.sum(dim=[0, *range(2, grad.dim())]) if wanted[2] else None,
-        )
+            grads = gpu.attempt(gpu.add_energies_gradients, grad, maps, weight, stencils, groups, eps, wanted)
+        if grads is None:
+            grads = _convolved_gradients(grad, maps, weight, stencils, groups, eps, wanted)
+        by_maps, by_weight, by_bias = grads
+        return None if by_maps is None else cat_groups([grad, by_maps], groups), by_weight, by_bias
 
 
 def _convolved_gradients(
@@ -448,9 +456,9 @@ def _convolved_gradients(
     return by_maps, by_weight, by_bias
 
 
-def _whole_images(x: Tensor) -> Tensor:
-    """``x`` with contiguous images: a slice of channels is left where it is."""
-    x = x.detach()
+def _computable(x: Tensor) -> Tensor:
+    """Contiguous images in the dtype that they are computed in: a slice of channels is left where it is."""
+    x = x.detach().to(computed_in(x.dtype))
     return x if x[:1].is_contiguous() else x.contiguous()
 
 
@@ -489,8 +497,8 @@ _energy_operator.register_autograd(_operator_slope, setup_context=_keep_for_slop
 
 @torch.library.custom_op("monai_sre::add_energies", mutates_args=(), device_types=("cpu", "cuda"))
 def _added_operator(
-    radial: Tensor,
-    maps: Tensor,
+    y: Tensor,
+    maps: Tensor | None,
     weight: Tensor,
     bias: Tensor | None,
     stencils: Sequence[Tensor],
@@ -498,12 +506,12 @@ def _added_operator(
     eps: float,
     asked: bool,
 ) -> Tensor:
-    return _added(radial, maps, weight, bias, stencils, groups, eps, asked)
+    return _added(y, maps, weight, bias, stencils, groups, eps, asked)
 
 
 @_added_operator.register_fake
-def _(radial: Tensor, *_: Any) -> Tensor:
-    return torch.empty_like(radial, memory_format=torch.contiguous_format)
+def _(y: Tensor, maps: Tensor | None, weight: Tensor, *_: Any) -> Tensor:
+    return y.new_empty(y.shape[0], weight.shape[0], *y.shape[2:])
 
 
 @torch.library.custom_op("monai_sre::add_energies_gradients", mutates_args=(), device_types=("cpu", "cuda"))
@@ -523,7 +531,8 @@ def _added_gradients_operator(
 
 @_added_gradients_operator.register_fake
 def _(grad: Tensor, maps: Tensor, weight: Tensor, *settings: Any) -> list[Tensor]:
-    likes = (maps, weight, weight.new_empty(len(weight)))
+    y = maps.new_empty(maps.shape[0], weight.shape[0] + maps.shape[1], *maps.shape[2:])
+    likes = (y, weight, weight.new_empty(len(weight)))
     chosen = [item for item, use in zip(likes, settings[-1], strict=True) if use]
     return [torch.empty_like(item, memory_format=torch.contiguous_format) for item in chosen]
 
@@ -536,9 +545,10 @@ def _keep_for_gradients(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> No
 
 def _operator_gradients(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     maps, weight, *stencils = ctx.saved_tensors
-    wanted = [ctx.needs_input_grad[1], ctx.needs_input_grad[2], ctx.has_bias and ctx.needs_input_grad[3]]
+    wanted = [ctx.needs_input_grad[0], ctx.needs_input_grad[2], ctx.has_bias and ctx.needs_input_grad[3]]
     found = iter(_added_gradients_operator(grad, maps, weight, stencils, *ctx.settings, wanted))
-    return (grad, *[next(found) if use else None for use in wanted], [None] * len(stencils), None, None, None)
+    by_y, *others = [next(found) if use else None for use in wanted]
+    return (by_y, None, *others, [None] * len(stencils), None, None, None)
 
 
 _added_operator.register_autograd(_operator_gradients, setup_context=_keep_for_gradients)

@@ -435,7 +435,7 @@ def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, problem: _Problem) 
     """``y = weight . S(x) + bias``."""
     image, out_size = _as_volumes(x), problem.geometry.out_size
     out = image.new_empty(x.shape[0], weight.shape[0], *_spatial_size(out_size, x.dim() - 2))
-    mixer = _map_weights(weight.to(image.dtype), problem.plan).flatten(1)
+    mixer = _map_weights(weight.to(image.dtype), problem.plan).unflatten(0, (problem.groups, -1))
     offset = None if bias is None else bias.detach().to(image.dtype).contiguous()
     _contract(image, problem.plan, problem.geometry, problem.groups, mixer, offset, _as_volumes(out))
     return _in_layout_of(out, x)
@@ -445,30 +445,27 @@ def _backward(
     grad: Tensor, x: Tensor, weight: Tensor, problem: _Problem, wanted: tuple[bool, bool, bool]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of input, weight and bias, those that are wanted."""
-    grad_x = grad_weight = grad_bias = None
-    groups, slope, image = problem.groups, _as_volumes(grad), _as_volumes(x) if wanted[1] else None
+    grad_x = grad_bias = out = mixer = None
+    groups, slope, image = problem.groups, _as_volumes(grad), _as_volumes(x)
     strided = problem.geometry.stride != (1, 1, 1)
     from_input = wanted[1] and (strided or (not wanted[0] and x.shape[1] <= weight.shape[0]))
     from_slope = wanted[1] and not from_input
+    plan = problem.plan if from_input else problem.mirrored
+    by_maps = slope.new_empty(*weight.shape[:2], plan.maps) if wanted[1] else None
+    total = None if by_maps is None else by_maps.unflatten(0, (groups, -1))  # (groups, O / groups, I / groups, maps)
+    if wanted[0]:
+        grad_x = slope.new_empty(x.shape)
+        mixer = _map_weights(weight.to(slope.dtype), problem.mirrored).unflatten(0, (groups, -1)).transpose(1, 2)
+        out = _as_volumes(grad_x)
     if wanted[0] or from_slope:  # R = S^T(grad)
-        plan, mixer = problem.mirrored, None
-        if wanted[0]:
-            grad_x = slope.new_empty(x.shape)
-            blocks = _map_weights(weight.to(slope.dtype), plan).unflatten(0, (groups, -1))
-            mixer = blocks.transpose(1, 2).flatten(2).flatten(0, 1).contiguous()  # (I, O / groups * maps)
-        out, other = None if grad_x is None else _as_volumes(grad_x), image if from_slope else None
-        total = _contract(slope, plan, problem.adjoint, groups, mixer, None, out, other)  # (O * maps, I / groups)
-        if total is not None:
-            grad_weight = _ring_gradient(total.unflatten(0, (-1, plan.maps)).transpose(1, 2), plan)
-    if from_input and image is not None:
-        total = _contract(image, problem.plan, problem.geometry, groups, other=slope)  # (I * maps, O / groups)
-        if total is not None:
-            blocks = total.unflatten(0, (groups, -1, problem.plan.maps)).movedim(3, 1)
-            grad_weight = _ring_gradient(blocks.flatten(0, 1), problem.plan)
+        pair = (image, total) if from_slope else (None, None)
+        _contract(slope, problem.mirrored, problem.adjoint, groups, mixer, None, out, *pair)
+    if from_input and total is not None:
+        _contract(image, plan, problem.geometry, groups, other=slope, total=total.transpose(1, 2))
     if wanted[2]:
         grad_bias = slope.sum(dim=(0, 2, 3, 4)).to(grad.dtype)
     grad_x = None if grad_x is None else _in_layout_of(grad_x, x)
-    return grad_x, None if grad_weight is None else grad_weight.to(weight.dtype), grad_bias
+    return grad_x, None if by_maps is None else _ring_gradient(by_maps, plan).to(weight.dtype), grad_bias
 
 
 def _contract(
@@ -480,26 +477,26 @@ def _contract(
     bias: Tensor | None = None,
     out: Tensor | None = None,
     other: Tensor | None = None,
-) -> Tensor | None:
+    total: Tensor | None = None,
+) -> None:
     """``contract`` of the C engine, also for empty batches; see :func:`monai_sre.ops.ring.cpu.contract`."""
-    if x.numel() == 0:
-        if out is not None:
-            out.copy_(out.new_zeros(1) if bias is None else bias.reshape(1, -1, 1, 1, 1))
-        return None if other is None else x.new_zeros(x.shape[1] * plan.maps, other.shape[1] // groups)
-    return ring_cpu.contract(x, plan, geometry, groups, weight, bias, out, other)
+    if x.numel():
+        ring_cpu.contract(x, plan, geometry, groups, weight, bias, out, other, total)
+        return
+    if out is not None:
+        out.copy_(out.new_zeros(1) if bias is None else bias.reshape(1, -1, 1, 1, 1))
+    if total is not None:
+        total.zero_()
 
 
 def _map_weights(weight: Tensor, plan: Plan) -> Tensor:
-    """The weights of the plan's maps, shape ``(O, I, maps)``, contiguous."""
-    if plan.fold is not None:
-        weight = weight @ torch.from_numpy(plan.fold).to(weight.dtype)
-    return weight.detach().contiguous()
+    """The weights of the plan's maps, shape ``(O, I, maps)``."""
+    weight = weight.detach()
+    return weight if plan.fold is None else weight @ torch.from_numpy(plan.fold).to(weight.dtype)
 
 
 def _ring_gradient(grad: Tensor, plan: Plan) -> Tensor:
-    if plan.fold is not None:
-        grad = grad @ torch.from_numpy(plan.fold).to(grad.dtype).T
-    return grad.contiguous()
+    return grad if plan.fold is None else grad @ torch.from_numpy(plan.fold).to(grad.dtype).T
 
 
 def _as_volumes(x: Tensor) -> Tensor:

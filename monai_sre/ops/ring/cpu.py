@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from monai_sre.ops.arguments import constant_of_graphs
 from monai_sre.ops.ring.native import NativeLibrary, workspace
-from monai_sre.ops.ring.plan import SMALL_MAP, Geometry, Plan, sum_matrix
+from monai_sre.ops.ring.plan import SMALL_MAP, Geometry, Plan, even_part, sum_matrix
 
 #: Size of the ring sums of one tile: they are read again from the second- or third-level cache.
 TILE_BYTES = 2**20
@@ -48,7 +48,9 @@ class _Call(ctypes.Structure):
             (name, ctypes.c_int64 * 3)
             for name in ("in_size", "out_size", "stride", "padding", "dilation", "zoom", "kernel", "tile")
         ),
-        *((name, ctypes.c_int64) for name in ("columns", "rows", "groups", "maps", "threads", "scratch_step")),
+        *((name, ctypes.c_int64) for name in ("columns", "rows", "groups", "maps")),
+        *((name, ctypes.c_int64 * 4) for name in ("weight_step", "total_step")),
+        *((name, ctypes.c_int64) for name in ("threads", "scratch_step")),
     )
 
 
@@ -77,20 +79,21 @@ def contract(
     bias: Tensor | None = None,
     out: Tensor | None = None,
     other: Tensor | None = None,
-) -> Tensor | None:
-    """One pass over the sums of an image, tile by tile; every tensor is contiguous, float32 or float64 on the CPU.
+    total: Tensor | None = None,
+) -> None:
+    """One pass over the sums of an image, tile by tile; every tensor is float32 or float64 on the CPU.
 
     Args:
-        x: shape ``(N, C, D, H, W)``.
+        x: shape ``(N, C, D, H, W)``, contiguous; so ``out`` and ``other``.
         plan: the sums of each channel, ``plan.maps`` of them.
         geometry: where they are taken.
         groups: number of blocks of channels that do not mix.
-        weight: ``(O, C / groups * maps)``; with it ``out``, ``(N, O, *out_size)``, receives ``weight . sums + bias``.
-        bias: ``(O,)``, or ``None``.
+        weight: shape ``(groups, O / groups, C / groups, plan.maps)``, of any strides.
+        bias: ``(O,)``, contiguous, or ``None``.
+        out: ``(N, O, *out_size)``, receives ``weight . sums + bias``.
         other: ``(N, J, *out_size)``, to be multiplied with the sums.
-
-    Returns:
-        With ``other``, the products ``sums . other^T`` over images and positions, shape ``(C * maps, J / groups)``.
+        total: shape ``(groups, C / groups, J / groups, plan.maps)``, of any strides, receives the products ``sums . other^T``
+            over images and positions.
     """
     library = LIBRARY.get(x.dtype)
     if library is None:
@@ -103,23 +106,23 @@ def contract(
     call.padding[:], call.dilation[:], call.zoom[:] = geometry.padding, geometry.dilation, geometry.zoom
     call.kernel[:] = plan.kernel
     call.columns, call.rows, call.groups = len(plan.columns), len(plan.rows), len(plan.groups)
+    if weight is not None:
+        call.weight_step[:] = weight.stride()
+    if total is not None:
+        call.total_step[:] = total.stride()
     small = geometry.positions <= SMALL_MAP and math.prod(geometry.in_size) <= SMALL_MAP
     tile, call.threads = _tile(x, plan, geometry, whole=small)
     call.tile[:] = tile
     call.scratch_step = library.ring_scratch(ctypes.byref(call))
     scratch = workspace("scratch", call.scratch_step * call.threads, x.dtype)
     packed = None if out is None else workspace("weights", library.ring_weights(ctypes.byref(call)), x.dtype)
-    total = None if other is None else x.new_empty(x.shape[1] * plan.maps, other.shape[1] // groups)
-    matrix = None
-    if small:
-        matrix = _padded_matrix(plan, geometry, x.dtype, library.ring_lanes())
+    matrix = _padded_matrix(plan, geometry, x.dtype, library.ring_lanes()) if small else None
     arrays = _arrays(plan, x.dtype, library.ring_mixed())
     pointers = [None if t is None else t.data_ptr() for t in (x, weight, bias, out, other, total, scratch, packed)]
     weights = None if arrays.weights is None else arrays.weights.ctypes.data
     constants = (arrays.table, weights, None if matrix is None else matrix.data_ptr())
     if library.ring_run(ctypes.byref(call), *pointers, *constants):
         raise MemoryError("no memory for the ring sums")
-    return total
 
 
 def _tile(x: Tensor, plan: Plan, geometry: Geometry, whole: bool) -> tuple[tuple[int, int, int], int]:
@@ -134,7 +137,7 @@ def _tile(x: Tensor, plan: Plan, geometry: Geometry, whole: bool) -> tuple[tuple
     padded = max(width * geometry.stride[2] * x.element_size(), 128)  # bytes of a row, at least
     most = max(1, ROW_BYTES // (padded * geometry.stride[1]))  # rows
     if whole or (geometry.positions <= budget and height <= most):
-        images = _even(count, min(max(1, budget // geometry.positions), math.ceil(count / threads)))
+        images = even_part(count, budget // geometry.positions, threads)
         tile = (images, depth, height)
     else:
         reach = [(k - 1) * d // s for k, d, s in zip(plan.kernel, geometry.dilation, geometry.stride, strict=True)]
@@ -144,20 +147,15 @@ def _tile(x: Tensor, plan: Plan, geometry: Geometry, whole: bool) -> tuple[tuple
             planes = min(depth, max(1, 2 * reach[0]))
             rows = min(height, max(budget // (width * planes), 2 * reach[1], 4))
         rows = min(rows, most)
-        tile = (1, _even(depth, planes), _even(height, rows))
+        tile = (1, even_part(depth, planes), even_part(height, rows))
     tiles = math.ceil(count / tile[0]) * math.ceil(depth / tile[1]) * math.ceil(height / tile[2])
     if tiles < threads and tile[0] == 1 and not whole:  # few large images: split them, some sums are taken twice
         if depth > 1:
-            tile = (1, _even(tile[1], math.ceil(tile[1] / threads)), tile[2])
+            tile = (1, even_part(tile[1], math.ceil(tile[1] / threads)), tile[2])
         else:
-            tile = (1, 1, _even(tile[2], math.ceil(tile[2] / threads)))
+            tile = (1, 1, even_part(tile[2], math.ceil(tile[2] / threads)))
         tiles = math.ceil(count / tile[0]) * math.ceil(depth / tile[1]) * math.ceil(height / tile[2])
     return tile, max(1, min(threads, tiles))
-
-
-def _even(count: int, step: int) -> int:
-    """The size of even parts of ``count`` that are at most ``step``."""
-    return math.ceil(count / math.ceil(count / max(1, step))) if count else 1
 
 
 class _Arrays:

@@ -1,5 +1,5 @@
-/* Energies e = sqrt(sum_k (stencil_k * x)^2 + eps) of every map of x and of every order, zeros outside of x, and their
- * gradient.
+/* Energies e = sqrt(sum_k (stencil_k * x)^2 + eps) of every map of x and of every order, zeros outside of x, their gradient,
+ * and their products with a matrix (energy_cpu_mix.h).
  *
  * All stencils are sums of products of a few one-dimensional filters, each even or odd: a filter along x, then one along y,
  * then one along z. So the filtered maps along x, and those along x and y, are shared by all stencils that need them.
@@ -8,32 +8,22 @@
  * and maps. There a tap is one offset for all positions, so the sums run from the first position to the last without a
  * border; those that fall on the zeros between are not used. Nothing but x is kept between forward and backward.
  */
-#include <stdint.h>
-#include <string.h>
+#include "vectors.h"
 #include <tgmath.h>
-#ifdef _OPENMP
-#include <omp.h>
-#endif
 
-#ifndef REAL
-#define REAL float
-#endif
-#ifdef __AVX512F__
-#define BLOCK 64 /* positions in registers */
-#else
-#define BLOCK 32
-#endif
-#define MOST 32 /* components, and products of filters */
-#define INLINE static inline __attribute__((always_inline))
-typedef int64_t i64;
+#define BLOCK (STRIPS * LANES) /* positions in registers */
+#define MOST 32                /* components, and products of filters */
+
+typedef __typeof__((vec){0} == (vec){0}) mask;
 
 /* The field order is that of energy_cpu.py. Triples are z, y, x. */
 typedef struct {
-    i64 images, channels, group, image_step, grad_step; /* group: channels of one; steps: values between two images */
-    i64 size[3], reach[3];                              /* reach: half the stencil */
-    i64 filters[3];                                     /* along each axis */
-    i64 planes, terms;                                  /* products of filters along y and x; along z, y and x */
-    i64 orders, components, together;                   /* together: maps in scratch memory */
+    i64 images, channels, groups, outputs; /* outputs: channels that energies are mixed into */
+    i64 size[3], reach[3];                 /* reach: half the stencil */
+    i64 filters[3];                        /* along each axis */
+    i64 planes, terms;                     /* products of filters along y and x; along z, y and x */
+    i64 orders, components;
+    i64 together, at_once; /* maps in the scratch memory of a thread; images that are mixed at once */
     i64 threads, scratch_step;
 } Call;
 
@@ -47,6 +37,12 @@ typedef struct {
     const REAL *mix;      /* (components, terms) */
 } Stencils;
 
+/* Where maps lie: values between two images, groups, orders and channels of a group. Each map is contiguous. */
+typedef struct {
+    REAL *first;
+    i64 image, group, order, channel;
+} Maps;
+
 typedef struct {
     i64 row, plane, map, from, all; /* steps; the first position inside; values of one of the arrays */
 } Layout;
@@ -58,202 +54,242 @@ static Layout layout(const Call *c)
     l.plane = (c->size[1] + c->reach[1]) * l.row;
     l.map = (c->size[0] + c->reach[0]) * l.plane;
     l.from = c->reach[0] * l.plane + c->reach[1] * l.row + c->reach[2];
-    l.all = c->together * l.map + 2 * l.from + 2 * BLOCK;
+    l.all = aligned(c->together * l.map + 2 * l.from + 2 * BLOCK);
     return l;
 }
 
-/* Arrays of scratch memory for one thread. */
+/* Arrays of scratch memory for one thread: maps, energies, gradients by them, products of filters along one axis after the
+ * other, and gradients by these. */
 i64 energy_arrays(const Call *c, int with_grad)
 {
-    return 1 + c->orders + c->filters[2] + (c->reach[0] ? c->planes : 0) + (with_grad ? c->terms : 0);
+    return 1 + c->orders + c->filters[2] + (c->reach[0] ? c->planes : 0) + (with_grad ? c->orders + c->terms : 0);
 }
 
 /* Values of scratch memory for one thread. */
 i64 energy_scratch(const Call *c, int with_grad) { return energy_arrays(c, with_grad) * layout(c).all; }
 
-/* Where a map begins that is one of `orders` of a channel, the orders one after the other in each group of channels. */
-INLINE i64 place(const Call *c, i64 channel, i64 order, i64 orders)
+INLINE REAL *map_of(const Call *c, const Maps *m, i64 image, i64 channel, i64 order)
 {
-    return ((channel / c->group * orders + order) * c->group + channel % c->group) * c->size[0] * c->size[1] * c->size[2];
+    const i64 of_group = c->channels / c->groups;
+    return m->first + image * m->image + channel / of_group * m->group + order * m->order + channel % of_group * m->channel;
 }
 
-/* Copy maps first .. first + count of an order from (or, with `back`, to) arrays whose images are `step` apart. */
-static void copy(const Call *c, const Layout *l, REAL *maps, i64 step, i64 order, i64 orders, i64 first, i64 count,
-                 REAL *scratch, int back)
+/* Copy maps first .. first + count of an order from (or, with `back`, to) where they lie. */
+static void copy(const Call *c, const Layout *l, const Maps *maps, i64 order, i64 first, i64 count, REAL *scratch, int back)
 {
+    const i64 width = c->size[2];
     for (i64 m = 0; m < count; m++) {
-        REAL *map = maps + (first + m) / c->channels * step + place(c, (first + m) % c->channels, order, orders);
+        REAL *map = map_of(c, maps, (first + m) / c->channels, (first + m) % c->channels, order);
         for (i64 z = 0; z < c->size[0]; z++)
-            for (i64 y = 0; y < c->size[1]; y++) {
+            for (i64 y = 0; y < c->size[1]; y++, map += width) {
                 REAL *inside = scratch + l->from + m * l->map + z * l->plane + y * l->row;
-                memcpy(back ? map : inside, back ? inside : map, c->size[2] * sizeof(REAL));
-                map += c->size[2];
+                const REAL *from = back ? inside : map;
+                REAL *to = back ? map : inside;
+                i64 i = 0;
+                for (; i + LANES <= width; i += LANES)
+                    store(to + i, load(from + i));
+                for (; i < width; i++)
+                    to[i] = from[i];
             }
     }
 }
 
-/* One filter at BLOCK positions from p on, its taps `step` apart. */
-INLINE void filter(const REAL *p, i64 step, i64 reach, const REAL *coefficient, int odd, REAL *out)
+/* sum += one filter at BLOCK positions from p on, its taps `step` apart; with `sign` -1 its transpose. */
+INLINE void filter(const REAL *p, i64 step, i64 reach, const REAL *coefficient, int odd, REAL sign, vec sum[STRIPS])
 {
-    REAL sum[BLOCK];
-    for (int i = 0; i < BLOCK; i++)
-        sum[i] = odd ? 0 : coefficient[0] * p[i];
-    for (i64 t = 1; t <= reach; t++)
-        for (int i = 0; i < BLOCK; i++)
-            sum[i] += coefficient[t] * (odd ? p[i + t * step] - p[i - t * step] : p[i + t * step] + p[i - t * step]);
-    memcpy(out, sum, sizeof sum);
+    if (odd)
+        for (i64 t = 1; t <= reach; t++) {
+            const REAL value = sign * coefficient[t];
+#pragma GCC unroll 4
+            for (int s = 0; s < STRIPS; s++)
+                sum[s] += value * (load(p + t * step + s * LANES) - load(p - t * step + s * LANES));
+        }
+    else {
+#pragma GCC unroll 4
+        for (int s = 0; s < STRIPS; s++)
+            sum[s] += coefficient[0] * load(p + s * LANES);
+        for (i64 t = 1; t <= reach; t++)
+#pragma GCC unroll 4
+            for (int s = 0; s < STRIPS; s++)
+                sum[s] += coefficient[t] * (load(p + t * step + s * LANES) + load(p - t * step + s * LANES));
+    }
 }
 
-/* The transpose of a filter, added to what `out` holds. */
-INLINE void unfilter(const REAL *p, i64 step, i64 reach, const REAL *coefficient, int odd, REAL *out)
+INLINE void clear(vec sum[STRIPS], REAL value)
 {
-    REAL sum[BLOCK];
-    filter(p, step, reach, coefficient, odd, sum);
-    for (int i = 0; i < BLOCK; i++)
-        out[i] += odd ? -sum[i] : sum[i];
+#pragma GCC unroll 4
+    for (int s = 0; s < STRIPS; s++)
+        sum[s] = splat(value);
 }
 
-/* Energies of all orders at BLOCK positions, of products of filters that are at hand. With `slopes` the arrays of energies
- * hold the gradient by them, and the gradient by the products goes to `slopes`: 0 where that is 0, as it is between the
- * maps, whatever the components are, so that no NaN crosses to the next map. */
-static void block(const Call *c, const Stencils *s, i64 all, REAL (*product)[BLOCK], REAL eps, REAL *energy, REAL *slopes)
+INLINE void put(REAL *to, const vec sum[STRIPS])
 {
-    REAL part[MOST][BLOCK];
-    for (i64 o = 0; o < c->orders; o++, energy += all) {
-        REAL power[BLOCK], ratio[BLOCK];
-        for (int i = 0; i < BLOCK; i++)
-            power[i] = eps;
-        for (i64 k = s->order[o]; k < s->order[o + 1]; k++) {
-            REAL sum[BLOCK] = {0};
-            for (i64 t = 0; t < c->terms; t++) {
-                const REAL value = s->mix[k * c->terms + t];
-                if (value == 0) continue;
-                for (int i = 0; i < BLOCK; i++)
-                    sum[i] += value * product[t][i];
-            }
-            for (int i = 0; i < BLOCK; i++)
-                power[i] += sum[i] * sum[i];
-            memcpy(part[k], sum, sizeof sum);
+#pragma GCC unroll 4
+    for (int s = 0; s < STRIPS; s++)
+        store(to + s * LANES, sum[s]);
+}
+
+/* One component at BLOCK positions. */
+INLINE void component(const Call *c, const REAL *mix, vec (*product)[STRIPS], vec sum[STRIPS])
+{
+    clear(sum, 0);
+    for (i64 t = 0; t < c->terms; t++) {
+        if (mix[t] == 0) continue;
+#pragma GCC unroll 4
+        for (int s = 0; s < STRIPS; s++)
+            sum[s] += mix[t] * product[t][s];
+    }
+}
+
+/* Energies of all orders at BLOCK positions, of products of filters that are at hand. With `slopes` also the gradient by the
+ * products, from `grad`, the one by the energies: 0 where that is 0, as it is between the maps, whatever the components are,
+ * so that no NaN crosses to the next map. */
+INLINE void energies(const Call *c, const Stencils *st, i64 all, vec (*product)[STRIPS], REAL eps, REAL *energy,
+                     const REAL *grad, REAL *slopes)
+{
+    vec part[MOST][STRIPS];
+    for (i64 o = 0; o < c->orders; o++, energy += all, grad += slopes ? all : 0) {
+        vec power[STRIPS];
+        clear(power, eps);
+        for (i64 k = st->order[o]; k < st->order[o + 1]; k++) {
+            vec sum[STRIPS];
+            component(c, st->mix + k * c->terms, product, sum);
+#pragma GCC unroll 4
+            for (int s = 0; s < STRIPS; s++)
+                power[s] += sum[s] * sum[s];
+            if (slopes) put((REAL *)part[k], sum);
         }
+        put(energy, power);
         for (int i = 0; i < BLOCK; i++)
-            power[i] = sqrt(power[i]);
-        if (slopes) {
-            for (int i = 0; i < BLOCK; i++)
-                ratio[i] = energy[i] / power[i];
-            for (i64 k = s->order[o]; k < s->order[o + 1]; k++)
-                for (int i = 0; i < BLOCK; i++)
-                    part[k][i] = energy[i] == 0 ? 0 : part[k][i] * ratio[i];
+            energy[i] = sqrt(energy[i]);
+        if (!slopes) continue;
+#pragma GCC unroll 4
+        for (int s = 0; s < STRIPS; s++) {
+            const vec by = load(grad + s * LANES), ratio = by / load(energy + s * LANES);
+            const mask some = by != 0;
+            for (i64 k = st->order[o]; k < st->order[o + 1]; k++)
+                part[k][s] = (vec)(some & (mask)(part[k][s] * ratio));
         }
-        memcpy(energy, power, sizeof power);
     }
     for (i64 t = 0; slopes && t < c->terms; t++, slopes += all) {
-        REAL sum[BLOCK] = {0};
+        vec sum[STRIPS];
+        clear(sum, 0);
         for (i64 k = 0; k < c->components; k++) {
-            const REAL value = s->mix[k * c->terms + t];
+            const REAL value = st->mix[k * c->terms + t];
             if (value == 0) continue;
-            for (int i = 0; i < BLOCK; i++)
-                sum[i] += value * part[k][i];
+#pragma GCC unroll 4
+            for (int s = 0; s < STRIPS; s++)
+                sum[s] += value * part[k][s];
         }
-        memcpy(slopes, sum, sizeof sum);
+        put(slopes, sum);
     }
 }
+
+/* The filter along z, y or x that is number f of its axis. */
+#define FILTER(p, step, axis, f, sign, sum)                                                                                   \
+    filter(p, step, c->reach[axis], st->coefficients[axis] + (f) * (c->reach[axis] + 1), st->odd[axis][f], sign, sum)
 
 /* Energies of the maps in `x`, from position l->from to `end`; arrays as energy_arrays counts them. */
-static void forward(const Call *c, const Layout *l, const Stencils *s, i64 end, REAL eps, const REAL *x, REAL *energy,
-                    REAL *rows, REAL *planes, REAL *slopes)
+static void forward(const Call *c, const Layout *l, const Stencils *st, i64 end, REAL eps, const REAL *x, REAL *energy,
+                    const REAL *grad, REAL *rows, REAL *planes, REAL *slopes)
 {
     const i64 *r = c->reach, deep = r[0] * l->plane, wide = deep + r[1] * l->row;
+    vec sum[STRIPS];
     for (i64 at = l->from - wide; at < end + wide; at += BLOCK)
-        for (i64 f = 0; f < c->filters[2]; f++)
-            filter(x + at, 1, r[2], s->coefficients[2] + f * (r[2] + 1), s->odd[2][f], rows + f * l->all + at);
+        for (i64 f = 0; f < c->filters[2]; f++) {
+            clear(sum, 0);
+            FILTER(x + at, 1, 2, f, 1, sum);
+            put(rows + f * l->all + at, sum);
+        }
     for (i64 at = l->from - deep; r[0] && at < end + deep; at += BLOCK)
         for (i64 p = 0; p < c->planes; p++) {
-            const i64 f = s->plane[2 * p + 1];
-            filter(rows + s->plane[2 * p] * l->all + at, l->row, r[1], s->coefficients[1] + f * (r[1] + 1), s->odd[1][f],
-                   planes + p * l->all + at);
+            clear(sum, 0);
+            FILTER(rows + st->plane[2 * p] * l->all + at, l->row, 1, st->plane[2 * p + 1], 1, sum);
+            put(planes + p * l->all + at, sum);
         }
     for (i64 at = l->from; at < end; at += BLOCK) {
-        REAL product[MOST][BLOCK];
+        vec product[MOST][STRIPS];
         for (i64 t = 0; t < c->terms; t++) {
-            const i64 p = s->term[2 * t], y = s->plane[2 * p + 1], z = s->term[2 * t + 1];
+            const i64 p = st->term[2 * t];
+            clear(sum, 0);
             if (r[0])
-                filter(planes + p * l->all + at, l->plane, r[0], s->coefficients[0] + z * (r[0] + 1), s->odd[0][z], product[t]);
+                FILTER(planes + p * l->all + at, l->plane, 0, st->term[2 * t + 1], 1, sum);
             else
-                filter(rows + s->plane[2 * p] * l->all + at, l->row, r[1], s->coefficients[1] + y * (r[1] + 1), s->odd[1][y],
-                       product[t]);
+                FILTER(rows + st->plane[2 * p] * l->all + at, l->row, 1, st->plane[2 * p + 1], 1, sum);
+            put((REAL *)product[t], sum);
         }
-        block(c, s, l->all, product, eps, energy + at, slopes ? slopes + at : NULL);
+        energies(c, st, l->all, product, eps, energy + at, grad + at, slopes ? slopes + at : NULL);
     }
 }
 
-/* The gradient by x, written to `x`, from that by the products of filters. */
-static void backward(const Call *c, const Layout *l, const Stencils *s, i64 end, const REAL *slopes, REAL *planes, REAL *rows,
-                     REAL *x)
+/* The gradient by x, written to `out`, from that by the products of filters. */
+static void backward(const Call *c, const Layout *l, const Stencils *st, i64 end, const REAL *slopes, REAL *planes, REAL *rows,
+                     REAL *out)
 {
     const i64 *r = c->reach, tall = r[1] * l->row;
-    for (i64 at = l->from - tall - r[2]; r[0] && at < end + tall + r[2]; at += BLOCK) {
-        REAL sum[MOST][BLOCK];
-        memset(sum, 0, c->planes * sizeof *sum);
-        for (i64 t = 0; t < c->terms; t++) {
-            const i64 z = s->term[2 * t + 1];
-            unfilter(slopes + t * l->all + at, l->plane, r[0], s->coefficients[0] + z * (r[0] + 1), s->odd[0][z],
-                     sum[s->term[2 * t]]);
-        }
-        for (i64 p = 0; p < c->planes; p++)
-            memcpy(planes + p * l->all + at, sum[p], sizeof *sum);
-    }
-    for (i64 at = l->from - r[2]; at < end + r[2]; at += BLOCK) {
-        REAL sum[MOST][BLOCK];
-        memset(sum, 0, c->filters[2] * sizeof *sum);
+    const REAL *source = r[0] ? planes : slopes;
+    vec sum[STRIPS];
+    for (i64 at = l->from - tall - r[2]; r[0] && at < end + tall + r[2]; at += BLOCK)
         for (i64 p = 0; p < c->planes; p++) {
-            const i64 y = s->plane[2 * p + 1];
-            unfilter((r[0] ? planes : slopes) + p * l->all + at, l->row, r[1], s->coefficients[1] + y * (r[1] + 1),
-                     s->odd[1][y], sum[s->plane[2 * p]]);
+            clear(sum, 0);
+            for (i64 t = 0; t < c->terms; t++) {
+                const i64 z = st->term[2 * t + 1];
+                if (st->term[2 * t] == p) FILTER(slopes + t * l->all + at, l->plane, 0, z, -1, sum);
+            }
+            put(planes + p * l->all + at, sum);
         }
-        for (i64 f = 0; f < c->filters[2]; f++)
-            memcpy(rows + f * l->all + at, sum[f], sizeof *sum);
-    }
+    for (i64 at = l->from - r[2]; at < end + r[2]; at += BLOCK)
+        for (i64 f = 0; f < c->filters[2]; f++) {
+            clear(sum, 0);
+            for (i64 p = 0; p < c->planes; p++)
+                if (st->plane[2 * p] == f) FILTER(source + p * l->all + at, l->row, 1, st->plane[2 * p + 1], -1, sum);
+            put(rows + f * l->all + at, sum);
+        }
     for (i64 at = l->from; at < end; at += BLOCK) {
-        REAL sum[BLOCK] = {0};
+        clear(sum, 0);
         for (i64 f = 0; f < c->filters[2]; f++)
-            unfilter(rows + f * l->all + at, 1, r[2], s->coefficients[2] + f * (r[2] + 1), s->odd[2][f], sum);
-        memcpy(x + at, sum, sizeof sum);
+            FILTER(rows + f * l->all + at, 1, 2, f, -1, sum);
+        put(out + at, sum);
     }
 }
 
+/* Maps first .. first + together of all images: their energies, unless `out` has no place for them, and, where it has the
+ * gradient by these, that by the maps. `own`: scratch memory of this thread, zeros between the maps. */
+static void run_maps(const Call *c, const Layout *l, const Stencils *st, i64 first, REAL eps, const Maps *x, const Maps *grad,
+                     const Maps *out, const Maps *slope, i64 maps, REAL *own)
+{
+    REAL *energy = own + l->all, *by = energy + c->orders * l->all, *rows = by + (grad->first ? c->orders : 0) * l->all;
+    REAL *planes = rows + c->filters[2] * l->all, *slopes = planes + (c->reach[0] ? c->planes : 0) * l->all;
+    const i64 count = least(c->together, maps - first);
+    const i64 end = l->from + (count - 1) * l->map + (c->size[0] - 1) * l->plane + (c->size[1] - 1) * l->row + c->size[2];
+    copy(c, l, x, 0, first, count, own, 0);
+    for (i64 o = 0; grad->first && o < c->orders; o++)
+        copy(c, l, grad, o, first, count, by + o * l->all, 0);
+    forward(c, l, st, end, eps, own, energy, by, rows, planes, grad->first ? slopes : NULL);
+    for (i64 o = 0; out->first && o < c->orders; o++)
+        copy(c, l, out, o, first, count, energy + o * l->all, 1);
+    if (grad->first) {
+        backward(c, l, st, end, slopes, planes, rows, energy);
+        copy(c, l, slope, 0, first, count, energy, 1);
+    }
+}
+
+#include "energy_cpu_mix.h"
+
 /* Energies go to `out`, unless it is NULL, the orders of a channel one after the other in its group; where they have the
- * gradient `grad`, laid out alike, the one by x goes to `slope`. Without an axis z, each product along y and x is a term.
+ * gradient `grad`, the one by x goes to `slope`. Without an axis z, each product along y and x is a term.
  */
-void energy_run(const Call *c, const Stencils *s, REAL *x, REAL *grad, REAL *out, REAL *slope, const REAL *eps, REAL *scratch)
+void energy_run(const Call *c, const Stencils *st, const Maps *x, const Maps *grad, const Maps *out, const Maps *slope,
+                double eps, REAL *scratch)
 {
     const Layout l = layout(c);
-    const i64 maps = c->images * c->channels, step = c->channels * c->size[0] * c->size[1] * c->size[2];
+    const i64 maps = c->images * c->channels;
 #pragma omp parallel num_threads(c->threads)
     {
-#ifdef _OPENMP
-        REAL *padded = scratch + omp_get_thread_num() * c->scratch_step;
-#else
-        REAL *padded = scratch;
-#endif
-        REAL *energy = padded + l.all, *rows = energy + c->orders * l.all, *planes = rows + c->filters[2] * l.all;
-        REAL *slopes = planes + (c->reach[0] ? c->planes : 0) * l.all;
-        memset(padded, 0, c->scratch_step * sizeof(REAL));
+        REAL *own = scratch + THREAD * c->scratch_step;
+        memset(own, 0, c->scratch_step * sizeof(REAL));
 #pragma omp for schedule(static)
-        for (i64 first = 0; first < maps; first += c->together) {
-            const i64 count = maps - first < c->together ? maps - first : c->together;
-            const i64 end = l.from + (count - 1) * l.map + (c->size[0] - 1) * l.plane + (c->size[1] - 1) * l.row + c->size[2];
-            copy(c, &l, x, c->image_step, 0, 1, first, count, padded, 0);
-            for (i64 o = 0; grad && o < c->orders; o++)
-                copy(c, &l, grad, c->grad_step, o, c->orders, first, count, energy + o * l.all, 0);
-            forward(c, &l, s, end, *eps, padded, energy, rows, planes, grad ? slopes : NULL);
-            for (i64 o = 0; out && o < c->orders; o++)
-                copy(c, &l, out, c->orders * step, o, c->orders, first, count, energy + o * l.all, 1);
-            if (grad) {
-                backward(c, &l, s, end, slopes, planes, rows, padded);
-                copy(c, &l, slope, step, 0, 1, first, count, padded, 1);
-                /* zeros between the maps again, of x and of the gradients */
-                memset(padded, 0, (1 + c->orders) * l.all * sizeof(REAL));
-            }
-        }
+        for (i64 first = 0; first < maps; first += c->together)
+            run_maps(c, &l, st, first, eps, x, grad, out, slope, maps, own);
     }
 }

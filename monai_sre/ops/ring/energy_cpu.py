@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,10 +21,12 @@ from torch import Tensor
 from monai_sre.ops.arguments import constant_of_graphs
 from monai_sre.ops.ring.cpu import computed_in
 from monai_sre.ops.ring.native import NativeLibrary, workspace
-from monai_sre.ops.ring.plan import spatial_triple
+from monai_sre.ops.ring.plan import even_part, spatial_triple
 
-#: Size of all arrays in scratch memory together, unless one map is larger: they stay in the second-level cache.
-SCRATCH_BYTES = 2**19
+#: Size of all arrays in the scratch memory of a thread together, unless one map is larger: they stay in its own cache.
+SCRATCH_BYTES = 2**17
+#: Size of the energies and the gradient of the images that are mixed at once, for each thread, unless one image is larger.
+MIXED_BYTES = 2**19
 #: Most components, and products of filters, that the C source has room for.
 MOST = 32
 
@@ -32,9 +35,9 @@ class _Call(ctypes.Structure):
     """The struct ``Call`` of ``energy_cpu.c``."""
 
     _fields_ = (
-        *((name, ctypes.c_int64) for name in ("images", "channels", "group", "image_step", "grad_step")),
+        *((name, ctypes.c_int64) for name in ("images", "channels", "groups", "outputs")),
         *((name, ctypes.c_int64 * 3) for name in ("size", "reach", "filters")),
-        *((name, ctypes.c_int64) for name in ("planes", "terms", "orders", "components", "together")),
+        *((name, ctypes.c_int64) for name in ("planes", "terms", "orders", "components", "together", "at_once")),
         *((name, ctypes.c_int64) for name in ("threads", "scratch_step")),
     )
 
@@ -49,15 +52,33 @@ class _Stencils(ctypes.Structure):
     )
 
 
+class _Maps(ctypes.Structure):
+    """The struct ``Maps`` of ``energy_cpu.c``."""
+
+    _fields_ = (
+        ("first", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("image", "group", "order", "channel")),
+    )
+
+
 def _declare(library: ctypes.CDLL) -> None:
-    for function in (library.energy_scratch, library.energy_arrays):
-        function.argtypes = [ctypes.c_void_p, ctypes.c_int]
+    call, stencils, maps = (ctypes.POINTER(struct) for struct in (_Call, _Stencils, _Maps))
+    values = ctypes.c_void_p
+    for function in (library.energy_scratch, library.energy_arrays, library.energy_mix_scratch):
+        function.argtypes = [call, ctypes.c_int]
         function.restype = ctypes.c_int64
-    library.energy_run.argtypes = [ctypes.c_void_p] * 8
-    library.energy_run.restype = None
+    for function, operands in (
+        (library.energy_run, [maps] * 4),
+        (library.energy_add, [maps, maps, values, values, maps]),
+        (library.energy_add_gradients, [maps, maps, values, maps, maps, values, values]),
+    ):
+        function.argtypes = [call, stencils, *operands, ctypes.c_double, values]
+        function.restype = None
 
 
-LIBRARY = NativeLibrary(Path(__file__).with_name("energy_cpu.c"), [], "harmonic energies", _declare)
+_SOURCE = Path(__file__).with_name("energy_cpu.c")
+_HEADERS = [_SOURCE.with_name(name) for name in ("vectors.h", "energy_cpu_mix.h")]
+LIBRARY = NativeLibrary(_SOURCE, _HEADERS, "harmonic energies", _declare)
 
 
 def available(dtype: torch.dtype) -> bool:
@@ -71,81 +92,154 @@ def compiled_for(dtype: torch.dtype) -> bool:
     return available(computed_in(dtype))
 
 
+def form_of(stencils: Sequence[Tensor]) -> Form | None:
+    """Stencils of all orders, as the C source takes them; ``None`` where it has no room for them.
+
+    Args:
+        stencils: those of each order, shape ``(components, *kernel_size)``, float32 or float64 on the CPU.
+    """
+    sizes = {stencil.shape[1:] for stencil in stencils}
+    if len(sizes) > 1 or sum(stencil.shape[0] for stencil in stencils) > MOST:
+        return None
+    content = tuple((stencil.detach().numpy().tobytes(), tuple(stencil.shape)) for stencil in stencils)
+    form = _form(content, stencils[0].dtype)
+    return form if max(form.terms, form.planes, *form.filters) <= MOST else None
+
+
 def energies(
-    x: Tensor,
-    stencils: Sequence[Tensor],
-    eps: float,
-    groups: int = 1,
-    grad: Tensor | None = None,
-    with_values: bool = True,
-) -> tuple[Tensor | None, Tensor | None]:
+    x: Tensor, form: Form, eps: float, groups: int = 1, grad: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
     """Energies of every map and order, and with ``grad``, their gradient, that by ``x``.
 
     Args:
         x: shape ``(N, C, *spatial)``, float32 or float64 on the CPU; each image contiguous, images any step apart.
-        stencils: those of each order, shape ``(components, *kernel_size)`` of one odd size, of the dtype of ``x``.
+        form: the stencils, of the dtype of ``x``.
         eps: added to the sum of squares.
         groups: number of blocks of channels.
         grad: shape of the energies; each image contiguous.
-        with_values: whether the energies are wanted.
 
     Returns:
-        The energies, shape ``(N, len(stencils) * C, *spatial)``, the orders one after the other in each group, and the
-        gradient, shape of ``x``; or ``None`` for what is not wanted.
+        The energies, shape ``(N, orders * C, *spatial)``, the orders one after the other in each group, and the gradient,
+        shape of ``x``, or ``None``.
     """
-    library = LIBRARY.get(x.dtype)
-    if library is None:
-        raise RuntimeError("compiled harmonic energies are not available")
-    shape = (x.shape[0], len(stencils) * x.shape[1], *x.shape[2:])
-    out = torch.empty(shape, dtype=x.dtype) if with_values else None
-    slope = None if grad is None else torch.empty(x.shape, dtype=x.dtype)
+    out = x.new_empty(x.shape[0], form.orders * x.shape[1], *x.shape[2:])
+    slope = None if grad is None else x.new_empty(x.shape)
     if x.numel() == 0:
         return out, slope
-    size, kernel = spatial_triple(x.shape[2:], 1), spatial_triple(stencils[0].shape[1:], 1)
-    form = _form(tuple((s.numpy().tobytes(), tuple(s.shape)) for s in stencils), x.dtype)
-    call = _Call()
-    call.images, call.channels, call.group, call.image_step = x.shape[0], x.shape[1], x.shape[1] // groups, x.stride(0)
-    call.grad_step = 0 if grad is None else grad.stride(0)
-    call.size[:], call.reach[:] = size, [length // 2 for length in kernel]
-    call.filters[:], call.planes, call.terms = form.filters, form.planes, form.terms
-    call.orders, call.components = len(stencils), form.components
-    maps, threads = x.shape[0] * x.shape[1], torch.get_num_threads()
-    map_bytes = x[0, 0].numel() * x.element_size() * library.energy_arrays(ctypes.byref(call), int(grad is not None))
-    call.together = max(1, min(SCRATCH_BYTES // map_bytes, -(-maps // threads)))
-    call.threads = max(1, min(threads, -(-maps // call.together)))
-    call.scratch_step = library.energy_scratch(ctypes.byref(call), int(grad is not None))
+    library, call = _prepared(x, x.shape[1], form, groups, grad is not None)
     scratch = workspace("energies", call.scratch_step * call.threads, x.dtype)
-    constant = (ctypes.c_float if x.dtype == torch.float32 else ctypes.c_double)(eps)
-    pointers = [None if tensor is None else tensor.data_ptr() for tensor in (x, grad, out, slope)]
-    library.energy_run(
-        ctypes.byref(call), ctypes.byref(form.struct), *pointers, ctypes.byref(constant), scratch.data_ptr()
-    )
+    places = [_maps(x, groups), _maps(grad, groups, form.orders), _maps(out, groups, form.orders), _maps(slope, groups)]
+    library.energy_run(call, form.struct, *places, eps, scratch.data_ptr())
     return out, slope
 
 
-def serves(stencils: Sequence[Tensor]) -> bool:
-    """Whether the C source has room for stencils of one size."""
-    sizes = {tuple(stencil.shape[1:]) for stencil in stencils}
-    if len(sizes) > 1 or sum(stencil.shape[0] for stencil in stencils) > MOST:
-        return False
-    form = _form(tuple((s.detach().numpy().tobytes(), tuple(s.shape)) for s in stencils), stencils[0].dtype)
-    return max(form.terms, form.planes, *form.filters) <= MOST
+def add(y: Tensor, form: Form, weight: Tensor, bias: Tensor | None, groups: int, eps: float) -> Tensor:
+    """Energies of some maps, mixed by a matrix and added to the others.
+
+    Args:
+        y: shape ``(N, channels, *spatial)``, contiguous, float32 or float64 on the CPU: in each group those that are added
+            to, then those that energies are taken of.
+        form: the stencils, of the dtype of ``y``.
+        weight: shape ``(out_channels, orders * C / groups, ...)``, contiguous.
+        bias: shape ``(out_channels,)``, contiguous, or ``None``.
+        groups: number of blocks of channels.
+        eps: added to the sum of squares.
+
+    Returns:
+        Shape ``(N, out_channels, *spatial)``.
+    """
+    outputs = weight.shape[0]
+    out = y.new_empty(y.shape[0], outputs, *y.shape[2:])
+    if out.numel() == 0:
+        return out
+    library, call = _prepared(y, y.shape[1] - outputs, form, groups, False, outputs)
+    scratch = workspace("energies", library.energy_mix_scratch(call, 0), y.dtype)
+    radial, maps = _parts(y, outputs, groups)
+    operands = (weight.data_ptr(), None if bias is None else bias.data_ptr(), _maps(out, groups))
+    library.energy_add(call, form.struct, maps, radial, *operands, eps, scratch.data_ptr())
+    return out
+
+
+def add_gradients(
+    grad: Tensor, maps: Tensor, form: Form, weight: Tensor, groups: int, eps: float, wanted: Sequence[bool]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of :func:`add` by ``y``, ``weight`` and ``bias``, those that are wanted.
+
+    Args:
+        grad: that of the output; each image contiguous.
+        maps: those that energies are taken of, shape ``(N, C, *spatial)``, each image contiguous.
+        form: with the rest as in :func:`add`.
+    """
+    outputs, hidden = weight.shape[0], maps.shape[1]
+    by_y = grad.new_empty(grad.shape[0], outputs + hidden, *grad.shape[2:]) if wanted[0] else None
+    make = torch.empty if grad.numel() else torch.zeros
+    by_weight = make(weight.shape, dtype=weight.dtype) if wanted[1] else None
+    by_bias = make(outputs, dtype=weight.dtype) if wanted[2] else None
+    if grad.numel() == 0:
+        return by_y, by_weight, by_bias
+    library, call = _prepared(maps, hidden, form, groups, True, outputs)
+    scratch = workspace("energies", library.energy_mix_scratch(call, 1), maps.dtype)
+    radial, slope = (_Maps(), _Maps()) if by_y is None else _parts(by_y, outputs, groups)
+    places = (_maps(maps, groups), _maps(grad, groups), weight.data_ptr(), slope, radial)
+    sums = [None if tensor is None else tensor.data_ptr() for tensor in (by_weight, by_bias)]
+    library.energy_add_gradients(call, form.struct, *places, *sums, eps, scratch.data_ptr())
+    return by_y, by_weight, by_bias
+
+
+def _prepared(
+    x: Tensor, channels: int, form: Form, groups: int, with_grad: bool, outputs: int = 0
+) -> tuple[ctypes.CDLL, _Call]:
+    """The library and the description of a call, for energies of ``channels`` maps of each image of ``x``."""
+    library = LIBRARY.get(x.dtype)
+    if library is None:
+        raise RuntimeError("compiled harmonic energies are not available")
+    images, positions, threads = x.shape[0], math.prod(x.shape[2:]), torch.get_num_threads()
+    call = _Call(images=images, channels=channels, groups=groups, outputs=outputs)
+    call.size[:], call.reach[:], call.filters[:] = spatial_triple(x.shape[2:], 1), form.reach, form.filters
+    call.planes, call.terms, call.orders, call.components = form.planes, form.terms, form.orders, form.components
+    map_bytes = positions * x.element_size()
+    if outputs:
+        rows = form.orders * channels + (outputs if with_grad else 0)
+        images = call.at_once = even_part(images, MIXED_BYTES * threads // (rows * map_bytes))
+    maps, arrays = images * channels, library.energy_arrays(call, with_grad)
+    call.together = even_part(maps, SCRATCH_BYTES // (arrays * map_bytes), threads)
+    call.threads = threads if outputs else min(threads, -(-maps // call.together))
+    call.scratch_step = library.energy_scratch(call, with_grad)
+    return library, call
+
+
+def _maps(tensor: Tensor | None, groups: int, orders: int = 1) -> _Maps:
+    """Where maps lie, those of an order of each group beside each other; nowhere without a tensor."""
+    if tensor is None:
+        return _Maps()
+    of_group, positions = tensor.shape[1] // groups, math.prod(tensor.shape[2:])
+    steps = (of_group * positions, of_group // orders * positions, positions)
+    return _Maps(tensor.data_ptr(), tensor.stride(0), *steps)
+
+
+def _parts(y: Tensor, outputs: int, groups: int) -> tuple[_Maps, _Maps]:
+    """The two parts of each group of ``y``; see :func:`add`."""
+    radial, maps = _maps(y, groups), _maps(y, groups)
+    maps.first += outputs // groups * radial.channel * y.element_size()
+    return radial, maps
 
 
 @dataclass(frozen=True)
-class _Form:
+class Form:
     """Stencils as sums of products of filters, as the C source reads them."""
 
+    reach: list[int]
     filters: list[int]
     planes: int
     terms: int
+    orders: int
     components: int
     struct: _Stencils
     arrays: list[np.ndarray]  # what the struct points to
 
 
 @lru_cache(maxsize=256)
-def _form(content: tuple[tuple[bytes, tuple[int, ...]], ...], dtype: torch.dtype) -> _Form:
+def _form(content: tuple[tuple[bytes, tuple[int, ...]], ...], dtype: torch.dtype) -> Form:
     kind = np.float64 if dtype == torch.float64 else np.float32
     orders = [
         np.frombuffer(values, kind).reshape(shape[0], *spatial_triple(shape[1:], 1)).astype(np.float64)
@@ -175,7 +269,9 @@ def _form(content: tuple[tuple[bytes, tuple[int, ...]], ...], dtype: torch.dtype
     pointers = [array.ctypes.data for array in arrays]
     struct.coefficients[:], struct.odd[:] = pointers[:3], pointers[3:6]
     struct.plane, struct.term, struct.order, struct.mix = pointers[6:]
-    return _Form([len(f) for f in filters], len(planes), len(terms), len(core), struct, arrays)
+    reach = [f.shape[1] // 2 for f in filters]
+    counts = (len(planes), len(terms), len(orders), len(core))
+    return Form(reach, [len(f) for f in filters], *counts, struct, arrays)
 
 
 def _filters(orders: Sequence[np.ndarray], axis: int, tolerance: float) -> np.ndarray:

@@ -111,6 +111,18 @@ def spatial_triple(values: Sequence[int], fill: int) -> Triple:
     return _triple([fill] * (3 - len(values)) + list(values))
 
 
+def even_part(count: int, most: int, threads: int = 1) -> int:
+    """The size of parts of ``count``, at least one, at most and not less than half of ``most``, that gives threads even work.
+
+    Example:
+        >>> even_part(10, 4), even_part(10, 0), even_part(32, 12), even_part(32, 12, threads=2)
+        (4, 1, 12, 8)
+    """
+    most = max(1, min(count, most))
+    sizes = range((most + 1) // 2, most + 1)
+    return min(sizes, key=lambda size: (min(count, -(-count // (size * threads)) * size), -size))
+
+
 def convolution_geometry(
     size: Sequence[int], kernel: Triple, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
 ) -> Geometry:

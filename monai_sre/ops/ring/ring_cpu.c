@@ -101,6 +101,7 @@ static void use_large_pages(REAL *data, i64 count)
 }
 
 /* One pass over x: out = weight . sums(x) + bias where `out` is given, total = sums(x) . other^T where `other` is.
+ * Weights and total lie as their steps say.
  * `scratch` has threads * scratch_step elements, `packed` those of ring_weights. Returns 0, or 1 when memory ran out.
  */
 int ring_run(const Call *c, const REAL *x, const REAL *weight, const REAL *bias, REAL *out, const REAL *other,
@@ -127,12 +128,8 @@ int ring_run(const Call *c, const REAL *x, const REAL *weight, const REAL *bias,
     const i64 width = aligned(channels);
 #pragma omp parallel num_threads(c->threads)
     {
-#ifdef _OPENMP
-        const i64 thread = omp_get_thread_num(), team = omp_get_num_threads();
-#else
-        const i64 thread = 0, team = 1;
-#endif
-        REAL *own = scratch + thread * c->scratch_step;
+        const i64 team = TEAM;
+        REAL *own = scratch + THREAD * c->scratch_step;
         memset(own, 0, l.u * sizeof(REAL));
         if (other) memset(own + l.total, 0, c->blocks * rows * width * sizeof(REAL));
 #pragma omp for schedule(static)
@@ -141,12 +138,14 @@ int ring_run(const Call *c, const REAL *x, const REAL *weight, const REAL *bias,
         if (other) {
 #pragma omp for schedule(static)
             for (i64 row = 0; row < c->blocks * maps; row++) {
-                const REAL *part = scratch + l.total + (row / maps * rows + row % maps) * width;
+                const i64 *step = c->total_step, block = row / maps, map = row % maps;
+                const REAL *part = scratch + l.total + (block * rows + map) * width;
+                REAL *to = total + block * step[0] + map / c->maps * step[1] + map % c->maps * step[3];
                 for (i64 j = 0; j < channels; j++) {
                     REAL sum = 0;
                     for (i64 t = 0; t < team; t++)
                         sum += part[t * c->scratch_step + j];
-                    total[row * channels + j] = sum;
+                    to[j * step[2]] = sum;
                 }
             }
         }

@@ -1,44 +1,13 @@
-/* Types of ring_cpu.c: vectors, the description of a call, the layout of scratch memory. */
-#include <stdint.h>
+/* Types of ring_cpu.c: the description of a call, the layout of scratch memory. */
 #include <stdlib.h>
-#include <string.h>
-#ifdef _OPENMP
-#include <omp.h>
-#endif
 #ifdef __linux__
 #include <sys/mman.h>
 #endif
+#include "vectors.h"
 
-#ifndef REAL
-#define REAL float
-#endif
-#if defined(__AVX512F__)
-#define VECTOR_BYTES 64
-#define TALL 8 /* TALL x WIDE sums in registers */
-#elif defined(__AVX__)
-#define VECTOR_BYTES 32
-#define TALL 4
-#else
-#define VECTOR_BYTES 16
-#define TALL 4
-#endif
-#define WIDE 3
-#define LANES ((int)(VECTOR_BYTES / sizeof(REAL)))
-#define STRIPS (VECTOR_BYTES == 64 ? 4 : 2)
 #define MIXED 6   /* rings mixed at a time, over STRIPS strips: sums in registers */
 #define UNROLL 8  /* independent sums in flight: enough to hide the latency of an addition */
 #define DEPTH 224 /* maps that a product takes at a time, so that WIDE strips of them stay in the first-level cache */
-#define INLINE static inline __attribute__((always_inline))
-
-typedef REAL vec __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(REAL)), may_alias));
-typedef int64_t i64;
-
-INLINE vec load(const REAL *p) { return *(const vec *)p; }
-INLINE void store(REAL *p, vec v) { *(vec *)p = v; }
-INLINE vec splat(REAL a) { return a - (vec){0}; }
-INLINE i64 least(i64 a, i64 b) { return a < b ? a : b; }
-INLINE i64 ceil_div(i64 a, i64 b) { return (a + b - 1) / b; }
-INLINE i64 aligned(i64 a) { return ceil_div(a, LANES) * LANES; } /* a load across two cache lines costs two */
 
 /* What one call does; the field order is that of cpu.py. Triples are z, y, x. */
 typedef struct {
@@ -47,6 +16,7 @@ typedef struct {
     i64 zoom[3], kernel[3];          /* zoom - 1 zeros are read between neighbours of the input */
     i64 tile[3];                     /* images, planes and rows of a tile */
     i64 columns, rows, groups, maps; /* sizes of the stages; maps: of one channel */
+    i64 weight_step[4], total_step[4]; /* between blocks, rows, columns and maps; rows of `total` are channels of x */
     i64 threads, scratch_step;
 } Call;
 

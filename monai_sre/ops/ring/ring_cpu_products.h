@@ -1,24 +1,5 @@
 /* Matrix products of ring sums that lie in strips; see ring_cpu.c. */
 
-/* sum[r][j] += sum over k of a[k * a_next + r * a_row] * b[j * b_step + k * LANES ..], all sums in registers;
- * `wide` is a constant when inlined. */
-INLINE void multiply(const int wide, const REAL *a, i64 a_next, i64 a_row, const REAL *b, i64 b_step, i64 depth,
-                     vec sum[TALL][WIDE])
-{
-    for (i64 k = 0; k < depth; k++) {
-        vec right[WIDE];
-#pragma GCC unroll 8
-        for (int j = 0; j < wide; j++)
-            right[j] = load(b + j * b_step + k * LANES);
-#pragma GCC unroll 8
-        for (int r = 0; r < TALL; r++) {
-#pragma GCC unroll 8
-            for (int j = 0; j < wide; j++)
-                sum[r][j] += a[k * a_next + r * a_row] * right[j];
-        }
-    }
-}
-
 INLINE void mix_strips(const int wide, const Call *c, const REAL *weight, const REAL *sums, i64 strip_step, i64 depth,
                        int begin, const REAL *bias, i64 tall, i64 channel, const Place *place, REAL *out)
 {
@@ -33,7 +14,7 @@ INLINE void mix_strips(const int wide, const Call *c, const REAL *weight, const 
         for (int j = 0; j < wide; j++)
             sum[r][j] = (vec){0};
     }
-    multiply(wide, weight, TALL, 1, sums, strip_step, depth, sum);
+    multiply(wide, weight, TALL, 1, sums, strip_step, LANES, depth, sum);
     vec done[TALL][WIDE];
     memcpy(done, sum, sizeof(done));
     for (int r = 0; r < least(TALL, tall); r++)
@@ -108,7 +89,7 @@ INLINE void add_products(const int wide, const REAL *sums, i64 strip_step, const
             sum[r][j] = (vec){0};
     }
     for (i64 s = 0; s < strips; s++)
-        multiply(wide, sums + s * strip_step, 1, LANES, packed + s * LANES * LANES, packed_step, LANES, sum);
+        multiply(wide, sums + s * strip_step, 1, LANES, packed + s * LANES * LANES, packed_step, LANES, LANES, sum);
 #pragma GCC unroll 8
     for (int r = 0; r < TALL; r++) {
 #pragma GCC unroll 8
@@ -150,10 +131,11 @@ static void pack_weights(const Call *c, const REAL *weight, REAL *packed)
               rows = ceil_div(channels, TALL);
 #pragma omp parallel for schedule(static) num_threads(c->threads)
     for (i64 panel = 0; panel < c->blocks * rows; panel++) {
-        const i64 first = panel % rows * TALL;
-        for (i64 k = 0; k < maps; k++)
+        const i64 first = panel % rows * TALL, *step = c->weight_step;
+        for (i64 k = 0; k < maps; k++) {
+            const REAL *from = weight + panel / rows * step[0] + k / c->maps * step[2] + k % c->maps * step[3];
             for (i64 r = 0; r < TALL; r++)
-                packed[(panel * maps + k) * TALL + r] =
-                    first + r < channels ? weight[(panel / rows * channels + first + r) * maps + k] : 0;
+                packed[(panel * maps + k) * TALL + r] = first + r < channels ? from[(first + r) * step[1]] : 0;
+        }
     }
 }
