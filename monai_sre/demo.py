@@ -33,7 +33,7 @@ _DATASET = "demo_2d"
 BUNDLE = Path(__file__).parent / "bundles/medmnist_2d_classification"
 
 
-def main(output_dir: str | Path, bundle: str | Path = BUNDLE, epochs: int = 15) -> str:
+def main(output_dir: str | Path, bundle: str | Path = BUNDLE, epochs: int = 10) -> str:
     """Run the comparison.
 
     Args:
@@ -54,14 +54,14 @@ def main(output_dir: str | Path, bundle: str | Path = BUNDLE, epochs: int = 15) 
         )
     train, evaluate = [configs / "train.json"], [configs / "train.json", configs / "evaluate.json"]
     networks: dict[str, tuple[list[Path], dict[str, Any]]] = {
-        "SRE": (train, {"network_def#width": 16}),
-        "plain": ([*train, configs / "plain.json"], {"network_def#block_inplanes": [16, 32, 64, 128]}),
+        "SRE": (train, {"network_def#width": 48}),
+        "plain": ([*train, configs / "plain.json"], {"network_def#block_inplanes": [48, 96, 192, 384]}),
     }
     rows, curves = [], {}
     for name, (files, width) in networks.items():
         folder = output_dir / name.lower()
         started = time.perf_counter()
-        options = {"dataset_name": _DATASET, "max_epochs": epochs, "batch_size": 32, "output_dir": str(folder)}
+        options = {"dataset_name": _DATASET, "max_epochs": epochs, "batch_size": 64, "output_dir": str(folder)}
         _run(files, configs, **options, **width, overwrite=True)
         seconds = time.perf_counter() - started
         options = {"dataset_name": _DATASET, "ckpt_dir": str(folder / "models")}
@@ -115,7 +115,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m monai_sre.demo", description=__doc__.split("\n")[0])
     parser.add_argument("--output_dir", default="output/demo", help="folder of all results (default: %(default)s)")
     parser.add_argument("--bundle", default=BUNDLE, help="folder of the 2-D bundle (default: the one in this package)")
-    parser.add_argument("--epochs", type=int, default=15, help="epochs of training per network (default: %(default)s)")
+    parser.add_argument("--epochs", type=int, default=10, help="epochs of training per network (default: %(default)s)")
     arguments = parser.parse_args()
     logging.getLogger("ignite").setLevel(logging.WARNING)
     print(main(arguments.output_dir, arguments.bundle, arguments.epochs))

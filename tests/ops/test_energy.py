@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from monai_sre.ops import add_energies, harmonic_energy, harmonic_stencils
-from monai_sre.ops.ring.energy_cpu import LIBRARY, available, serves
+from monai_sre.ops.energy import cat_groups
+from monai_sre.ops.ring.energy_cpu import LIBRARY, available, form_of
 from tests.testers import relative_error
 
 SHAPES = [
@@ -50,6 +51,11 @@ def reference(x: Tensor, stencils: Tensor, eps: float) -> Tensor:
     return total.sqrt()
 
 
+def behind_zeros(x: Tensor, count: int) -> Tensor:
+    """The maps ``x`` behind ``count`` others that are zero."""
+    return torch.cat([x.new_zeros(len(x), count, *x.shape[2:]), x], dim=1)
+
+
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("order", [1, 2, 3])
@@ -73,10 +79,10 @@ def test_any_stencils(kernel: tuple[int, ...], served: bool) -> None:
     """Stencils without symmetry are sums of products of filters too; of too many, convolutions take over."""
     generator = torch.Generator().manual_seed(0)
     stencils = [torch.randn(count, *kernel, dtype=torch.float64, generator=generator) for count in (2, 3)]
-    assert serves(stencils) == served
+    assert (form_of(stencils) is not None) == served
     x = torch.randn(2, 4, *(9, 8, 7)[: len(kernel)], dtype=torch.float64, generator=generator, requires_grad=True)
     weight = torch.eye(8, dtype=torch.float64).reshape(8, 8, *(1,) * len(kernel))
-    out = add_energies(torch.zeros(2, 8, *x.shape[2:], dtype=torch.float64), x, stencils, weight, eps=1e-2)
+    out = add_energies(behind_zeros(x, 8), stencils, weight, eps=1e-2)
     wanted = torch.cat([reference(x, stencil, 1e-2) for stencil in stencils], dim=1)
     assert relative_error(out, wanted) < 1e-12
     slope = torch.randn(out.shape, dtype=torch.float64, generator=generator)
@@ -163,7 +169,7 @@ def test_mixed(backend: str, shape: tuple[int, ...], groups: int) -> None:
     operands = (radial, x, weight, bias)
 
     def call(radial: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return add_energies(radial, x, stencils, weight, bias, groups)
+        return add_energies(cat_groups([radial, x], groups), stencils, weight, bias, groups)
 
     out = call(*operands)
     wanted = radial + wanted
@@ -186,7 +192,7 @@ def test_stencils_of_unequal_size(backend: str, dtype: torch.dtype) -> None:
     exact = [operand.detach().double().requires_grad_() for operand in operands]
     energies = torch.cat([reference(exact[0], stencil, 1e-3) for stencil in stencils], dim=1)
     wanted = torch.einsum("oi,ni...->no...", exact[1].flatten(1), energies)
-    out = add_energies(torch.zeros_like(wanted, dtype=dtype), operands[0], stencils, operands[1])
+    out = add_energies(behind_zeros(operands[0], 3), stencils, operands[1])
     slope = torch.randn_like(wanted)
     expected = [wanted, *torch.autograd.grad(wanted, exact, slope)]
     tolerance = 1e-5 if dtype == torch.float32 else 4 * torch.finfo(dtype).eps
@@ -194,7 +200,7 @@ def test_stencils_of_unequal_size(backend: str, dtype: torch.dtype) -> None:
         assert found.dtype == dtype
         assert relative_error(found, value) < tolerance
     empty = x[:0].detach().clone().requires_grad_()
-    add_energies(torch.zeros(0, 3, 7, 6), empty, stencils, weight).sum().backward()
+    add_energies(behind_zeros(empty, 3), stencils, weight).sum().backward()
     assert empty.grad is not None
 
 
@@ -203,7 +209,7 @@ def test_mixed_with_parts_frozen(backend: str) -> None:
     x, weight = torch.randn(1, 2, 5, 5), torch.randn(3, 2, 1, 1)
     for frozen in (0, 1):
         operands = [tensor.clone().requires_grad_(index != frozen) for index, tensor in enumerate((x, weight))]
-        out = add_energies(torch.zeros(1, 3, 5, 5), operands[0], stencils, operands[1])
+        out = add_energies(behind_zeros(operands[0], 3), stencils, operands[1])
         (grad,) = torch.autograd.grad(out.sum(), operands[1 - frozen])
         assert bool(grad.any())
 

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 from monai_sre.layers import SREConv2d, SREHarmonicConv2d, SREHarmonicConv3d
 from monai_sre.nets import SREResNet, SREUNet
 from monai_sre.ops import add_energies, harmonic_energy, harmonic_stencils, radial_basis
+from monai_sre.ops.energy import cat_groups
 from monai_sre.ops.ring import convolution, gpu
 from monai_sre.ops.ring.convolution import ring_conv
 from tests.layers.test_conv import CASES
@@ -139,7 +140,7 @@ def test_energies(ndim: int, groups: int, dtype: torch.dtype, kernels: list[str]
             stencil.to(maps.device, weight.dtype if weight.dtype == torch.float64 else torch.float32)
             for stencil in stencils
         ]
-        return add_energies(radial, maps, own, weight, bias, groups, eps)
+        return add_energies(cat_groups([radial, maps], groups), own, weight, bias, groups, eps)
 
     wanted = gradients(mixed, slope.double(), *[operand.double() for operand in operands])
     assert not kernels  # float64 is not theirs

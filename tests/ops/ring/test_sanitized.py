@@ -15,7 +15,9 @@ ROOT = Path(__file__).parents[3]
 PROGRAM = """
 import math, random, sys
 import torch
-from monai_sre.ops import harmonic_energy, harmonic_stencils
+from torch.nn import functional
+from monai_sre.ops import add_energies, harmonic_energy, harmonic_stencils
+from monai_sre.ops.energy import cat_groups
 from monai_sre.ops.ring import cpu, energy_cpu
 from tests.ops.ring.rings import DTYPES, check, error, fitted, random_basis
 from tests.ops.test_energy import reference
@@ -43,6 +45,15 @@ while done < int(sys.argv[1]):
         (out, *torch.autograd.grad(out.square().sum(), x))
         for out in (harmonic_energy(x, stencils.to(dtype)), reference(x, stencils, 1e-3))
     )):
+        assert error(value, exact) < 10 * DTYPES[dtype]
+    parts = [torch.randn(draw.randint(1, 7), count, *size, dtype=dtype) for count in channels]
+    parts = [part[: min(map(len, parts))].requires_grad_() for part in parts]
+    weight, bias = (torch.randn(channels[1], *more, dtype=dtype) for more in ((channels[0] // groups, *[1] * ndim), ()))
+    operands = [*parts, weight.requires_grad_(), bias.requires_grad_()]
+    mixed = add_energies(cat_groups([parts[1], parts[0]], groups), [stencils.to(dtype)], weight, bias, groups)
+    energies = reference(parts[0], stencils, 1e-3)
+    plain = parts[1] + getattr(functional, f"conv{ndim}d")(energies, weight.double(), bias.double(), groups=groups)
+    for value, exact in zip(*((out, *torch.autograd.grad(out.square().sum(), operands)) for out in (mixed, plain))):
         assert error(value, exact) < 10 * DTYPES[dtype]
     done += 1
 print(done, "configurations")
