@@ -111,6 +111,7 @@ def spatial_triple(values: Sequence[int], fill: int) -> Triple:
     return _triple([fill] * (3 - len(values)) + list(values))
 
 
+@lru_cache(maxsize=1024)
 def even_part(count: int, most: int, threads: int = 1) -> int:
     """The size of parts of ``count``, at least one, at most and not less than half of ``most``, that gives threads even work.
 
