@@ -4,8 +4,8 @@ Sums over rings are mixed in the kernel that forms them, and formed again for ea
 keeps the input and the weights alone. Nothing here waits for the device, looks at values, or uses a stream of its own, so
 CUDA graphs capture it.
 
-Products of float32 follow ``torch.backends.cudnn.allow_tf32``, as convolutions do: in TF32 where that is allowed, else as
-three such products whose sum is as exact as float32.
+All products of float32 follow the setting of convolutions (``torch.backends.cudnn.allow_tf32``): in TF32 where that is
+allowed, else as three such products whose sum is nearly as exact as float32.
 
 Operands that the kernels do not take, devices older than :data:`OLDEST`, a missing Triton and a kernel that does not compile
 take :mod:`monai_sre.ops.ring.portable`; the last three say so once in the log.
@@ -37,7 +37,7 @@ MEASURED: frozenset[tuple[int, int]] = frozenset()
 POSITIONS = 32
 MOST_OUTPUTS = 64
 #: Options of compilation.
-LAUNCH = {"num_warps": 8, "num_stages": 2}
+LAUNCH = {"num_warps": 8, "num_stages": 1}
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _failed: list[str] = []
 
@@ -149,31 +149,48 @@ def _frame(
     padding: Sequence[int] | None = None,
     dilation: Sequence[int] = (),
     zoom: Sequence[int] = (),
+    block_c: tuple[int, int] = (16, 64),
 ) -> Frame:
-    """The constants of kernels whose positions have a size; without padding given, odd kernels around each position."""
-    kernel, rings, channels = _triple(basis.shape[1:], 1), basis.shape[0], x.shape[1]
+    """The constants of kernels.
+
+    Args:
+        x: what is summed.
+        basis: shape ``(b, *kernel_size)``.
+        size: that of the positions.
+        outputs: channels that sums are mixed to; 0 where they are not, but added up ring by ring.
+        stride: with the others as of a convolution; where no padding is given, odd kernels lie around each position.
+        block_c: least and most channels of a program.
+    """
+    kernel, rings = _triple(basis.shape[1:], 1), basis.shape[0]
     padding = [length // 2 for length in kernel] if padding is None else padding
     geometry = (kernel, _triple(stride, 1), _triple(padding, 0), _triple(dilation, 1), _triple(zoom, 1))
     tiling = _tiling(_triple(size, 1), _triple(x.shape[2:], 1), *geometry)
     positions, window = math.prod(tiling[0]), math.prod(tiling[1])
-    whole = 128 // x.element_size()  # lines of a program, where it has few rings
-    lines = max(16, whole // (1 if rings < 4 else 2 if rings <= 8 else 4))
-    block_c, block_o = _power(channels, 16, lines), _power(outputs, 16, MOST_OUTPUTS)
-    block_i = max(1, min(lines // block_c, _power(x.shape[0]), 2 * whole**2 // (block_o * positions)))
+    whole = 128 // x.element_size()  # lines of a program whose sums are few enough for its registers
+    at_once = rings if outputs else 1
+    lines = max(16, whole >> (at_once * x.element_size() > 12) >> (at_once > 8))
+    channels, outputs = _power(x.shape[1], block_c[0], min(lines, block_c[1])), _power(outputs, 16, MOST_OUTPUTS)
+    images = max(1, min(lines // channels, _power(x.shape[0]), 2 * whole**2 // (outputs * positions)))
     interpreted = x.device.type == "cpu"
-    precision = "tf32" if torch.backends.cudnn.allow_tf32 else "tf32x3"
+    precision = "tf32" if _allows_tf32() else "tf32x3"
     return Frame(
         rings,
         *geometry,
         *tiling,
-        BLOCK_I=block_i,
-        BLOCK_C=block_c,
-        BLOCK_O=block_o,
+        BLOCK_I=images,
+        BLOCK_C=channels,
+        BLOCK_O=outputs,
         BLOCK_P=positions,
         BLOCK_K=min(max(16, lines // 2), _power(window, 16)),
         PRECISION="ieee" if interpreted else precision,
         WIDEN=interpreted and x.dtype == torch.bfloat16,
     )
+
+
+def _allows_tf32() -> bool:
+    """Whether convolutions may compute in TF32, by torch's newer setting, which the older one sets too where both exist."""
+    newer = getattr(torch.backends.cudnn, "conv", None)
+    return torch.backends.cudnn.allow_tf32 if newer is None else newer.fp32_precision == "tf32"
 
 
 @lru_cache(maxsize=1024)
@@ -267,7 +284,7 @@ def ring_conv_gradients(
         frame = _frame(grad, basis, x.shape[2:], weight.shape[1], (), reach, dilation, stride)
         by_x = _mixed_sums(grad, weight.transpose(0, 1), None, basis, _empty(x, x.shape), frame, mirror=True)
     if wanted[1]:
-        frame = _frame(x, basis, grad.shape[2:], MOST_OUTPUTS, stride, padding, dilation)
+        frame = _frame(x, basis, grad.shape[2:], MOST_OUTPUTS, stride, padding, dilation, block_c=(16, 32))
         by_weight = _weight_gradient(grad, x, weight, basis, frame)
     if wanted[2]:
         by_bias = grad.sum(dim=[0, *range(2, grad.dim())])
@@ -408,7 +425,7 @@ def energies(
     """
     packed, starts = _packed(stencils)
     images, channels, *size = x.shape
-    frame = _frame(x, packed, size, 16 if weight is None else min(weight.shape[0], 64))
+    frame = _frame(x, packed, size, 16 if weight is None else min(weight.shape[0], 32))
     grid = (frame.tiles(images, size), _blocks(channels, frame.BLOCK_C))
     values = x.new_empty(images, len(stencils) * channels, *size)
     slopes = x.new_empty(images, channels, 1 if grad is None else frame.B, *size)
@@ -437,7 +454,8 @@ def energies(
     )
     if grad is None:
         return values, None
-    by_x = _empty(x, x.shape)
+    by_x, frame = _empty(x, x.shape), _frame(slopes[:, :, 0], packed, size, 0, block_c=(1, 64))
+    grid = (frame.tiles(images, size), _blocks(channels, frame.BLOCK_C))
     _kernels().energy_gradient[grid](
         slopes,
         _table(packed, frame, x.dtype, mirror=True),

@@ -367,7 +367,9 @@ def energies(
             else:
                 by_energy = tl.load(_at(grad, into, n, z, y, x, grad_strides), mask=mask, other=0.0).to(tl.float32)
             pixels = size[0] * size[1] * size[2]
-            target = _store_slopes(target, pixels, values, by_energy / energy, mask, STARTS[order], STARTS[order + 1], F)
+            target = _store_slopes(
+                target, pixels, values, by_energy / energy, mask, STARTS[order], STARTS[order + 1], F
+            )
 
 
 @triton.jit
