@@ -454,7 +454,7 @@ def energies(
     )
     if grad is None:
         return values, None
-    by_x, frame = _empty(x, x.shape), _frame(slopes[:, :, 0], packed, size, 0, block_c=(1, 64))
+    by_x, frame = _empty(x, x.shape), _frame(slopes[:, :, 0], packed, size, 0, block_c=(_power(16 // images or 1), 64))
     grid = (frame.tiles(images, size), _blocks(channels, frame.BLOCK_C))
     _kernels().energy_gradient[grid](
         slopes,
