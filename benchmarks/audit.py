@@ -142,11 +142,13 @@ class _Start:
 
     def __call__(self, *arguments: Any, **constants: Any) -> None:
         tensors = {_storage(argument): argument for argument in arguments if isinstance(argument, Tensor)}
-        positions, channels, *more = [argument for argument in arguments if isinstance(argument, int)]
-        outputs = more[0] if "BLOCK_O" in constants else 0
-        mixed = len(constants["STARTS"]) - 1 if "STARTS" in constants else constants["B"]
-        products = constants["B"] * math.prod(constants["KERNEL"]) + mixed * outputs
-        self.operations.flops += 2 * positions * channels * products
+        if self.name != "tables":
+            images, channels, *more = [argument for argument in arguments if isinstance(argument, int)]
+            *_, size = [argument for argument in arguments if isinstance(argument, tuple) and len(argument) == 3]
+            frame = constants["F"]
+            mixed = len(constants["STARTS"]) - 1 if "STARTS" in constants else frame.B
+            products = frame.B * math.prod(frame.KERNEL) + mixed * (more[0] if more else 0)
+            self.operations.flops += 2 * images * math.prod(size) * channels * products
         self.operations.count += 1
         self.operations.moved += sum(_bytes(tensor) for tensor in tensors.values())
 

@@ -1,6 +1,6 @@
 """What the kernels in Triton may reach on GPUs, from compiling them ahead of time; no device is needed.
 
-    python -m benchmarks.kernel_bounds                      # all architectures, about 20 minutes on one core
+    python -m benchmarks.kernel_bounds                      # all architectures, about 15 minutes on one core
     python -m benchmarks.kernel_bounds --architectures 90
     python -m benchmarks.kernel_bounds --render             # the page from the JSON file, compiling nothing
     python -m benchmarks.kernel_bounds --blocks             # other blocks and numbers of warps; printed
@@ -10,17 +10,17 @@ with the very constants, and what Triton infers from the very arguments, that it
 registers, spills (stack and local memory) and shared memory, and from these the *occupancy*: warps that a multiprocessor
 holds at once, in ratio to what it can hold.
 
-Of each operation four times are stated, each as if it were the only limit:
+Of each operation three times are stated, each as if it were the only limit:
 
 * *memory*: bytes that must be read or written, each operand of a kernel or of an operation of torch's once;
-* *sums*: multiply-adds of the sums as the kernels form them (each tap times each ring, rings filled up to a power of two), on
-  the float32 lanes;
-* *loads*: values loaded for the sums, one per tap, on the load units;
-* *products*: multiply-adds of the products with full blocks, on tensor cores, or on the float32 lanes where TF32 is off.
+* *loads*: what the load units deliver to the programs, 4 bytes at once at most: each value of a window one by one, and tables
+  and weights in wide loads;
+* *products*: multiply-adds of sums (each place of a window times each ring) and of what mixes them, with full blocks, on
+  tensor cores. Where TF32 is off, each is three of TF32; torch's own products, and those of a plain layer, are on the float32
+  lanes then.
 
-The largest is the bound, and what limits the operation; on the lanes, sums and products add up. Launches, synchronisation
-and latency come on top. The plain layer of kernel 3, and the dense kernel, have memory and products alone: cuDNN's implicit
-product of matrices.
+The largest is the bound, and what limits the operation. Launches, synchronisation and latency come on top. The plain layer of
+kernel 3, and the dense kernel, have memory and products alone: cuDNN's implicit product of matrices.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ RESULTS = Path(__file__).with_name("results")
 #: What is computed with: a dtype, and whether products of float32 may take TF32.
 MODES = {"bfloat16": (torch.bfloat16, True), "float32, TF32": (torch.float32, True), "float32": (torch.float32, False)}
 OPERATIONS = ("forward", "by input", "by weights", "energies", "energies by input")
-LIMITS = ("memory", "sums", "loads", "products")
+LIMITS = ("memory", "loads", "products")
 ORDERS = (1, 2)
 PLAIN = 3
 
@@ -65,16 +65,15 @@ class Architecture:
         gpu: the one whose peaks these are.
         processors: multiprocessors.
         bytes_per_s: of the memory.
-        lanes: float32 multiply-adds per second outside of tensor cores.
-        loads: values per second that the load units serve, 32 per multiprocessor and clock.
-        products: multiply-adds per second of products, dense, in each of :data:`MODES`: of tensor cores, or of the lanes.
+        loads: values of 4 bytes per second that the load units serve, 32 per multiprocessor and clock.
+        products: multiply-adds per second of torch's products, dense, in each of :data:`MODES`: of tensor cores, or of the
+            float32 lanes.
         shared: bytes of shared memory of a multiprocessor; a block uses 1 KiB on top of its own.
     """
 
     gpu: str
     processors: int
     bytes_per_s: float
-    lanes: float
     loads: float
     products: tuple[float, ...]
     shared: int
@@ -84,9 +83,9 @@ class Architecture:
 
 
 ARCHITECTURES = {
-    80: Architecture("A100 80GB SXM", 108, 2.04e12, 9.75e12, 4.87e12, (156e12, 78e12, 9.75e12), 164 << 10),
-    90: Architecture("H100 SXM", 132, 3.35e12, 33.5e12, 8.37e12, (495e12, 247e12, 33.5e12), 228 << 10),
-    100: Architecture("B200", 148, 8e12, 37.5e12, 9.37e12, (1125e12, 562e12, 37.5e12), 228 << 10),
+    80: Architecture("A100 80GB SXM", 108, 2.04e12, 4.87e12, (156e12, 78e12, 9.75e12), 164 << 10),
+    90: Architecture("H100 SXM", 132, 3.35e12, 8.37e12, (495e12, 247e12, 33.5e12), 228 << 10),
+    100: Architecture("B200", 148, 8e12, 9.37e12, (1125e12, 562e12, 37.5e12), 228 << 10),
 }
 
 
@@ -169,6 +168,7 @@ class Launches:
     def __init__(self, architecture: int | None, **changes: Any) -> None:
         self.architecture, self.changes = architecture, changes
         self.found: list[dict[str, Any]] = []
+        self.resources: dict[str, dict[str, int]] = {}  # of what was compiled before, by its hash
 
     def __getattr__(self, name: str) -> Any:
         from monai_sre.ops.ring import gpu_kernels
@@ -199,48 +199,55 @@ class _Launcher:
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
         def launch(*operands: Any, **constants: Any) -> None:
             own = self.launches
-            constants |= {name: value for name, value in own.changes.items() if name in {*constants, "num_warps"}}
-            arguments = dict(zip(self.kernel.arg_names, operands, strict=False)) | constants
+            options = {name: own.changes.get(name, value) for name, value in constants.items()}
+            options["F"] = frame = options["F"]._replace(
+                **{name: value for name, value in own.changes.items() if name in options["F"]._fields}
+            )
+            arguments = dict(zip(self.kernel.arg_names, operands, strict=False)) | options
             tensors = {id(value): value for value in operands if isinstance(value, Tensor)}
             found = {
                 "kernel": self.kernel.fn.__name__,
-                "constants": {name: value for name, value in constants.items() if name != "num_warps"},
-                "warps": constants.get("num_warps", 4),
+                "constants": frame._asdict(),
+                "warps": options.get("num_warps", 4),
                 **work(self.kernel.fn.__name__, grid, arguments),
                 "bytes": sum(tensor.nbytes for tensor in tensors.values()),
             }
             if own.architecture is not None:
-                compiled = self.kernel.run(*operands, grid=grid, warmup=True, **constants)
-                found |= resources(compiled.asm["cubin"], compiled.metadata.shared)
+                compiled = self.kernel.run(*operands, grid=grid, warmup=True, **options)
+                if compiled.hash not in own.resources:
+                    own.resources[compiled.hash] = resources(compiled.asm["cubin"], compiled.metadata.shared)
+                found |= own.resources[compiled.hash]
             own.found.append(found)
 
         return launch
 
 
 def work(kernel: str, grid: Sequence[int], arguments: dict[str, Any]) -> dict[str, float]:
-    """Multiply-adds of sums and of products, and values loaded for sums, that the programs of a launch run through.
+    """Values of 4 bytes loaded, and multiply-adds of products, that the programs of a launch run through.
 
     Example:
-        >>> sizes = {"KERNEL": (1, 5, 5), "RINGS": 4, "BLOCK_C": 8, "BLOCK_P": 64, "BLOCK_O": 16, "channels": 20}
-        >>> work("ring_conv", (10, 1), sizes)  # 10 programs, each 3 blocks of channels
-        {'sums': 1536000, 'loads': 384000, 'products': 983040}
+        >>> x, frame = torch.ones(1, 20, 8, 8), gpu.Frame(3, *[(1, 1, 1)] * 5, (1, 4, 8), (1, 8, 12), (0, 0, 0), 2, 16)
+        >>> sizes = {"image": x, "F": frame._replace(BLOCK_O=16, BLOCK_P=32, BLOCK_K=32), "channels": 20}
+        >>> work("ring_conv", (10, 1), sizes)  # 10 programs, each 2 blocks of channels
+        {'loads': 261120, 'products': 6881280}
     """
-    channels, positions = arguments["BLOCK_C"], math.prod(grid[:2]) * arguments["BLOCK_P"]
+    frame, programs = arguments["F"], math.prod(grid)
+    if kernel == "tables":
+        return {"loads": programs * frame.BLOCK_K * frame.BLOCK_P, "products": 0}
+    if kernel == "ring_weight_gradient":
+        programs = grid[0] * grid[1] * arguments["tiles"]
     if kernel in ("ring_conv", "add_energies"):
-        channels *= -(-arguments["channels"] // channels)
-    elif kernel == "ring_weight_gradient":
-        positions *= -(-arguments["positions"] // arguments["BLOCK_P"])
-    values = positions * channels
-    loads = values * math.prod(arguments["KERNEL"])
-    if kernel == "energy_gradient":
-        return {"sums": loads * arguments["RINGS"], "loads": loads * arguments["RINGS"], "products": 0}
-    products = 0
-    if kernel in ("ring_conv", "ring_weight_gradient"):
-        products = values * arguments["RINGS"] * arguments["BLOCK_O"]
-    elif kernel in ("add_energies", "energies"):  # of gradients, all output channels in turn
-        blocks = -(-arguments["out_channels"] // arguments["BLOCK_O"]) if kernel == "energies" else 1
-        products = values * (len(arguments["STARTS"]) - 1) * blocks * arguments["BLOCK_O"]
-    return {"sums": loads * arguments["RINGS"], "loads": loads, "products": products}
+        programs *= -(-arguments["channels"] // frame.BLOCK_C)
+    places = -(-math.prod(frame.WINDOW) // frame.BLOCK_K) * frame.BLOCK_K
+    lines, mixed = frame.BLOCK_I * frame.BLOCK_C, len(arguments["STARTS"]) - 1 if "STARTS" in arguments else frame.B
+    outputs = 0 if kernel == "energy_gradient" else frame.BLOCK_O
+    if kernel == "energies":  # of gradients, all output channels in turn
+        outputs *= -(-arguments["out_channels"] // outputs)
+    wide = next(value for value in arguments.values() if isinstance(value, Tensor)).element_size() / 4
+    values = lines * places * (frame.B if kernel == "energy_gradient" else 1)
+    tables = (places * frame.B * frame.BLOCK_P + mixed * outputs * frame.BLOCK_C) * wide
+    products = lines * frame.BLOCK_P * (places * frame.B + mixed * outputs)
+    return {"loads": programs * (values + tables), "products": programs * products}
 
 
 def resources(cubin: bytes, shared: int) -> dict[str, int]:
@@ -276,12 +283,15 @@ def occupancy(registers: int, shared: int, warps: int, architecture: Architectur
 
 
 def bounds(architecture: Architecture, mode: str, counts: dict[str, float]) -> dict[str, float]:
-    """Microseconds that memory, sums, loads and products take, each alone; products on the lanes begin after the sums."""
-    rate = dict(zip(MODES, architecture.products, strict=True))[mode]
-    peaks = (architecture.bytes_per_s, architecture.lanes, architecture.loads, rate)
-    products = counts["products"] + (counts["sums"] if counts["products"] and rate == architecture.lanes else 0)
-    amounts = (counts["bytes"], counts["sums"], counts["loads"], products)
-    return {name: amount / peak * 1e6 for name, amount, peak in zip(LIMITS, amounts, peaks, strict=True)}
+    """Microseconds that memory, loads and products take, each alone; ``torch`` counts those products that are torch's."""
+    halves, tf32, lanes = architecture.products
+    own, torchs = {"bfloat16": (halves, halves), "float32, TF32": (tf32, tf32), "float32": (tf32 / 3, lanes)}[mode]
+    seconds = (
+        counts["bytes"] / architecture.bytes_per_s,
+        counts["loads"] / architecture.loads,
+        counts["products"] / own + counts["torch"] / torchs,
+    )
+    return {name: value * 1e6 for name, value in zip(LIMITS, seconds, strict=True)}
 
 
 def dense_bounds(case: Case, kernel: int, mode: str, architecture: Architecture) -> dict[str, float]:
@@ -296,19 +306,20 @@ def dense_bounds(case: Case, kernel: int, mode: str, architecture: Architecture)
     weights = kernel ** (len(case.shape) - 2) * channels**2
     moved = (2 * values + weights) * MODES[mode][0].itemsize
     products = values // channels * weights
-    return bounds(architecture, mode, {"bytes": moved, "sums": 0, "loads": 0, "products": products})
+    return bounds(architecture, mode, {"bytes": moved, "loads": 0, "products": 0, "torch": products})
 
 
-def bound_of(case: Case, mode: str, name: str, sm: int) -> dict[str, Any]:
+def bound_of(case: Case, mode: str, name: str, launches: Launches) -> dict[str, Any]:
     """One row: the launches of an operation with their resources, its bounds, and those of the plain layer."""
-    architecture, launches = ARCHITECTURES[sm], Launches(sm)
+    assert launches.architecture is not None
+    architecture = ARCHITECTURES[launches.architecture]
     dtype, tf32 = MODES[mode]
     call = operation(name, case, dtype)
     with FlopCounterMode(display=False) as flops, Operations() as operations:
         found = launches.of(call, tf32)
-    counts = {key: sum(launch[key] for launch in found) for key in ("bytes", "sums", "loads", "products")}
+    counts = {key: sum(launch[key] for launch in found) for key in ("bytes", "loads", "products")}
     counts["bytes"] += operations.moved
-    counts["products"] += flops.get_total_flops() / 2
+    counts["torch"] = flops.get_total_flops() / 2
     for launch in found:
         launch["occupancy"] = occupancy(launch["registers"], launch["shared"], launch["warps"], architecture)
     return {
@@ -331,10 +342,10 @@ def compile_all(architectures: Sequence[int], cases: Sequence[Case], path: Path)
     data = json.loads(path.read_text()) if path.is_file() else {"rows": {}}
     data |= {"triton": triton.__version__, "kernels": kernels_name()}
     for sm in architectures:
-        rows = []
+        rows, launches = [], Launches(sm)
         for case in cases:
             for mode in MODES:
-                rows += [bound_of(case, mode, name, sm) for name in OPERATIONS]
+                rows += [bound_of(case, mode, name, launches) for name in OPERATIONS]
                 print(
                     f"sm_{sm}",
                     case.name,
@@ -350,8 +361,8 @@ def limit_of(microseconds: dict[str, float]) -> str:
     """What takes longest.
 
     Example:
-        >>> limit_of({"memory": 2.0, "sums": 3.0})
-        'sums'
+        >>> limit_of({"memory": 2.0, "loads": 3.0})
+        'loads'
     """
     return max(microseconds, key=lambda name: microseconds[name])
 
@@ -384,7 +395,7 @@ def resource_table(rows: dict[str, Sequence[dict[str, Any]]]) -> str:
                 kernels.setdefault(_named(launch, row["mode"]), {}).setdefault(sm, set()).add(
                     tuple(launch[key] for key in ("registers", "spilled", "shared", "occupancy"))
                 )
-    head = ["kernel", "mode", "taps", "rings", "mirrored", "block (channels, outputs, positions)", "warps"]
+    head = ["kernel", "mode", "taps", "rings", "window", "block (images, channels, outputs, positions)", "warps"]
     head += [f"sm_{sm}: registers, bytes spilled, KiB shared, occupancy" for sm in rows]
     lines = []
     for name, own in sorted(kernels.items()):
@@ -396,14 +407,14 @@ def resource_table(rows: dict[str, Sequence[dict[str, Any]]]) -> str:
 
 def _named(launch: dict[str, Any], mode: str) -> tuple[str, ...]:
     own = launch["constants"]
-    block = ", ".join(str(own.get(name, "-")) for name in ("BLOCK_C", "BLOCK_O", "BLOCK_P"))
-    taps = " x ".join(str(length) for length in own["KERNEL"] if length > 1)
+    block = ", ".join(str(own[name]) for name in ("BLOCK_I", "BLOCK_C", "BLOCK_O", "BLOCK_P"))
+    taps, window = (" x ".join(str(n) for n in own[name] if n > 1) for name in ("KERNEL", "WINDOW"))
     return (
         launch["kernel"],
         mode,
         taps,
         str(own["B"]),
-        "yes" if own.get("MIRROR") else "no",
+        window,
         block,
         str(launch["warps"]),
     )
@@ -453,13 +464,13 @@ def render(path: Path) -> None:
             f"sm_{sm}",
             own.gpu,
             f"{own.bytes_per_s / 1e12:.2f}",
-            *(f"{2 * value / 1e12:.0f}" for value in (own.lanes, *own.products[:2])),
+            *(f"{2 * value / 1e12:.0f}" for value in own.products),
             f"{own.loads / 1e12:.1f}",
             f"{own.registers}, {own.warps}, {own.blocks}, {own.shared >> 10} KiB",
         ]
         for sm, own in ARCHITECTURES.items()
     ]
-    head = ["", "GPU", "TB/s", "float32 TFLOPS", "bfloat16 TFLOPS", "TF32 TFLOPS", "10^12 loads/s"]
+    head = ["", "GPU", "TB/s", "bfloat16 TFLOPS", "TF32 TFLOPS", "float32 TFLOPS", "10^12 loads/s"]
     text += ["## Peaks\n", markdown([*head, "multiprocessor: registers, warps, blocks, shared memory"], peaks)]
     text += [
         "## What to expect\n",
@@ -473,12 +484,7 @@ def render(path: Path) -> None:
 
 
 #: Constants and options in place of those chosen, that ``--blocks`` tries.
-BLOCKS = tuple(
-    {"BLOCK_P": positions, "BLOCK_C": channels, "num_warps": warps}
-    for positions in (32, 64, 128)
-    for channels in (2, 4, 8, 16)
-    for warps in (4, 8)
-)
+BLOCKS = tuple({"BLOCK_K": places, "num_warps": warps} for places in (16, 32, 64) for warps in (4, 8))
 
 
 def try_blocks(sm: int, case: Case, mode: str, name: str) -> None:

@@ -1,8 +1,11 @@
 """The ring algorithm and energies on GPUs: what calls the kernels in Triton (:mod:`monai_sre.ops.ring.gpu_kernels`).
 
-Sums over rings are mixed in the kernel that forms them where all output channels fit into one block; else they are written
-out for a piece of the batch, and cuBLAS mixes them. A training step keeps the input and the weights alone. Nothing here waits
-for the device, looks at values, or uses a stream of its own, so CUDA graphs capture it.
+Sums over rings are mixed in the kernel that forms them, and formed again for each block of output channels. A training step
+keeps the input and the weights alone. Nothing here waits for the device, looks at values, or uses a stream of its own, so
+CUDA graphs capture it.
+
+All products of float32 follow the setting of convolutions (``torch.backends.cudnn.allow_tf32``): in TF32 where that is
+allowed, else as three such products whose sum is nearly as exact as float32.
 
 Operands that the kernels do not take, devices older than :data:`OLDEST`, a missing Triton and a kernel that does not compile
 take :mod:`monai_sre.ops.ring.portable`; the last three say so once in the log.
@@ -14,15 +17,15 @@ import importlib.util
 import logging
 import math
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from itertools import accumulate
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from monai_sre.ops.arguments import constant_of_graphs
-from monai_sre.ops.ring.portable import joined_stencils, ring_scales
+from monai_sre.ops.ring.portable import joined_stencils, ring_scales, scaled_rings
 
 _log = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
@@ -30,12 +33,11 @@ _Result = TypeVar("_Result")
 OLDEST = (8, 0)
 #: Compute capabilities for which ``benchmarks/results`` holds a measurement: there ``algorithm="auto"`` takes these kernels.
 MEASURED: frozenset[tuple[int, int]] = frozenset()
-#: Output channels of a program at most; where there are more, sums are formed again for the others, or written out.
-MOST_OUTPUTS = 128
-#: Multiply-adds of a program's lanes in the time in which the device writes and reads a value; from data sheets.
-WRITING = 40
-#: Values of sums that are written out at once.
-MOST_SUMS = 1 << 27
+#: Positions of a program in each image; those of its output channels at most, in which case sums are formed again for others.
+POSITIONS = 32
+MOST_OUTPUTS = 64
+#: Options of compilation.
+LAUNCH = {"num_warps": 8, "num_stages": 1}
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _failed: list[str] = []
 
@@ -99,22 +101,152 @@ def attempt(function: Callable[..., _Result], first: Tensor, *operands: Any) -> 
         return None
 
 
-def _writes(outputs: int, basis: Tensor) -> bool:
-    """Whether it is cheaper to write sums out than to form them for each block of output channels."""
-    return (_blocks(outputs, MOST_OUTPUTS) - 1) * math.prod(basis.shape[1:]) > WRITING
+class Frame(NamedTuple):
+    """Constants of a compiled kernel; axes that an image lacks have size 1.
+
+    Attributes:
+        B: number of rings, or of components.
+        KERNEL: taps along each axis.
+        STRIDE: steps of the input between positions; ``PADDING`` and ``DILATION`` as of a convolution.
+        ZOOM: zeros that are read between neighbours of the input, plus 1. A program has positions of one *phase*, each
+            ``ZOOM``-th along an axis.
+        TILE: positions of a program along each axis, ``BLOCK_P`` in all.
+        WINDOW: what all taps of a tile reach of the input along each axis; ``FIRST`` is where it begins, for the first tile.
+        BLOCK_I: images of a program, of which it takes ``BLOCK_C`` channels at once, mixed to ``BLOCK_O``.
+        BLOCK_K: places of the window that are summed at once.
+        PRECISION: how Triton multiplies matrices; ``WIDEN``: those of bfloat16 as float32.
+    """
+
+    B: int
+    KERNEL: tuple[int, ...]
+    STRIDE: tuple[int, ...]
+    PADDING: tuple[int, ...]
+    DILATION: tuple[int, ...]
+    ZOOM: tuple[int, ...]
+    TILE: tuple[int, ...]
+    WINDOW: tuple[int, ...]
+    FIRST: tuple[int, ...]
+    BLOCK_I: int
+    BLOCK_C: int
+    BLOCK_O: int
+    BLOCK_P: int
+    BLOCK_K: int
+    PRECISION: str
+    WIDEN: bool
+
+    def tiles(self, images: int, size: Sequence[int]) -> int:
+        """Tiles that hold all positions of a batch."""
+        along = [_blocks(n, t * z) * z for n, t, z in zip(_triple(size, 1), self.TILE, self.ZOOM, strict=True)]
+        return _blocks(images, self.BLOCK_I) * math.prod(along)
 
 
-class _Images:
-    """Sizes and strides of a batch of images as the kernels take them: axes that are missing have size 1."""
+def _frame(
+    x: Tensor,
+    basis: Tensor,
+    size: Sequence[int],
+    outputs: int,
+    stride: Sequence[int] = (),
+    padding: Sequence[int] | None = None,
+    dilation: Sequence[int] = (),
+    zoom: Sequence[int] = (),
+    block_c: tuple[int, int] = (16, 64),
+) -> Frame:
+    """The constants of kernels.
 
-    def __init__(self, x: Tensor) -> None:
-        self.size = _triple(x.shape[2:], 1)
-        self.strides = (x.stride(0), x.stride(1), *_triple(x.stride()[2:], 0))
-        self.positions = x.shape[0] * math.prod(self.size)
+    Args:
+        x: what is summed.
+        basis: shape ``(b, *kernel_size)``.
+        size: that of the positions.
+        outputs: channels that sums are mixed to; 0 where they are not, but added up ring by ring.
+        stride: with the others as of a convolution; where no padding is given, odd kernels lie around each position.
+        block_c: least and most channels of a program.
+    """
+    kernel, rings = _triple(basis.shape[1:], 1), basis.shape[0]
+    padding = [length // 2 for length in kernel] if padding is None else padding
+    geometry = (kernel, _triple(stride, 1), _triple(padding, 0), _triple(dilation, 1), _triple(zoom, 1))
+    tiling = _tiling(_triple(size, 1), _triple(x.shape[2:], 1), *geometry)
+    positions, window = math.prod(tiling[0]), math.prod(tiling[1])
+    whole = 128 // x.element_size()  # lines of a program whose sums are few enough for its registers
+    at_once = rings if outputs else 1
+    lines = max(16, whole >> (at_once * x.element_size() > 12) >> (at_once > 8))
+    channels, outputs = _power(x.shape[1], block_c[0], min(lines, block_c[1])), _power(outputs, 16, MOST_OUTPUTS)
+    images = max(1, min(lines // channels, _power(x.shape[0]), 2 * whole**2 // (outputs * positions)))
+    interpreted = x.device.type == "cpu"
+    precision = "tf32" if _allows_tf32() else "tf32x3"
+    return Frame(
+        rings,
+        *geometry,
+        *tiling,
+        BLOCK_I=images,
+        BLOCK_C=channels,
+        BLOCK_O=outputs,
+        BLOCK_P=positions,
+        BLOCK_K=min(max(16, lines // 2), _power(window, 16)),
+        PRECISION="ieee" if interpreted else precision,
+        WIDEN=interpreted and x.dtype == torch.bfloat16,
+    )
+
+
+def _allows_tf32() -> bool:
+    """Whether convolutions may compute in TF32, by torch's newer setting, which the older one sets too where both exist."""
+    newer = getattr(torch.backends.cudnn, "conv", None)
+    return torch.backends.cudnn.allow_tf32 if newer is None else newer.fp32_precision == "tf32"
+
+
+@lru_cache(maxsize=1024)
+def _tiling(
+    size: tuple[int, ...],
+    length: tuple[int, ...],
+    kernel: tuple[int, ...],
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    dilation: tuple[int, ...],
+    zoom: tuple[int, ...],
+) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    """Tile, window and first place of the window along each axis: the tile whose windows are least in all.
+
+    An axis that one tile covers has no more window than the input is long.
+    """
+
+    def spans(tile: tuple[int, ...]) -> list[tuple[int, int]]:
+        found = []
+        for n, t, m, k, s, p, d, z in zip(size, tile, length, kernel, stride, padding, dilation, zoom, strict=True):
+            first, end = -(p // z), ((t * z - 1) * s - p + (k - 1) * d) // z + 1
+            if n <= t * z:
+                first = min(max(first, 0), m - 1)
+                end = max(min(end, m), first + 1)
+            found.append((first, end))
+        return found
+
+    def cost(tile: tuple[int, ...]) -> int:
+        tiles = math.prod(_blocks(n, t * z) for n, t, z in zip(size, tile, zoom, strict=True))
+        return tiles * math.prod(end - first for first, end in spans(tile))
+
+    steps = [_power(_blocks(n, z)) for n, z in zip(size, zoom, strict=True)]
+    positions = _power(math.prod(steps), 16, POSITIONS)
+    powers = [1 << bit for bit in range(positions.bit_length())]
+    tiles = [(a, b, positions // (a * b)) for a in powers for b in powers if a * b <= positions]
+    best = min(tiles, key=cost)
+    first, end = zip(*spans(best), strict=True)
+    return best, tuple(e - f for f, e in zip(first, end, strict=True)), first
+
+
+def _table(basis: Tensor, frame: Frame, dtype: torch.dtype, mirror: bool = False) -> Tensor:
+    """What values of a window are multiplied with, for all rings and phases."""
+    pieces, phases = _blocks(math.prod(frame.WINDOW), frame.BLOCK_K), math.prod(frame.ZOOM)
+    shape = (phases, pieces * frame.BLOCK_K, frame.B, frame.BLOCK_P)
+    out = torch.empty(shape, dtype=dtype, device=basis.device)
+    _kernels().tables[(pieces, frame.B, phases)](basis.contiguous(), out, MIRROR=mirror, F=frame)
+    return out
 
 
 def _triple(values: Sequence[int], missing: int) -> tuple[int, ...]:
     return (missing,) * (3 - len(values)) + tuple(values)
+
+
+def _strides(x: Tensor) -> tuple[int, ...]:
+    """Of batch, channels and three axes; axes that are missing have any."""
+    return (x.stride(0), x.stride(1), *_triple(x.stride()[2:], 0))
 
 
 def ring_conv(
@@ -127,13 +259,12 @@ def ring_conv(
     dilation: Sequence[int],
 ) -> Tensor:
     """Values of :func:`monai_sre.ops.ring.convolution.ring_conv`, without groups; in the memory order of ``x``."""
-    weight = weight.contiguous()
     size = [
         (n + 2 * p - d * (k - 1) - 1) // s + 1
         for n, p, d, k, s in zip(x.shape[2:], padding, dilation, basis.shape[1:], stride, strict=True)
     ]
-    geometry = {"STRIDE": stride, "PADDING": padding, "DILATION": dilation, "ZOOM": (1, 1, 1), "MIRROR": False}
-    return _mixed_sums(x, weight, bias, basis, size, geometry)
+    frame = _frame(x, basis, size, weight.shape[0], stride, padding, dilation)
+    return _mixed_sums(x, weight, bias, basis, _empty(x, (x.shape[0], weight.shape[0], *size)), frame)
 
 
 def ring_conv_gradients(
@@ -148,142 +279,74 @@ def ring_conv_gradients(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of :func:`ring_conv` by input, weight and bias, those that are wanted."""
     by_x = by_weight = by_bias = None
-    weight = weight.contiguous()
     if wanted[0]:
         reach = [(k - 1) * d - p for k, d, p in zip(basis.shape[1:], dilation, padding, strict=True)]
-        geometry = {"STRIDE": (1, 1, 1), "PADDING": reach, "DILATION": dilation, "ZOOM": stride, "MIRROR": True}
-        by_x = _mixed_sums(grad, weight.transpose(0, 1), None, basis, x.shape[2:], geometry, like=x)
+        frame = _frame(grad, basis, x.shape[2:], weight.shape[1], (), reach, dilation, stride)
+        by_x = _mixed_sums(grad, weight.transpose(0, 1), None, basis, _empty(x, x.shape), frame, mirror=True)
     if wanted[1]:
-        by_weight = _weight_gradient(grad, x, weight, basis, stride, padding, dilation)
+        frame = _frame(x, basis, grad.shape[2:], MOST_OUTPUTS, stride, padding, dilation, block_c=(16, 32))
+        by_weight = _weight_gradient(grad, x, weight, basis, frame)
     if wanted[2]:
         by_bias = grad.sum(dim=[0, *range(2, grad.dim())])
     return by_x, by_weight, by_bias
 
 
 def _mixed_sums(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    basis: Tensor,
-    size: Sequence[int],
-    geometry: dict[str, Any],
-    like: Tensor | None = None,
+    x: Tensor, weight: Tensor, bias: Tensor | None, basis: Tensor, out: Tensor, frame: Frame, mirror: bool = False
 ) -> Tensor:
-    """Sums of ``x`` over rings, mixed by ``weight`` of shape ``(outputs, channels, b)``."""
-    outputs, channels, rings = weight.shape
-    out = _empty(x if like is None else like, (x.shape[0], outputs, *size))
+    """Sums of ``x`` over rings, mixed by ``weight`` of shape ``(outputs, channels, b)`` into ``out``."""
     if out.numel() == 0:
         return out
-    constants = _constants(basis, geometry)
-    if _writes(outputs, basis):
-        mixer = (weight * ring_scales(basis).to(weight.dtype) if weight.dtype == torch.float16 else weight).flatten(1)
-        piece = max(1, MOST_SUMS // (channels * rings * math.prod(size)))
-        for images, target in zip(x.split(piece), out.split(piece), strict=True):
-            mixed = torch.matmul(mixer, _written_sums(images, basis, size, constants)).reshape(target.shape)
-            target.copy_(mixed if bias is None else mixed + bias.reshape(-1, *[1] * len(size)))
-        return out
-    source, target = _Images(x), _Images(out)
-    block_o = _power(outputs, 16, MOST_OUTPUTS)
-    block_c = max(1, 32 // constants["RINGS"])
-    block_p = _power(target.positions, 16, 64)
-    grid = (_blocks(target.positions, block_p), _blocks(outputs, block_o))
-    _kernels().ring_conv[grid](
+    basis, weight = scaled_rings(basis, weight)
+    images, outputs, *size = out.shape
+    _kernels().ring_conv[(frame.tiles(images, size), _blocks(outputs, frame.BLOCK_O))](
         x,
-        weight,
-        basis.contiguous(),
+        weight.permute(2, 0, 1).contiguous(),
+        _table(basis, frame, x.dtype, mirror),
         x if bias is None else bias,
         out,
-        target.positions,
-        channels,
+        images,
+        x.shape[1],
         outputs,
-        *source.size,
-        *target.size,
-        *source.strides,
-        *target.strides,
-        weight.stride(0),
-        weight.stride(1),
-        **constants,
-        BLOCK_C=block_c,
-        BLOCK_O=block_o,
-        BLOCK_P=block_p,
+        _triple(x.shape[2:], 1),
+        _triple(size, 1),
+        _strides(x),
+        _strides(out),
         HAS_BIAS=bias is not None,
-        **_products(x),
-        num_warps=4 if block_o <= 64 else 8,
+        F=frame,
+        **LAUNCH,
     )
     return out
 
 
-def _weight_gradient(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    basis: Tensor,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-) -> Tensor:
+def _weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, basis: Tensor, frame: Frame) -> Tensor:
     outputs, channels, rings = weight.shape
     if grad.numel() == 0:
         return torch.zeros_like(weight)
-    geometry = {"STRIDE": stride, "PADDING": padding, "DILATION": dilation, "ZOOM": (1, 1, 1), "MIRROR": False}
-    constants = _constants(basis, geometry)
-    if _writes(outputs, basis):
-        size, total = grad.shape[2:], weight.new_zeros(outputs, channels * rings, dtype=torch.float32)
-        piece = max(1, MOST_SUMS // (channels * rings * math.prod(size)))
-        for slopes, images in zip(grad.split(piece), x.split(piece), strict=True):
-            sums = _written_sums(images, basis, size, constants)
-            total += torch.matmul(slopes.flatten(2), sums.mT).sum(dim=0, dtype=torch.float32)
-        found = total.reshape(weight.shape)
-        return (found * ring_scales(basis) if x.dtype == torch.float16 else found).to(weight.dtype)
-    source, target = _Images(x), _Images(grad)
-    block_o, block_p = _power(outputs, 16, MOST_OUTPUTS), _power(target.positions, 16, 64)
-    block_c = max(1, 32 // constants["RINGS"])
-    columns = _blocks(channels, block_c)
-    splits = max(1, min(_blocks(target.positions, block_p), 4 * _processors(x) // columns))
-    parts = torch.empty(splits, *weight.shape, dtype=torch.float32, device=x.device)
-    constants = {name: value for name, value in constants.items() if name not in ("ZOOM", "MIRROR")}
-    _kernels().ring_weight_gradient[(columns, _blocks(outputs, block_o), splits)](
+    scaled, _ = scaled_rings(basis, weight)
+    tiles = frame.tiles(x.shape[0], grad.shape[2:])
+    blocks = (_blocks(channels, frame.BLOCK_C), _blocks(outputs, frame.BLOCK_O))
+    splits = max(1, min(tiles // 2, _processors(x) // math.prod(blocks)))
+    grid = (*blocks, splits)
+    parts = torch.empty(splits, rings, outputs, channels, dtype=torch.float32, device=x.device)
+    _kernels().ring_weight_gradient[grid](
         grad,
         x,
-        basis.contiguous(),
+        _table(scaled, frame, x.dtype),
         parts,
-        target.positions,
+        x.shape[0],
         channels,
         outputs,
-        *source.size,
-        *target.size,
-        *source.strides,
-        *target.strides,
-        **constants,
-        BLOCK_C=block_c,
-        BLOCK_O=block_o,
-        BLOCK_P=block_p,
-        **_products(x),
-        num_warps=4 if block_o <= 64 else 8,
+        tiles,
+        _triple(x.shape[2:], 1),
+        _triple(grad.shape[2:], 1),
+        _strides(x),
+        _strides(grad),
+        F=frame,
+        **LAUNCH,
     )
-    return parts.sum(dim=0).to(weight.dtype)
-
-
-def _written_sums(x: Tensor, basis: Tensor, size: Sequence[int], constants: dict[str, Any]) -> Tensor:
-    """Sums over rings, shape ``(N, channels * b, positions)``."""
-    channels, rings = x.shape[1], basis.shape[0]
-    out = torch.empty(x.shape[0], channels * rings, math.prod(size), dtype=x.dtype, device=x.device)
-    source, positions = _Images(x), x.shape[0] * math.prod(size)
-    block_c, block_p = max(1, 16 // constants["RINGS"]), _power(positions, 16, 128)
-    _kernels().ring_sums[(_blocks(positions, block_p), _blocks(channels, block_c))](
-        x,
-        basis.contiguous(),
-        out,
-        positions,
-        channels,
-        *source.size,
-        *_triple(size, 1),
-        *source.strides,
-        **constants,
-        BLOCK_C=block_c,
-        BLOCK_P=block_p,
-    )
-    return out
+    found = parts.sum(dim=0).permute(1, 2, 0)
+    return (found * ring_scales(basis) if x.dtype == torch.float16 else found).to(weight.dtype).contiguous()
 
 
 def add_energies(
@@ -297,31 +360,28 @@ def add_energies(
 ) -> Tensor:
     """Values of :func:`monai_sre.ops.energy.add_energies`, in the memory order of ``radial``."""
     packed, starts = _packed(stencils)
-    blocks, images = _energy_blocks(maps, packed), _Images(maps)
-    outputs, channels = weight.shape[0], maps.shape[1]
-    block_o, out = _power(outputs, 16, MOST_OUTPUTS), _empty(radial, radial.shape)
-    _kernels().add_energies[(_blocks(images.positions, blocks["BLOCK_P"]), _blocks(outputs, block_o))](
+    (images, channels, *size), outputs = maps.shape, weight.shape[0]
+    frame, out = _frame(maps, packed, size, outputs), _empty(radial, radial.shape)
+    _kernels().add_energies[(frame.tiles(images, size), _blocks(outputs, frame.BLOCK_O))](
         radial,
         maps,
-        packed,
+        _table(packed, frame, maps.dtype),
         weight.contiguous(),
         radial if bias is None else bias,
         out,
-        images.positions,
+        images,
         channels,
         outputs,
         channels // groups,
         eps,
-        *images.size,
-        *images.strides,
-        *_Images(radial).strides,
-        *_Images(out).strides,
-        **blocks,
-        BLOCK_O=block_o,
+        _triple(size, 1),
+        _strides(maps),
+        _strides(radial),
+        _strides(out),
         STARTS=starts,
         HAS_BIAS=bias is not None,
-        **_products(maps),
-        num_warps=4 if block_o <= 64 else 8,
+        F=frame,
+        **LAUNCH,
     )
     return out
 
@@ -337,10 +397,11 @@ def add_energies_gradients(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of :func:`add_energies` by maps, weight and bias, those that are wanted."""
     values, by_maps = energies(maps, stencils, groups, eps, grad if wanted[0] else None, weight)
-    by_weight = None
+    by_weight, ones, zeros = None, [1] * (grad.dim() - 2), [0] * (grad.dim() - 2)
     if wanted[1]:
-        slopes, blocks = grad.unflatten(1, (groups, -1)).flatten(3), values.unflatten(1, (groups, -1)).flatten(3)
-        by_weight = torch.matmul(slopes, blocks.mT).sum(dim=0).reshape(weight.shape)
+        _, by_weight, _ = torch.ops.aten.convolution_backward(
+            grad, values, weight, None, ones, zeros, ones, False, zeros, groups, [False, True, False]
+        )
     return by_maps, by_weight, grad.sum(dim=[0, *range(2, grad.dim())]) if wanted[2] else None
 
 
@@ -363,64 +424,57 @@ def energies(
         weight: shape ``(out_channels, len(stencils) * C / groups, 1, ...)``.
     """
     packed, starts = _packed(stencils)
-    channels, images, blocks = x.shape[1], _Images(x), _energy_blocks(x, packed)
-    grid = (_blocks(images.positions, blocks["BLOCK_P"]), _blocks(channels, blocks["BLOCK_C"]))
-    values = x.new_empty(x.shape[0], len(stencils) * channels, *x.shape[2:])
-    slopes = values if grad is None else x.new_empty(x.shape[0], channels * packed.shape[0], *x.shape[2:])
-    outputs = 0 if weight is None else weight.shape[0]
+    images, channels, *size = x.shape
+    frame = _frame(x, packed, size, 16 if weight is None else min(weight.shape[0], 32))
+    grid = (frame.tiles(images, size), _blocks(channels, frame.BLOCK_C))
+    values = x.new_empty(images, len(stencils) * channels, *size)
+    slopes = x.new_empty(images, channels, 1 if grad is None else frame.B, *size)
     _kernels().energies[grid](
         x,
-        packed,
+        _table(packed, frame, x.dtype),
         values if grad is None else grad,
         x if weight is None else weight.contiguous(),
         values,
         slopes,
-        images.positions,
+        images,
         channels,
-        outputs,
+        0 if weight is None else weight.shape[0],
         channels // groups,
         eps,
-        *images.size,
-        *images.strides,
-        *_Images(values if grad is None else grad).strides,
-        **blocks,
-        BLOCK_O=_power(outputs, 16, 64) if outputs else 16,
+        _triple(size, 1),
+        _strides(x),
+        _strides(values if grad is None else grad),
+        _strides(values),
+        _strides(slopes[:, :, 0]),
         STARTS=starts,
         WITH_SLOPES=grad is not None,
         MIXED=weight is not None,
-        **_products(x),
+        F=frame,
+        **LAUNCH,
     )
     if grad is None:
         return values, None
-    by_x = _empty(x, x.shape)
+    by_x, frame = _empty(x, x.shape), _frame(slopes[:, :, 0], packed, size, 0, block_c=(_power(16 // images or 1), 64))
+    grid = (frame.tiles(images, size), _blocks(channels, frame.BLOCK_C))
     _kernels().energy_gradient[grid](
-        slopes, packed, by_x, images.positions, channels, *images.size, *_Images(by_x).strides, **blocks
+        slopes,
+        _table(packed, frame, x.dtype, mirror=True),
+        by_x,
+        images,
+        channels,
+        _triple(size, 1),
+        _strides(slopes[:, :, 0]),
+        _strides(by_x),
+        F=frame,
+        **LAUNCH,
     )
     return values, by_x
-
-
-def _energy_blocks(x: Tensor, packed: Tensor) -> dict[str, Any]:
-    """Constants of the kernels for energies: 16 channels, as many as a product needs, and few enough values in registers."""
-    constants = _constants(packed, {})
-    positions = x.shape[0] * math.prod(x.shape[2:])
-    return {"BLOCK_C": 16, "BLOCK_P": _power(positions, 16, max(16, 128 // constants["RINGS"])), **constants}
 
 
 def _packed(stencils: Sequence[Tensor]) -> tuple[Tensor, tuple[int, ...]]:
     """Stencils of all orders as one contiguous tensor, and where the components of each begin."""
     packed = joined_stencils(stencils, torch.float32).contiguous()
     return packed, (0, *accumulate(len(stencil) for stencil in stencils))
-
-
-def _constants(basis: Tensor, geometry: dict[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = {
-        "B": basis.shape[0],
-        "RINGS": _power(basis.shape[0]),
-        "KERNEL": _triple(basis.shape[1:], 1),
-    }
-    for name, value in geometry.items():
-        found[name] = value if isinstance(value, bool) else _triple(value, 0 if name == "PADDING" else 1)
-    return found
 
 
 def _empty(like: Tensor, shape: Sequence[int]) -> Tensor:
@@ -430,13 +484,6 @@ def _empty(like: Tensor, shape: Sequence[int]) -> Tensor:
     if layout is not None and like.is_contiguous(memory_format=layout) and not like.is_contiguous():
         out = torch.empty(tuple(shape), dtype=like.dtype, device=like.device, memory_format=layout)
     return out
-
-
-def _products(x: Tensor) -> dict[str, Any]:
-    """How matrices are multiplied: float32 as torch's convolutions are allowed to."""
-    interpreted = x.device.type == "cpu"
-    precision = "ieee" if interpreted or not torch.backends.cudnn.allow_tf32 else "tf32"
-    return {"PRECISION": precision, "WIDEN": interpreted and x.dtype == torch.bfloat16}
 
 
 def _processors(x: Tensor) -> int:
