@@ -298,7 +298,7 @@ class _Plan:
         new = result.module.train(old.training)
         carry_hooks(old, new)
         self.new[id(old)] = new
-        self.report.entries.append(Entry(name, "replaced", describe(old), describe(new), result.energy))
+        self.report.entries.append(Entry(name, "replaced", describe(old), describe(new), result.energy, result.seen))
 
     def _swap_class(self, name: str, module: nn.Module, twin: type[nn.Module]) -> None:
         self.blocks.add(id(module))

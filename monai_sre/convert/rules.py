@@ -32,10 +32,12 @@ class Replaced:
     Attributes:
         module: the new one.
         energy: share of the kernel's energy that it has kept; ``None`` where no kernel was projected.
+        seen: share that its energies see besides, where it has some.
     """
 
     module: nn.Module
     energy: float | None = None
+    seen: float | None = None
 
 
 @dataclass(frozen=True)
@@ -109,10 +111,10 @@ def convert_conv(
         arguments["antialias"] = options.antialias if any(s > 1 for s in stride) else False
     kernel = embed(conv.weight, size, [low < high for low, high in pads])
     new = make_layer(Conv["SRECONV", ndim] if on_torch_grid else CENTRED[ndim - 1], arguments, options, spacing)
-    energy = fill(new, kernel, conv.bias, conv, options)
+    energy, seen = fill(new, kernel, conv.bias, conv, options), None
     if options.energies is not None and max(size) > 1:
-        new = add_energies(new, arguments, options, spacing)
-    return Replaced(new, energy)
+        new, seen = add_energies(new, arguments, options, spacing, kernel)
+    return Replaced(new, energy, seen)
 
 
 def convert_transposed(conv: _ConvTransposeNd, options: Options, spacing: tuple[float, ...] | None) -> Replaced:
