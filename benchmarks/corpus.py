@@ -37,6 +37,7 @@ from torch import Tensor, nn
 
 from benchmarks.timing import markdown
 from monai_sre import conversion_report, convert_to_sre, equivariance_error, fold_sre
+from monai_sre.convert.trial import Unrounded
 from monai_sre.symmetry.error import tensors_of
 from tests.nets.networks import ARCHITECTURES, varied
 
@@ -101,6 +102,11 @@ class Network:
     spatial_dims: int = 2
     options: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def channels(self) -> int:
+        """Of its input."""
+        return 1 if self.name.startswith(("MONAI", "nnU-Net")) else 3
+
 
 def corpus() -> Iterator[Network]:
     """All networks, those of a package after another's."""
@@ -112,7 +118,8 @@ def corpus() -> Iterator[Network]:
         kwargs |= {"weights_backbone": None} if name.startswith(("fcn", "deeplab", "lraspp")) else {}
         kwargs |= {"init_weights": True} if name in ("googlenet", "inception_v3") else {}
         build = partial(vision.models.get_model, name, **kwargs)
-        yield Network(f"torchvision {name}", build, 3 if name in TORCHVISION_3D else 2)
+        video = name in TORCHVISION_3D  # of two axes in space and one in time
+        yield Network(f"torchvision {name}", build, 3 if video else 2, {"axes": (1, 2)} if video else {})
     for encoder in SMP_ENCODERS:
         yield Network(f"smp Unet {encoder}", partial(smp.Unet, encoder, encoder_weights=None, classes=2))
     for decoder in SMP_DECODERS[1:]:
@@ -133,7 +140,7 @@ MONAI: dict[str, Callable[[int], nn.Module]] = {
     "MedNeXt-S": lambda d: nets.MedNeXtSmall(d, in_channels=1, out_channels=2),
     "SegResNetDS": lambda d: nets.SegResNetDS(d, init_filters=8, in_channels=1, out_channels=2, blocks_down=(1, 1, 1)),
     "RegUNet": lambda d: nets.RegUNet(d, 1, 4, depth=2, out_channels=d, extract_levels=(0, 1)),
-    "VoxelMorphUNet": lambda d: nets.VoxelMorphUNet(d, 2, (8, 8, 8, 8, 8, 8), (8, 8, 8, 8, 8, 8)),
+    "VoxelMorphUNet": lambda d: nets.VoxelMorphUNet(d, 1, (8, 8, 8, 8, 8, 8), (8, 8, 8, 8, 8, 8)),
     "AutoencoderKL": lambda d: nets.AutoencoderKL(
         d, channels=(8, 8), num_res_blocks=(1, 1), attention_levels=(False, False), latent_channels=2, norm_num_groups=4
     ),
@@ -191,13 +198,15 @@ def nnunet() -> Iterator[Network]:
 def examine(network: Network) -> dict[str, Any]:
     """What becomes of one network."""
     torch.manual_seed(0)
-    module = varied(network.build()).eval()
+    module = varied(network.build()).double()
+    for parameter in module.parameters():  # a table of zeros would hide that it breaks the symmetry
+        if parameter.requires_grad and bool((parameter == parameter.flatten()[0]).all()):
+            parameter.data += 0.1 * torch.randn_like(parameter)
     row: dict[str, Any] = {"parameters": sum(parameter.numel() for parameter in module.parameters())}
-    original = module.double()
-    channels = next(m.in_channels for m in module.modules() if isinstance(m, nn.modules.conv._ConvNd))
+    original = copy.deepcopy(module).eval()  # some keep in eval mode what they have computed
     inputs, shapes = [], []
     for size in SIZES[network.spatial_dims]:
-        x = torch.randn(1, channels, *size, dtype=torch.float64)
+        x = torch.randn(1, network.channels, *size, dtype=torch.float64)
         try:
             shapes.append(_shapes(original, x))
         except Exception:  # a size that does not suit it, whatever it raises
@@ -207,13 +216,22 @@ def examine(network: Network) -> dict[str, Any]:
             break
     row["sizes"] = [list(x.shape[2:]) for x in inputs]
     verify: Any = True if len(inputs) != 1 else inputs[0]
+    del original
     try:
-        converted = convert_to_sre(module, verify=verify, **network.options)
+        converted = convert_to_sre(module, verify=verify, **network.options).eval()
     except (ValueError, TypeError) as error:
         return {**row, "state": "refused", "why": reasons(str(error))}
     report = conversion_report(converted)
     row["replaced"] = len(report.replaced)
-    row["error"] = max([*report.errors.values(), *(error_at(converted, x, network.options) for x in inputs)])
+    with Unrounded():
+        return {**row, **judged(converted, inputs, shapes, network.options)}
+
+
+def judged(converted: nn.Module, inputs: list[Tensor], shapes: list[Any], options: dict[str, Any]) -> dict[str, Any]:
+    """The errors of a converted network."""
+    row: dict[str, Any] = {}
+    report = conversion_report(converted)
+    row["error"] = max([*report.errors.values(), *(error_at(converted, x, options) for x in inputs)])
     if [_shapes(converted, x) for x in inputs] != shapes:
         return {**row, "state": "failed", "why": ["the shapes of its outputs have changed"]}
     if inputs:

@@ -71,14 +71,17 @@ class Options:
 
     def check_alike(self, what: str, values: Sequence[Any]) -> None:
         """Refuse values that differ between spatial axes that a symmetry exchanges."""
-        moving = range(len(values)) if self.axes is None else self.axes
-        for first, second in combinations(moving, 2):
-            alike = self.spacing is None or self.spacing[first] == self.spacing[second]
-            if alike and values[first] != values[second]:
+        for first, second in combinations(range(len(values)), 2):
+            if self.exchanged(first, second) and values[first] != values[second]:
                 raise RefusedError(
                     f"{what}={tuple(values)} differs between the spatial axes {first} and {second}, which a rotation "
                     "exchanges; give their spacing, or the axes to be symmetric in"
                 )
+
+    def exchanged(self, first: int, second: int) -> bool:
+        """Whether a symmetry exchanges two spatial axes."""
+        moving = self.axes is None or (first in self.axes and second in self.axes)
+        return moving and (self.spacing is None or self.spacing[first] == self.spacing[second])
 
     def enlarged(self, taps: Sequence[int]) -> list[int]:
         """Kernel sizes after ``kernel_size``: larger where it is, of the same parity, 1 where they were 1."""
