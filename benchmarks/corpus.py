@@ -80,10 +80,15 @@ TORCHVISION = """
     fcn_resnet50 deeplabv3_mobilenet_v3_large lraspp_mobilenet_v3_large
 """.split()
 TORCHVISION_3D = ("r3d_18", "mc3_18", "r2plus1d_18", "s3d")
-SMP_ENCODERS = ("resnet18", "timm-resnest14d", "mobilenet_v2", "efficientnet-b0", "timm-regnetx_002", "tu-convnext_atto")
-SMP_DECODERS = (
-    "Unet UnetPlusPlus MAnet Linknet FPN PSPNet DeepLabV3 DeepLabV3Plus PAN UPerNet Segformer DPT".split()
+SMP_ENCODERS = (
+    "resnet18",
+    "timm-resnest14d",
+    "mobilenet_v2",
+    "efficientnet-b0",
+    "timm-regnetx_002",
+    "tu-convnext_atto",
 )
+SMP_DECODERS = "Unet UnetPlusPlus MAnet Linknet FPN PSPNet DeepLabV3 DeepLabV3Plus PAN UPerNet Segformer DPT".split()
 
 
 @dataclass(frozen=True)
@@ -168,7 +173,9 @@ def nnunet() -> Iterator[Network]:
         conv, norm = (getattr(nn, f"{kind}{dims}d") for kind in ("Conv", "InstanceNorm"))
         for thick in (False, True)[: dims - 1]:
             stages = 4
-            kernels = [[1 if thick and stage < 2 and axis == 0 else 3 for axis in range(dims)] for stage in range(stages)]
+            kernels = [
+                [1 if thick and stage < 2 and axis == 0 else 3 for axis in range(dims)] for stage in range(stages)
+            ]
             strides = [[1 if stage == 0 else min(k, 2) for k in kernels[stage]] for stage in range(stages)]
             for kind, blocks in (
                 ("PlainConvUNet", {"n_conv_per_stage": 2}),
@@ -304,7 +311,9 @@ def fill(patterns: Sequence[str], again: bool) -> None:
         if not chosen or (network.name in rows and not again):
             continue
         rows[network.name] = row = alone(network)
-        print(row["network"], row["state"], row.get("error", ""), row.get("why", [""])[0][:200], row["wall_s"], flush=True)
+        print(
+            row["network"], row["state"], row.get("error", ""), row.get("why", [""])[0][:200], row["wall_s"], flush=True
+        )
         order = {each.name: index for index, each in enumerate(networks)}
         kept = sorted((row for name, row in rows.items() if name in order), key=lambda row: order[row["network"]])
         versions = {name: metadata.version(name) for name in PACKAGES}

@@ -74,7 +74,15 @@ ARMS = {
 def plain_network() -> ResNet:
     """MONAI's ResNet18 for small images, narrow."""
     return ResNet(
-        "basic", [2, 2, 2, 2], [16, 32, 64, 128], 2, 1, conv1_t_size=3, conv1_t_stride=1, no_max_pool=True, num_classes=2
+        "basic",
+        [2, 2, 2, 2],
+        [16, 32, 64, 128],
+        2,
+        1,
+        conv1_t_size=3,
+        conv1_t_stride=1,
+        no_max_pool=True,
+        num_classes=2,
     )
 
 
@@ -83,7 +91,8 @@ class Data:
 
     def __init__(self, folder: str) -> None:
         self.splits = {
-            split: load_dataset("breastmnist", folder, split=split, progress=False) for split in ("train", "val", "test")
+            split: load_dataset("breastmnist", folder, split=split, progress=False)
+            for split in ("train", "val", "test")
         }
         self.task = self.splits["train"].info.task
 
@@ -108,9 +117,7 @@ def make(arm: Arm, plain: nn.Module, seed: int) -> nn.Module:
     torch.manual_seed(seed)
     if arm.init is None:
         return plain_network()
-    network = convert_to_sre(
-        copy.deepcopy(plain), KERNEL_SIZE, init=arm.init, conv=arm.conv, verify=(1, 1, 28, 28)
-    )
+    network = convert_to_sre(copy.deepcopy(plain), KERNEL_SIZE, init=arm.init, conv=arm.conv, verify=(1, 1, 28, 28))
     for module in network.modules():
         if isinstance(module, HarmonicConv) and not arm.seeing:
             weight: Any = module.radial.weight
@@ -187,7 +194,12 @@ def fill(dataset_dir: str, work: Path) -> None:
                 content["versions"] = {"torch": torch.__version__}
                 path.write_text(json.dumps(content, indent=1) + "\n")
                 shown = cell["bilinear_background"]
-                print(key, f"{cell['val_auc']:.3f} {shown['ACC upright']:.3f} {shown['ACC mean']:.3f}", cell["seconds"], flush=True)
+                print(
+                    key,
+                    f"{cell['val_auc']:.3f} {shown['ACC upright']:.3f} {shown['ACC mean']:.3f}",
+                    cell["seconds"],
+                    flush=True,
+                )
 
 
 def mean_auc(cells: dict[str, Any], name: str, rate: float, seeds: Sequence[int] = SEEDS) -> float:

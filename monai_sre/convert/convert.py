@@ -408,6 +408,7 @@ class _Plan:
             functions.is_fixed(module),
             self.strict,
             calls.projections,
+            calls.left,
         )
         self.assignments += [
             (module, "__class__", functions.centred_class(type(module))),

@@ -80,7 +80,9 @@ def convert_conv(
         raise RefusedError(
             f"{error}; in place of a pair of such layers, take one of kernel_size={max(taps)}"
         ) from error
-    options.check_alike("padding", [sum(p) + d * (w - k) for p, d, w, k in zip(pads, dilation, wide, taps, strict=True)])
+    options.check_alike(
+        "padding", [sum(p) + d * (w - k) for p, d, w, k in zip(pads, dilation, wide, taps, strict=True)]
+    )
     symmetric = all(low == high for low, high in pads)
     if all(k == 1 for k in taps) and all(s == 1 for s in stride) and symmetric and merged is None:
         return Kept("a 1-tap kernel is radial")

@@ -321,9 +321,14 @@ def cause(module: nn.Module, spatial_dims: int) -> str:
         '; positions enter by attention_biases: a network without them can be converted'
     """
     for name, part in module.named_modules():
-        for key, kind in ((name, type(part).__name__), *((f"{name}.{key}".lstrip("."), "") for key in part._parameters)):
+        for key, kind in (
+            (name, type(part).__name__),
+            *((f"{name}.{key}".lstrip("."), "") for key in part._parameters),
+        ):
             if _POSITIONS.search(key.rpartition(".")[2]) or _POSITIONS.search(kind):
                 return f"; positions enter by {key or kind}: a network without them can be converted"
+    if _INTO_CHANNELS.search(type(module).__name__):
+        return "; it turns positions into channels, which a rotation exchanges: put a strided convolution in its place"
     for name, part in module.named_modules():
         own = getattr(part, "kernel_size", 1)
         if rules.acts_elsewhere(part, spatial_dims) and own not in (1, (1,)):
@@ -332,9 +337,11 @@ def cause(module: nn.Module, spatial_dims: int) -> str:
     return ""
 
 
+_INTO_CHANNELS = re.compile(r"space_?to_?depth|unshuffle|focus|patch_?merg", re.I)
 #: Names of what tells positions apart.
 _POSITIONS = re.compile(
-    r"pos(ition(al)?)?_?(emb|enc|bias)|rel(ative)?_?pos|attention_bias|(height|width)_rel|rel_(h|w|height|width)$|rope", re.I
+    r"pos(ition(al)?)?_?(emb|enc|bias)|rel(ative)?_?pos|attention_bias|(height|width)_rel|rel_(h|w|height|width)$|rope",
+    re.I,
 )
 
 
