@@ -1,6 +1,6 @@
 """What becomes of the networks that people use: exact, refused and why, or failed.
 
-    pip install torch torchvision timm segmentation-models-pytorch dynamic-network-architectures  # in an environment of its own
+    pip install torch torchvision timm segmentation-models-pytorch dynamic-network-architectures  # into an environment apart
     python -m benchmarks.corpus fill [--only PATTERN ...] [--again]
     python -m benchmarks.corpus report
 
@@ -53,7 +53,12 @@ SIZES = {
     3: ((33, 36, 32), (37, 37, 37), (32, 48, 32), (64, 64, 64), (32, 112, 112)),
 }
 
-TIMM = """
+
+def _names(text: str) -> list[str]:
+    return text.split()
+
+
+TIMM = _names("""
     resnet18 resnet50d resnetblur50 resnetaa50 ecaresnet26t seresnet18 resnext50_32x4d resnet50_gn resnetrs50
     resnetv2_50 resnetv2_50d_evos resnetv2_50d_frn resnetv2_50x1_bit
     res2net50_26w_4s resnest14d skresnet18 legacy_seresnet18 legacy_seresnext26_32x4d tresnet_m
@@ -73,12 +78,12 @@ TIMM = """
     efficientformer_l1 efficientformerv2_s0 efficientvit_b0 efficientvit_m0 fastvit_t8 levit_conv_128s nextvit_small pvt_v2_b0
     swiftformer_xs shvit_s1 iformer_t csatv2
     inception_v3 inception_v4 inception_resnet_v2 xception41 legacy_xception nasnetalarge pnasnet5large vgg11_bn
-""".split()
-TORCHVISION = """
+""")
+TORCHVISION = _names("""
     alexnet vgg11_bn resnet18 resnext50_32x4d densenet121 squeezenet1_1 googlenet inception_v3 mobilenet_v2
     mobilenet_v3_small mnasnet0_5 shufflenet_v2_x0_5 efficientnet_b0 efficientnet_v2_s regnet_y_400mf convnext_tiny maxvit_t
     fcn_resnet50 deeplabv3_mobilenet_v3_large lraspp_mobilenet_v3_large
-""".split()
+""")
 TORCHVISION_3D = ("r3d_18", "mc3_18", "r2plus1d_18", "s3d")
 SMP_ENCODERS = (
     "resnet18",
@@ -88,7 +93,7 @@ SMP_ENCODERS = (
     "timm-regnetx_002",
     "tu-convnext_atto",
 )
-SMP_DECODERS = "Unet UnetPlusPlus MAnet Linknet FPN PSPNet DeepLabV3 DeepLabV3Plus PAN UPerNet Segformer DPT".split()
+SMP_DECODERS = _names("Unet UnetPlusPlus MAnet Linknet FPN PSPNet DeepLabV3 DeepLabV3Plus PAN UPerNet Segformer DPT")
 
 
 @dataclass(frozen=True)

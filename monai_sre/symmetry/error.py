@@ -253,7 +253,7 @@ def _swap(x: Tensor) -> Tensor:
 
 
 def _channels_last(transform: Transform) -> Transform:
-    """The transformation of maps ``(N, *spatial, C)``: a module takes such ones if it fails where the last axes change places."""
+    """The transformation of maps ``(N, *spatial, C)``, which a module takes if it fails where the last axes are swapped."""
     return lambda x: transform(x.movedim(-1, 1)).movedim(1, -1)
 
 

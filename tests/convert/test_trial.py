@@ -134,7 +134,7 @@ def test_arguments_in_lists_and_dictionaries() -> None:
         assert max(conversion_report(convert_to_sre(Custom(added), verify=(argument,))).errors.values()) < 1e-9
     with pytest.raises(TypeError, match=r"verify must be an example input, its shape .* got dict"):
         convert_to_sre(Custom(added), verify={"image": images[0]})  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="in float64; it raises RuntimeError: .*channels"):
+    with pytest.raises(ValueError, match=r"in float64; it raises RuntimeError: .*channels"):
         convert_to_sre(Custom(added), verify=((torch.randn(1, 2, 9, 12),) * 2,))
 
 
