@@ -212,7 +212,7 @@ def table(cells: dict[str, Any]) -> str:
         "BreastMNIST, 28 pixels a side; a narrow ResNet of four blocks (`benchmarks/pretrained.py`), trained upright, then\n"
         f"converted (kernels of {KERNEL_SIZE}, with energies where not said otherwise). Mean ± standard deviation of\n"
         f"{len(SEEDS)} seeds; the epoch is selected by validation AUC; the other columns are of the test set. Rotated: mean\n"
-        "over the rotations by multiples of 30 degrees, bilinear, filled with the background. Distilled: the targets are the\n"
+        "over the rotations by multiples of 30 degrees, bilinear, filled with the background. Distilled: to the\n"
         "plain network's outputs for the same images, averaged over the four rotations by 90 degrees. Kept: mean share of\n"
         "the kernels' energy in the radial part, and in what the energies see. Time: processor time, one thread.\n\n"
     )

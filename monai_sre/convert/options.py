@@ -212,13 +212,9 @@ def see_rest(layer: harmonic.HarmonicConv, kernel: Tensor) -> float:
     ndim, total = basis.dim() - 1, float(kernel.square().sum())
     rings, taps = (_spread(part, radial.dilation) for part in (basis.unsqueeze(1), rest))
     derive: Any = getattr(nn.functional, f"conv_transpose{ndim}d")
-    widest = [max(lengths) for lengths in zip(*(e.stencils.shape[1:] for e in layer.energies), strict=True)]
-    derivatives = []  # (b, components, *size): the kernels that a hidden ring stands for
-    for energy in layer.energies:
-        stencils: Any = energy.stencils
-        stencils = embed(stencils.cpu().double().unsqueeze(0), widest, [False] * ndim)
-        derivatives.append(derive(rings, stencils, dilation=radial.stride))
-    atoms = torch.cat(derivatives, dim=1)
+    energies: Any = layer.energies
+    stencils = torch.cat([energy.stencils.cpu().double() for energy in energies]).unsqueeze(0)
+    atoms = derive(rings, stencils, dilation=radial.stride)  # (b, components, *size): what a hidden ring stands for
     taps = embed(taps, atoms.shape[2:], [False] * ndim).flatten(2).unflatten(0, (layer.groups, -1))
     atoms = atoms.flatten(2)
     gram = torch.einsum("bct,dft->bcdf", atoms, atoms)
@@ -248,7 +244,8 @@ def _spread(kernel: Tensor, dilation: Sequence[int]) -> Tensor:
     """The kernel with zeros between its taps."""
     shape = [step * (length - 1) + 1 for step, length in zip(dilation, kernel.shape[2:], strict=True)]
     spread = kernel.new_zeros(*kernel.shape[:2], *shape)
-    spread[(slice(None), slice(None), *(slice(None, None, step) for step in dilation))] = kernel
+    taps = [slice(None, None, step) for step in (1, 1, *dilation)]
+    spread[tuple(taps)] = kernel
     return spread
 
 
