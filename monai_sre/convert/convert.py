@@ -298,7 +298,7 @@ class _Plan:
         new = result.module.train(old.training)
         carry_hooks(old, new)
         self.new[id(old)] = new
-        self.report.entries.append(Entry(name, "replaced", describe(old), describe(new), result.energy))
+        self.report.entries.append(Entry(name, "replaced", describe(old), describe(new), result.energy, result.seen))
 
     def _swap_class(self, name: str, module: nn.Module, twin: type[nn.Module]) -> None:
         self.blocks.add(id(module))
@@ -408,6 +408,7 @@ class _Plan:
             functions.is_fixed(module),
             self.strict,
             calls.projections,
+            calls.left,
         )
         self.assignments += [
             (module, "__class__", functions.centred_class(type(module))),

@@ -30,6 +30,7 @@ from monai.networks.layers.factories import Pool
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from monai_sre.convert.monai_blocks import CentredShuffle
 from monai_sre.convert.options import Options
@@ -42,6 +43,8 @@ from monai_sre.ops.pool import blur_width, centred_avg_pool, centred_blur_pool, 
 
 #: Attribute of a module with the mode that its ``forward`` runs in.
 MODE = "_centred_functions"
+#: Pixels by which a map may differ from a whole part of the input.
+_MARGIN = 3
 
 
 @dataclass
@@ -55,6 +58,7 @@ class Calls:
         doubtful: calls that may break the symmetry.
         with_weight: whether a convolution had a kernel of the shape of the module's weight.
         projections: of kernels, see :class:`CentredFunctions`.
+        left: places whose calls are left alone.
     """
 
     module: nn.Module
@@ -63,6 +67,7 @@ class Calls:
     doubtful: list[str] = field(default_factory=list)
     with_weight: bool = False
     projections: dict[Any, Tensor] = field(default_factory=dict)
+    left: set[str] = field(default_factory=set)
 
 
 class CentredFunctions(TorchFunctionMode):
@@ -76,6 +81,7 @@ class CentredFunctions(TorchFunctionMode):
         fixed: whether kernels are filters that stay as they are, such as those of a blur pool.
         strict: raise where a call has no counterpart; else it is left alone.
         projections: of kernels, by their size and spacing, where they are known.
+        left: places, as ``"file:line"``, whose calls are left alone: what they work on are no maps.
 
     Raises:
         ValueError: (when a function is called) it has no centred counterpart; the message names the file and line.
@@ -96,18 +102,20 @@ class CentredFunctions(TorchFunctionMode):
         fixed: bool = False,
         strict: bool = True,
         projections: dict[Any, Tensor] | None = None,
+        left: set[str] | None = None,
     ) -> None:
         super().__init__()
         self.spatial_dims, self.options, self.spacing = spatial_dims, options, spacing
         self.fixed, self.strict = fixed, strict
         #: Constants: filled by the conversion, so that graphs find them.
         self.projections = {} if projections is None else projections
+        self.left = left or set()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         rule = _RULES.get(func)
         frame = None if rule is None else _users_frame()
-        if rule is None or frame is None:
+        if rule is None or frame is None or (self.left and _short(frame) in self.left):
             return func(*args, **kwargs)
         try:
             out = rule(self, *args, **kwargs)
@@ -137,6 +145,8 @@ class _Observer(CentredFunctions):
         self.modules = {id(module) for module in network.modules()}
         self.calls: dict[int, Calls] = {}
         self.shape: Any = None
+        self.sizes: list[tuple[int, ...]] = []
+        self.maps: set[str] = set()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -146,6 +156,12 @@ class _Observer(CentredFunctions):
             return func(*args, **kwargs)
         owner = self._owner(frame)
         calls, where = self._calls(owner), f"{_name(func)} ({_place(frame)})"
+        if rule is not None and _is_map(self, args[0] if args else kwargs.get("input"), self.spatial_dims):
+            if self.fits(args[0] if args else kwargs["input"]):
+                self.maps.add(_short(frame))
+            else:
+                calls.left.add(_short(frame))
+                rule = None
         if rule is None:
             calls.doubtful.append(where)
             return func(*args, **kwargs)
@@ -160,6 +176,19 @@ class _Observer(CentredFunctions):
         calls.centred.append(where)
         calls.with_weight |= getattr(getattr(owner, "weight", None), "shape", 0) == self.shape
         return out
+
+    def begin(self, _: nn.Module, args: Any) -> None:
+        """Note the sizes of the network's inputs."""
+        self.sizes = [x.shape[2:] for x in tree_leaves(args) if _is_map(self, x, self.spatial_dims)]
+
+    def fits(self, x: Tensor) -> bool:
+        """Whether a tensor may be a map: its size is that of an input over one number, up to what padding adds."""
+        found = not self.sizes
+        for size in self.sizes:
+            pairs = list(zip(size, x.shape[2:], strict=True))
+            least = max(whole / (part + _MARGIN) for whole, part in pairs)
+            found |= all(part <= _MARGIN or least <= whole / (part - _MARGIN) for whole, part in pairs)
+        return found
 
     def radial(self, kernel: Tensor) -> Tensor:
         self.shape = kernel.shape
@@ -196,9 +225,14 @@ def calls_of(
         spacings: voxel size where a module works, by its ``id``.
     """
     observer = _Observer(network, spatial_dims, options, spacings)
-    with observer:
-        run()
+    handle = network.register_forward_pre_hook(observer.begin)
+    try:
+        with observer:
+            run()
+    finally:
+        handle.remove()
     for calls in observer.calls.values():
+        calls.left -= observer.maps
         for notes in (calls.centred, calls.refused, calls.doubtful):
             notes[:] = dict.fromkeys(notes)
     return observer.calls
@@ -267,6 +301,11 @@ def _self(frame: FrameType) -> Any:
 
 def _place(frame: FrameType) -> str:
     return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+
+
+def _short(frame: FrameType) -> str:
+    """The place in a form that holds on another machine."""
+    return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
 
 
 def _name(func: Any) -> str:

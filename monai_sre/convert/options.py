@@ -71,14 +71,17 @@ class Options:
 
     def check_alike(self, what: str, values: Sequence[Any]) -> None:
         """Refuse values that differ between spatial axes that a symmetry exchanges."""
-        moving = range(len(values)) if self.axes is None else self.axes
-        for first, second in combinations(moving, 2):
-            alike = self.spacing is None or self.spacing[first] == self.spacing[second]
-            if alike and values[first] != values[second]:
+        for first, second in combinations(range(len(values)), 2):
+            if self.exchanged(first, second) and values[first] != values[second]:
                 raise RefusedError(
                     f"{what}={tuple(values)} differs between the spatial axes {first} and {second}, which a rotation "
                     "exchanges; give their spacing, or the axes to be symmetric in"
                 )
+
+    def exchanged(self, first: int, second: int) -> bool:
+        """Whether a symmetry exchanges two spatial axes."""
+        moving = self.axes is None or (first in self.axes and second in self.axes)
+        return moving and (self.spacing is None or self.spacing[first] == self.spacing[second])
 
     def enlarged(self, taps: Sequence[int]) -> list[int]:
         """Kernel sizes after ``kernel_size``: larger where it is, of the same parity, 1 where they were 1."""
@@ -139,9 +142,24 @@ def make_layer(
 
 
 def add_energies(
-    radial: Any, arguments: Mapping[str, Any], options: Options, spacing: tuple[float, ...] | None
-) -> harmonic.HarmonicConv:
-    """``radial``, with energies beside it; they start without any effect where weights are projected."""
+    radial: Any,
+    arguments: Mapping[str, Any],
+    options: Options,
+    spacing: tuple[float, ...] | None,
+    kernel: Tensor | None = None,
+) -> tuple[harmonic.HarmonicConv, float | None]:
+    """``radial``, with energies beside it; they start without any effect where weights are projected.
+
+    Args:
+        radial: the layer, with its weights.
+        arguments: it was made with.
+        options: of the conversion.
+        spacing: voxel size where it works.
+        kernel: the dense kernel that it was projected from.
+
+    Returns:
+        The layer, and the share of the kernel that its energies see, see :func:`see_rest`.
+    """
     out, groups, weight = radial.out_channels, radial.groups, radial.weight
     energies = dict(options.energies or {})
     hidden = harmonic.hidden_maps(out, groups, energies.pop("hidden_channels", None))
@@ -166,10 +184,69 @@ def add_energies(
             nn.init.zeros_(new.mix.weight)
         if radial.bias is not None:
             new.mix.bias.copy_(radial.bias)  # type: ignore[union-attr]
+    seen = see_rest(new, kernel) if options.init == "project" and kernel is not None else None
     new.requires_grad_(weight.requires_grad)
     if radial.bias is not None:
         new.mix.bias.requires_grad_(radial.bias.requires_grad)  # type: ignore[union-attr]
-    return new
+    return new, seen
+
+
+@torch.no_grad()
+def see_rest(layer: harmonic.HarmonicConv, kernel: Tensor) -> float:
+    """Let the energies of a layer be those of what a dense kernel holds besides its radial part.
+
+    An energy is the length of a vector of responses, one per component of an order. Their kernels, the derivatives of a
+    hidden radial one, span a space. The hidden kernels become those with which that space holds most of what the radial part
+    leaves of the dense kernel: the principal directions of its least-squares coefficients on the derivatives of all rings.
+
+    Args:
+        layer: its hidden kernels are written, scaled as they were; where the kernel has fewer directions, the others stay.
+        kernel: the dense kernel, shape ``(out, in / groups, *kernel_size)``.
+
+    Returns:
+        The share of the kernel's energy (sum of squares) in that space; beside the radial part's share, they make 1 at most.
+    """
+    radial: Any = layer.radial
+    basis, kernel = radial.current_basis().detach().cpu().double(), kernel.detach().cpu().double()
+    rest = kernel - (project(kernel, basis)[0] @ basis.flatten(1)).reshape(kernel.shape)
+    ndim, total = basis.dim() - 1, float(kernel.square().sum())
+    rings, taps = (_spread(part, radial.dilation) for part in (basis.unsqueeze(1), rest))
+    derive: Any = getattr(nn.functional, f"conv_transpose{ndim}d")
+    energies: Any = layer.energies
+    stencils = torch.cat([energy.stencils.cpu().double() for energy in energies]).unsqueeze(0)
+    atoms = derive(rings, stencils, dilation=radial.stride)  # (b, components, *size): what a hidden ring stands for
+    taps = embed(taps, atoms.shape[2:], [False] * ndim).flatten(2).unflatten(0, (layer.groups, -1))
+    atoms = atoms.flatten(2)
+    gram = torch.einsum("bct,dft->bcdf", atoms, atoms)
+    products = torch.einsum("goit,bct->goibc", taps, atoms)
+    inverse = torch.linalg.pinv(gram.flatten(2).flatten(0, 1), hermitian=True).reshape(gram.shape)
+    metric = torch.einsum("bcdc->bd", gram)
+    values, vectors = torch.linalg.eigh(metric)
+    root = vectors * values.clamp(min=0).sqrt()  # metric = root @ root.T
+    rows = torch.einsum("goidf,dfbc,be->gocie", products, inverse, root).flatten(3).flatten(1, 2)
+    values, vectors = torch.linalg.eigh(rows.mT @ rows)
+    count = layer.hidden_channels // layer.groups
+    values, directions = values.flip(-1)[:, :count], vectors.flip(-1)[..., :count].mT.unflatten(2, (-1, len(basis)))
+    hidden = directions @ torch.linalg.pinv(root)  # (groups, directions, in / groups, b)
+    span = torch.einsum("ghib,bcdf,gkid->ghckf", hidden, gram, hidden).flatten(3).flatten(1, 2)
+    found = torch.einsum("goibc,ghib->gohc", products, hidden).flatten(2)
+    seen = float((found @ torch.linalg.pinv(span, hermitian=True) * found).sum())
+    weight = radial.weight.unflatten(0, (layer.groups, -1))
+    held = weight[:, -count:][:, : hidden.shape[1]]
+    scale = (held.cpu().double() @ basis.flatten(1)).norm(dim=(2, 3)).mean()
+    hidden = hidden * (scale / (hidden @ basis.flatten(1)).norm(dim=(2, 3), keepdim=True).clamp(min=1e-12))
+    used = (values > 1e-12 * values.amax(dim=1, keepdim=True).clamp(min=1e-30))[..., None, None]
+    held.copy_(torch.where(used, hidden, held.cpu().double()))
+    return seen / total if total > 0 else 0.0
+
+
+def _spread(kernel: Tensor, dilation: Sequence[int]) -> Tensor:
+    """The kernel with zeros between its taps."""
+    shape = [step * (length - 1) + 1 for step, length in zip(dilation, kernel.shape[2:], strict=True)]
+    spread = kernel.new_zeros(*kernel.shape[:2], *shape)
+    taps = [slice(None, None, step) for step in (1, 1, *dilation)]
+    spread[tuple(taps)] = kernel
+    return spread
 
 
 def fill(new: nn.Module, kernel: Tensor, bias: Tensor | None, old: nn.Module, options: Options) -> float | None:

@@ -25,6 +25,7 @@ class Entry:
         after: what it is now, or why it was kept or refused.
         energy: share of the kernel's energy (sum of squares) that the radial kernel has kept; ``None`` where no kernel was
             projected.
+        seen: share that the energies of harmonics see besides, with ``conv="harmonic"``.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Entry:
     before: str
     after: str
     energy: float | None = None
+    seen: float | None = None
 
 
 @dataclass
@@ -84,7 +86,7 @@ class ConversionReport:
             counts += f"; largest error {self.errors[worst]:.1e} ({worst}, input {checked}, float64)"
         lines = [counts, "", "| module | action | before | after | energy kept |", "| --- | --- | --- | --- | --- |"]
         for entry in self.entries:
-            energy = "" if entry.energy is None else f"{entry.energy:.3f}"
+            energy = " + ".join(f"{share:.3f}" for share in (entry.energy, entry.seen) if share is not None)
             lines.append(f"| {entry.name or '(root)'} | {entry.action} | {entry.before} | {entry.after} | {energy} |")
         return "\n".join(lines)
 

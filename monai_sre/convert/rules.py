@@ -16,7 +16,7 @@ from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd, _Av
 from monai_sre.convert.options import Options, add_energies, embed, fill, make_layer, project
 from monai_sre.convert.report import RefusedError
 from monai_sre.layers import centred
-from monai_sre.layers.pool import CentredNearest
+from monai_sre.layers.pool import CentredNearest, CentredPad
 from monai_sre.ops.arguments import on_cpu
 
 CENTRED = (centred.CentredConv1d, centred.CentredConv2d, centred.CentredConv3d)
@@ -32,10 +32,12 @@ class Replaced:
     Attributes:
         module: the new one.
         energy: share of the kernel's energy that it has kept; ``None`` where no kernel was projected.
+        seen: share that its energies see besides, where it has some.
     """
 
     module: nn.Module
     energy: float | None = None
+    seen: float | None = None
 
 
 @dataclass(frozen=True)
@@ -68,19 +70,23 @@ def convert_conv(
                 f"padding_mode={conv.padding_mode!r} behind a padding layer that differs between the ends"
             )
         pads = [(low + more, high + extra) for (low, high), (more, extra) in zip(pads, merged, strict=True)]
+    for what, values in (("stride", stride), ("dilation", dilation)):
+        options.check_alike(what, values)
+    keeps_size = all(s == 1 and sum(p) == d * (k - 1) for s, p, d, k in zip(stride, pads, dilation, taps, strict=True))
+    wide = [max(taps)] * ndim if ndim == 2 and keeps_size and options.exchanged(0, 1) else taps
     try:
-        options.check_alike("kernel_size", taps)
+        options.check_alike("kernel_size", wide)
     except RefusedError as error:
         raise RefusedError(
             f"{error}; in place of a pair of such layers, take one of kernel_size={max(taps)}"
         ) from error
-    for what, values in (("stride", stride), ("dilation", dilation)):
-        options.check_alike(what, values)
-    options.check_alike("padding", [low + high for low, high in pads])
+    options.check_alike(
+        "padding", [sum(p) + d * (w - k) for p, d, w, k in zip(pads, dilation, wide, taps, strict=True)]
+    )
     symmetric = all(low == high for low, high in pads)
     if all(k == 1 for k in taps) and all(s == 1 for s in stride) and symmetric and merged is None:
         return Kept("a 1-tap kernel is radial")
-    size = options.enlarged(taps)
+    size = options.enlarged(wide)
     total = [sum(pair) + d * (new - k) for pair, d, new, k in zip(pads, dilation, size, taps, strict=True)]
     for axis in range(ndim):
         if stride[axis] == 1 and dilation[axis] == 1 and total[axis] % 2:  # always half a pixel aside: one tap more
@@ -109,10 +115,10 @@ def convert_conv(
         arguments["antialias"] = options.antialias if any(s > 1 for s in stride) else False
     kernel = embed(conv.weight, size, [low < high for low, high in pads])
     new = make_layer(Conv["SRECONV", ndim] if on_torch_grid else CENTRED[ndim - 1], arguments, options, spacing)
-    energy = fill(new, kernel, conv.bias, conv, options)
+    energy, seen = fill(new, kernel, conv.bias, conv, options), None
     if options.energies is not None and max(size) > 1:
-        new = add_energies(new, arguments, options, spacing)
-    return Replaced(new, energy)
+        new, seen = add_energies(new, arguments, options, spacing, kernel)
+    return Replaced(new, energy, seen)
 
 
 def convert_transposed(conv: _ConvTransposeNd, options: Options, spacing: tuple[float, ...] | None) -> Replaced:
@@ -267,14 +273,17 @@ def radial_projection(size: tuple[int, ...], options: Options, spacing: tuple[fl
         return torch.linalg.pinv(rings.flatten(1)) @ rings.flatten(1)
 
 
-def convert_padding(layer: nn.Module, options: Options) -> Kept:
-    """Why a padding layer may stay."""
+def convert_padding(layer: nn.Module, options: Options) -> Replaced | Kept:
+    """The counterpart of a padding layer."""
     pads: Any = layer.padding
-    pairs = pad_pairs(pads)
-    if any(low != high for low, high in pairs):
-        raise RefusedError(f"padding={tuple(pads)} differs between the two ends of an axis")
-    options.check_alike("padding", [low for low, _ in pairs])
-    return Kept("pads both ends alike")
+    pairs, value = pad_pairs(pads), getattr(layer, "value", 0.0)
+    total = [low + high for low, high in pairs]
+    options.check_alike("padding", total)
+    if all(low == high for low, high in pairs):
+        return Kept("pads both ends alike")
+    modes = {"Reflection": "reflect", "Replication": "replicate", "Circular": "circular"}
+    mode = next((mode for name, mode in modes.items() if type(layer).__name__.startswith(name)), "constant")
+    return Replaced(CentredPad(total, mode, float(value)))
 
 
 def pad_pairs(pads: Sequence[int]) -> Pads:

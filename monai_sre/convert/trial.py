@@ -7,6 +7,7 @@ What the error is says :mod:`monai_sre.symmetry.error`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -15,8 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from monai_sre.convert import rules
 from monai_sre.convert.report import ConversionReport, Entry
 from monai_sre.symmetry.error import (
     commutation_error,
@@ -32,11 +35,12 @@ from monai_sre.symmetry.lattice import LatticeSymmetry
 #: Spatial sizes to try, the most telling first: odd, even and unequal; then what deep networks accept.
 _SIZES: dict[int, tuple[tuple[int, ...], ...]] = {
     1: ((37,), (48,), (96,), (256,)),
-    2: ((37, 46), (24, 40), (32, 48), (64, 96), (128, 192), (256, 320)),
+    2: ((37, 46), (24, 40), (32, 48), (64, 96), (128, 192), (256, 320), (224, 224), (256, 256)),
     3: ((19, 22, 25), (16, 24, 16), (16, 32, 16), (32, 48, 32), (64, 64, 96)),
 }
-#: The largest error of a module that commutes, and of a whole network, which amplifies rounding.
-MODULE_TOLERANCE, TOLERANCE = 1e-9, 1e-6
+#: The largest error of a module that commutes, and of a whole network, which amplifies rounding; and the largest one with
+#: which no module is looked at.
+MODULE_TOLERANCE, TOLERANCE, NEGLIGIBLE = 1e-9, 1e-6, 1e-10
 Arguments = tuple[Any, ...]
 #: Arguments, and the shapes of what the network returns.
 Example = tuple[Arguments, list[tuple[int, ...]]]
@@ -54,14 +58,19 @@ def prepared(network: nn.Module) -> Iterator[None]:
     """Inside, the network is in eval mode and in float64, and no parameter holds one value throughout, so nothing vanishes.
 
     Frozen parameters of two axes or more stay as they are: somebody has made them so, such as a filter. Tensors keep their
-    identity and only refer to other values, so that shared ones stay shared; afterwards they refer to their own again.
+    identity and only refer to other values, so that shared ones stay shared; afterwards they refer to their own again. What
+    modules keep of their values in dictionaries is put back too. Casts to a shorter dtype do nothing (:class:`Unrounded`).
     """
     registers: list[Any] = [held for m in network.modules() for held in (m._parameters, m._buffers)]
+    caches = [held for m in network.modules() for name, held in vars(m).items() if _is_cache(name, held)]
+    registers += caches
     entries = [dict(held) for held in registers]
     originals = [(tensor, tensor.data) for tensor in (*network.parameters(), *network.buffers())]
     generator = torch.Generator().manual_seed(1)
-    with undisturbed(network, training=False), torch.no_grad():
+    with undisturbed(network, training=False), torch.no_grad(), Unrounded():
         try:
+            for cache in caches:
+                cache.clear()
             for tensor, values in originals:
                 tensor.data = _trial_values(tensor, values, generator)
             network.double()  # all is by now, but layers write bases and stencils anew, unrounded
@@ -72,6 +81,32 @@ def prepared(network: nn.Module) -> Iterator[None]:
                 held.update(entry)
             for tensor, values in originals:
                 tensor.data = values
+
+
+class Unrounded(TorchFunctionMode):
+    """Inside, tensors are cast to float64 where a network casts them to a shorter floating-point type.
+
+    Example:
+        >>> with Unrounded():
+        ...     torch.ones(1, dtype=torch.float64).float().dtype, torch.zeros(1).to(torch.float16).dtype
+        (torch.float64, torch.float64)
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _CASTS:
+            func = Tensor.double
+        args = tuple(torch.float64 if value in _SHORTER else value for value in args) if func is Tensor.to else args
+        kwargs = {k: torch.float64 if k == "dtype" and v in _SHORTER else v for k, v in (kwargs or {}).items()}
+        return func(*args, **kwargs)
+
+
+_SHORTER = (torch.float32, torch.float16, torch.bfloat16)
+_CASTS = (Tensor.float, Tensor.half, Tensor.bfloat16)
+
+
+def _is_cache(name: str, held: Any) -> bool:
+    """Whether a module keeps tensors that it has computed there, by their device or size."""
+    return type(held) is dict and not name.startswith("_") and all(isinstance(v, Tensor) for v in held.values())
 
 
 def _trial_values(tensor: Tensor, values: Tensor, generator: torch.Generator) -> Tensor:
@@ -132,6 +167,7 @@ def find_input(network: nn.Module, spatial_dims: int, divisible: bool = False) -
         if isinstance(module, _ConvNd) or (hasattr(module, "kernel_size") and hasattr(module, "in_channels")):
             channels.append(module.in_channels)
             break
+    channels += [3, 1]  # where something stands before the first convolution
     sizes = _SIZES[spatial_dims][1 if divisible else 0 :]
     shapes = [(int(count), *size) for size in sizes for count in dict.fromkeys(channels)]
     declared = getattr(network, "in_shape", None)  # of MONAI's networks of a fixed size
@@ -144,8 +180,9 @@ def find_input(network: nn.Module, spatial_dims: int, divisible: bool = False) -
         try:
             run(network, (x,))
         except Exception as error:  # whatever it raises: this size does not suit it
-            why = f"{type(error).__name__}: {error}"
-            reason = f"no input was found that it accepts; one of shape {tuple(x.shape)} raises {why}"
+            if shape[0] == channels[0]:  # the others are guesses
+                why = f"{type(error).__name__}: {error}"
+                reason = f"no input was found that it accepts; one of shape {tuple(x.shape)} raises {why}"
             continue
         return (x,), ""
     return None, reason
@@ -172,8 +209,7 @@ def output_shapes(network: nn.Module, arguments: Arguments) -> list[tuple[int, .
         out = run(network, arguments)
     except Exception as error:
         raise ValueError(
-            f"verify must be what the network accepts, in float64 (False for one that casts to another dtype itself); it "
-            f"raises {type(error).__name__}: {error}"
+            f"verify must be what the network accepts, in float64; it raises {type(error).__name__}: {error}"
         ) from error
     return [tuple(leaf.shape) for leaf in tensors_of(out)]
 
@@ -192,6 +228,16 @@ def examples(network: nn.Module, arguments: Arguments, spatial_dims: int) -> lis
             found.append((larger, output_shapes(network, larger)))
         except ValueError:  # this size does not suit it
             continue
+    single = {key for key, size in input_sizes(network, arguments, spatial_dims).items() if max(size) == 1}
+    if single:  # of one pixel, maps turn whatever is done to them: at larger sizes they have more, or are means
+        times = 2 if spatial_dims < 3 else 1
+        larger = grown(arguments, tuple(times * length for length in max(sizes)), spatial_dims)
+        try:
+            wide = input_sizes(network, larger, spatial_dims)
+            if any(max(wide.get(key, (1,))) > 1 for key in single):
+                found.append((larger, output_shapes(network, larger)))
+        except Exception:  # this size does not suit it, whatever it raises
+            return found
     return found
 
 
@@ -247,14 +293,56 @@ def check(
             why = f"the shapes of its outputs change from {expected} to {shapes}"
             report.entries.append(Entry("", "refused", type(network).__name__, why))
         worst = max(errors, key=lambda name: errors[name])
-        if errors[worst] > TOLERANCE:
+        if errors[worst] > NEGLIGIBLE:
             known = {entry.name for entry in report.refused}
             each = module_errors(network, partial(run, network, arguments), {worst: symmetries[worst]}, spatial_dims)
+            found = culprits(each, MODULE_TOLERANCE)
+            if errors[worst] <= TOLERANCE:  # of the network itself, it may be rounding
+                found = [name for name in found if name]
+            elif not found:
+                found = [""]
             why = f"it does not commute with {worst} (relative error of the network {errors[worst]:.1e})"
-            for name in culprits(each, MODULE_TOLERANCE) or [""]:
+            for name in found:
                 if name not in known:
-                    report.entries.append(Entry(name, "refused", type(network.get_submodule(name)).__name__, why))
-            return
+                    module = network.get_submodule(name)
+                    after = why + cause(module, spatial_dims)
+                    report.entries.append(Entry(name, "refused", type(module).__name__, after))
+            if found:
+                return
+
+
+def cause(module: nn.Module, spatial_dims: int) -> str:
+    """What in a module may be why it breaks the symmetry, as the end of a sentence; ``""`` where nothing is known.
+
+    Example:
+        >>> block = nn.Module()
+        >>> block.attention_biases = nn.Parameter(torch.zeros(2, 9))
+        >>> cause(block, 2)
+        '; positions enter by attention_biases: a network without them can be converted'
+    """
+    for name, part in module.named_modules():
+        for key, kind in (
+            (name, type(part).__name__),
+            *((f"{name}.{key}".lstrip("."), "") for key in part._parameters),
+        ):
+            if _POSITIONS.search(key.rpartition(".")[2]) or _POSITIONS.search(kind):
+                return f"; positions enter by {key or kind}: a network without them can be converted"
+    if _INTO_CHANNELS.search(type(module).__name__):
+        return "; it turns positions into channels, which a rotation exchanges: put a strided convolution in its place"
+    for name, part in module.named_modules():
+        own = getattr(part, "kernel_size", 1)
+        if rules.acts_elsewhere(part, spatial_dims) and own not in (1, (1,)):
+            kind = f"{name} ({type(part).__name__})" if name else "it"
+            return f"; {kind} acts along positions in a row, or on channels beside them"
+    return ""
+
+
+_INTO_CHANNELS = re.compile(r"space_?to_?depth|unshuffle|focus|patch_?merg", re.I)
+#: Names of what tells positions apart.
+_POSITIONS = re.compile(
+    r"pos(ition(al)?)?_?(emb|enc|bias)|rel(ative)?_?pos|attention_bias|(height|width)_rel|rel_(h|w|height|width)$|rope",
+    re.I,
+)
 
 
 def why_inconclusive(network: nn.Module, arguments: Arguments) -> str:

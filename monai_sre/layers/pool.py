@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from monai_sre.ops.arguments import check_flags, int_tuple
-from monai_sre.ops.grid import in_onnx_export, pad_ends, script_if_tracing
+from monai_sre.ops.grid import centred_pad, in_onnx_export, pad_ends, script_if_tracing
 from monai_sre.ops.pool import (
     BLUR_WIDTH,
     avg_pool_nd,
@@ -266,3 +266,32 @@ class CentredPadPool(nn.Module):
         x = pad_ends(x, [factor // 2] * len(ones))
         x = avg_pool_nd(x, [factor] * len(ones), ones)
         return avg_pool_nd(x, [2] * len(ones), ones) if factor % 2 == 0 else x
+
+
+class CentredPad(nn.Module):
+    """Padding that is one number of pixels in all, alike at both ends: see :func:`monai_sre.ops.grid.centred_pad`.
+
+    Args:
+        total: pixels to add along each spatial axis; fewer than none crop.
+        mode: as in ``torch.nn.functional.pad``.
+        value: what is added with ``"constant"``.
+
+    Example:
+        >>> import torch
+        >>> CentredPad([2])(torch.tensor([[[1.0, 3.0]]])), CentredPad([1], "replicate")(torch.tensor([[[1.0, 3.0]]]))
+        (tensor([[[0., 1., 3., 0.]]]), tensor([[[1., 2., 3.]]]))
+    """
+
+    def __init__(self, total: Sequence[int], mode: str = "constant", value: float = 0.0) -> None:
+        super().__init__()
+        self.total = [int(amount) for amount in total]
+        self.mode, self.value = mode, value
+
+    def forward(self, x: Tensor) -> Tensor:
+        size: list[int] = []
+        for axis, more in enumerate(self.total):
+            size.append(x.size(x.dim() - len(self.total) + axis) + more)
+        return centred_pad(x, size, self.mode, self.value)
+
+    def extra_repr(self) -> str:
+        return f"total={tuple(self.total)}, mode={self.mode!r}"

@@ -228,11 +228,9 @@ def module_errors(
         busy = True
         try:
             for key, transform in transforms.items():
-                args, kwargs = transformed(given, transform, spatial_dims)
-                try:
-                    error = commutation_error(output, module(*args, **kwargs), transform, spatial_dims)
-                except Exception:  # a reshape to fixed sizes, say, cannot take turned maps
-                    error = math.inf
+                error = _module_error(module, given, output, transform, spatial_dims)
+                if error > 0 and spatial_dims > 1 and _call(module, given, _swap, spatial_dims) is None:
+                    error = _module_error(module, given, output, _channels_last(transform), spatial_dims)
                 row = errors.setdefault(name, {})
                 row[key] = max(row.get(key, 0.0), error)
         finally:
@@ -248,6 +246,48 @@ def module_errors(
         for handle in handles:
             handle.remove()
     return errors
+
+
+def _swap(x: Tensor) -> Tensor:
+    return x.transpose(-1, -2)
+
+
+def _channels_last(transform: Transform) -> Transform:
+    """The transformation of maps ``(N, *spatial, C)``, which a module takes if it fails where the last axes are swapped."""
+    return lambda x: transform(x.movedim(-1, 1)).movedim(1, -1)
+
+
+def _call(module: nn.Module, given: Any, transform: Transform, spatial_dims: int) -> list[Tensor] | None:
+    """What a module returns for transformed inputs; ``None`` if it cannot take them, as with a reshape to fixed sizes."""
+    args, kwargs = transformed(given, transform, spatial_dims)
+    try:
+        return tensors_of(module(*args, **kwargs))
+    except Exception:
+        return None
+
+
+def _module_error(module: nn.Module, given: Any, output: Any, transform: Transform, spatial_dims: int) -> float:
+    """The error of one module, whose output may also be a map flattened to a row of positions."""
+    old, new = tensors_of(output), _call(module, given, transform, spatial_dims)
+    if new is None:
+        return math.inf
+    error = commutation_error(old, new, transform, spatial_dims)
+    if error == 0 or spatial_dims == 1 or len(old) != 1 or len(new) != 1 or old[0].dim() != 3:
+        return error
+    for axis in (1, 2):
+        for sides in _grids(old[0].shape[axis], spatial_dims):
+            maps = old[0].movedim(axis, -1).unflatten(-1, sides)
+            row = transform(maps).flatten(-spatial_dims).movedim(-1, axis)
+            error = min(error, commutation_error(row, new, torch.clone, spatial_dims))
+    return error
+
+
+def _grids(count: int, spatial_dims: int) -> list[tuple[int, ...]]:
+    """All sizes of maps with so many positions."""
+    if spatial_dims == 1:
+        return [(count,)]
+    sides = [side for side in range(1, count + 1) if count % side == 0]
+    return [(side, *rest) for side in sides for rest in _grids(count // side, spatial_dims - 1)]
 
 
 def culprits(errors: Mapping[str, Mapping[str, float]], tolerance: float = 1e-4) -> list[str]:

@@ -201,6 +201,28 @@ class WithDataclass(nn.Module):
         return Output(self.head(x.mean((2, 3))), [x, F.max_pool2d(x, 2)])
 
 
+class RowsOfPositions(nn.Module):
+    """Maps as rows of positions behind a token of the class, in tensors of as many axes as maps have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches, self.near, self.head = (
+            nn.Conv2d(1, 8, 4, 4),
+            nn.Conv2d(8, 8, 3, padding=1, groups=8),
+            nn.Linear(8, 3),
+        )
+        self.token = nn.Parameter(torch.ones(1, 2, 1, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x)
+        n, c, height, width = x.shape
+        rows = torch.cat([self.token.expand(n, -1, -1, -1), x.reshape(n, 2, 4, -1).transpose(2, 3)], dim=2)
+        maps = rows[:, :, 1:].transpose(2, 3).reshape(n, c, height, width)
+        near = F.pad(self.near(maps).reshape(n, 2, 4, -1).transpose(2, 3), (0, 0, 1, 0))
+        rows = (rows.softmax(2).transpose(2, 3) @ rows)[:, :, :1] + rows * near
+        return self.head(rows[:, :, : 1 + height * width].mean(2).flatten(1))
+
+
 def standard() -> nn.Module:
     return nn.Sequential(StandardConv2d(1, 4, 3, 2, 1), nn.ReLU(), StandardConv2d(4, 4, 5, 1, 2), nn.ReLU())
 
@@ -230,4 +252,5 @@ KINDS = {
     "resampled": Resampled,
     "shared": lambda: nn.Sequential(nn.Conv2d(1, 2, 1), Halved()),
     "dataclass": WithDataclass,
+    "rows": RowsOfPositions,
 }

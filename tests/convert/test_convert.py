@@ -291,8 +291,8 @@ class TestRefusals:
             (lambda: nn.Sequential(nn.Conv2d(1, 2, (1, 3))), r"0 \(Conv2d.*kernel_size=\(1, 3\) differs"),
             (lambda: nn.Sequential(nn.Conv2d(1, 2, 3), nn.MaxPool2d((1, 2))), r"1 \(MaxPool2d.*differs"),
             (
-                lambda: nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), nn.ReLU(), nn.Conv2d(1, 2, 3)),
-                r"0 \(ZeroPad2d.*two ends",
+                lambda: nn.Sequential(nn.ZeroPad2d((0, 1, 1, 1)), nn.ReLU(), nn.Conv2d(1, 2, 3)),
+                r"0 \(ZeroPad2d.*padding=\(2, 1\) differs",
             ),
             (lambda: nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(4, 2, 3)), r"0 \(PixelUnshuffle.*channels"),
             (lambda: nn.Sequential(weight_norm(nn.Conv2d(1, 2, 3))), r"0 \(.*is computed \(by WeightNorm\)"),

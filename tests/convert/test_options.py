@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from monai_sre import SREConv2d, SREHarmonicConv2d, convert_to_sre
-from monai_sre.convert.options import Options, embed, make_layer, project
+from monai_sre import SREConv2d, SREHarmonicConv2d, conversion_report, convert_to_sre
+from monai_sre.convert.options import Options, embed, make_layer, project, see_rest
 from monai_sre.convert.report import RefusedError
 from monai_sre.layers import HarmonicConv
 from monai_sre.ops import radial_basis
@@ -150,3 +150,86 @@ def test_rings_are_at_most_what_a_kernel_takes() -> None:
     for size, rings in ((1, 1), (3, 2), (9, 4)):
         layer: Any = make_layer(SREConv2d, {**arguments, "kernel_size": size}, Options(num_rings=4), None)
         assert layer.num_rings == rings
+
+
+def responses(layer: Any) -> torch.Tensor:
+    """What each component of each energy of a layer of one group responds to a point in each channel, as rows of kernels."""
+    channels, size = layer.radial.in_channels, 4 * layer.radial.kernel_size[0] + 1
+    rows = []
+    for channel in range(channels):
+        point = torch.zeros(1, channels, size, size, dtype=torch.float64)
+        point[0, channel, size // 2, size // 2] = 1
+        maps = layer.radial(point)[:, -layer.hidden_channels :].transpose(0, 1)
+        parts = [nn.functional.conv2d(maps, energy.stencils.unsqueeze(1), padding="same") for energy in layer.energies]
+        rows.append(torch.cat(parts, dim=1).flatten(0, 1).flip(1, 2))
+    return torch.stack(rows, dim=1)
+
+
+@pytest.mark.parametrize("dilation", [1, 2])
+def test_energies_see_the_share_that_they_say(dilation: int) -> None:
+    """Against least squares on responses to single points, and no random directions see as much."""
+    torch.manual_seed(0)
+    kernel = torch.randn(8, 3, 3, 3, dtype=torch.float64)
+    layer = SREHarmonicConv2d(3, 8, 3, padding=dilation, dilation=dilation, padding_mode="zeros").double()
+    scale = layer.radial.kernel()[-2:].norm()
+
+    def share() -> float:
+        rows = responses(layer)
+        spread = torch.zeros(8, 3, 2 * dilation + 1, 2 * dilation + 1, dtype=torch.float64)
+        radial = project(kernel, layer.radial.basis)[0]
+        spread[..., ::dilation, ::dilation] = kernel - (radial @ layer.radial.basis.flatten(1)).reshape(kernel.shape)
+        flat = embed(spread, rows.shape[2:], [False, False]).flatten(1).T
+        found = torch.linalg.lstsq(rows.flatten(1).T, flat, driver="gelsd").solution
+        return float((rows.flatten(1).T @ found).square().sum() / kernel.square().sum())
+
+    others = []
+    for _ in range(5):
+        layer.reset_parameters()
+        others.append(share())
+    seen = see_rest(layer, kernel)
+    assert seen == pytest.approx(share(), rel=1e-9)
+    assert seen > 1.2 * max(others)
+    assert 0.5 * scale < layer.radial.kernel()[-2:].norm() < 2 * scale
+
+
+@pytest.mark.parametrize("order", [0, 1])
+def test_energies_see_all_of_what_they_consist_of(order: int) -> None:
+    """A kernel that is a stencil, turned by any angle and in another strength for each channel, has one direction."""
+    torch.manual_seed(0)
+    layer = SREHarmonicConv2d(3, 6, 5, hidden_channels=1, profile="band", orthonormal=False, groups=1).double()
+    stencils = layer.energies[order].stencils
+    mixed = torch.einsum("oj,jhw->ohw", torch.randn(6, len(stencils), dtype=torch.float64), stencils)
+    kernel = mixed.unsqueeze(1) * torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64).reshape(3, 1, 1)
+    assert see_rest(layer, kernel) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    "conv",
+    [
+        nn.Conv2d(4, 8, 3, 2, 1, groups=2),
+        nn.Conv2d(4, 4, 5, padding=2, groups=4),
+        nn.Conv2d(1, 16, 3, padding=1),
+        nn.Conv2d(2, 4, 4, 2, 1),
+        nn.Conv3d(2, 4, 3, padding=1),
+        nn.Conv1d(2, 4, 5, padding=2),
+    ],
+    ids=str,
+)
+def test_shares_of_every_kind_of_layer(conv: Any) -> None:
+    """What the radial part keeps and what energies see are parts of one whole; more hidden maps see more."""
+    shares = []
+    for hidden in (conv.groups, 4 * conv.groups):
+        network = convert_to_sre(nn.Sequential(conv), conv=("harmonic", {"hidden_channels": hidden}))
+        (entry,) = conversion_report(network).replaced
+        assert entry.energy is not None
+        assert entry.seen is not None
+        assert 0 < entry.seen <= 1 - entry.energy + 1e-12
+        shares.append(entry.seen)
+    assert shares[0] <= shares[1] + 1e-12
+
+
+def test_a_kernel_of_zeros_leaves_the_directions_as_they_are() -> None:
+    layer = SREHarmonicConv2d(2, 4, 3)
+    before = layer.radial.weight.clone()
+    assert see_rest(layer, torch.zeros(4, 2, 3, 3)) == 0
+    assert torch.equal(layer.radial.weight, before)

@@ -134,8 +134,19 @@ def test_arguments_in_lists_and_dictionaries() -> None:
         assert max(conversion_report(convert_to_sre(Custom(added), verify=(argument,))).errors.values()) < 1e-9
     with pytest.raises(TypeError, match=r"verify must be an example input, its shape .* got dict"):
         convert_to_sre(Custom(added), verify={"image": images[0]})  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"in float64 \(False for one that casts"):
-        convert_to_sre(Custom(lambda net, x: net.body(x.float())), verify=(1, 1, 9, 12))
+    with pytest.raises(ValueError, match=r"in float64; it raises RuntimeError: .*channels"):
+        convert_to_sre(Custom(added), verify=((torch.randn(1, 2, 9, 12),) * 2,))
+
+
+def test_casts_to_a_shorter_type_do_not_hide_an_error() -> None:
+    """They would round, by more than what a position table of small values adds."""
+
+    def forward(net: Any, x: Tensor) -> Tensor:
+        x = net.body(x)
+        return x * x.square().float().mean((2, 3), keepdim=True).to(torch.float16).to(x.dtype)
+
+    report = conversion_report(convert_to_sre(Custom(forward)))
+    assert max(report.errors.values()) < 1e-14
 
 
 def test_a_network_that_takes_no_input_says_why() -> None:
@@ -149,7 +160,7 @@ def test_a_network_that_takes_no_input_says_why() -> None:
         return Picky(nn.Conv2d(1, 2, 3, padding=1))
 
     with pytest.raises(
-        ValueError, match=r"no input was found .* \(1, 1, 256, 320\) raises RuntimeError: fifty columns"
+        ValueError, match=r"no input was found .* \(1, 1, 256, 256\) raises RuntimeError: fifty columns"
     ):
         convert_to_sre(picky())
     declared = picky()
@@ -246,3 +257,61 @@ def test_weights_of_nan_are_named_as_such() -> None:
     nn.init.constant_(network[0].weight, float("nan"))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="cannot be checked, as its outputs are NaN"):
         convert_to_sre(network)
+
+
+class WithTable(nn.Module):
+    """Adds a table of positions to one channel in a hundred million, as a residual branch of little weight does."""
+
+    def __init__(self, share: float, caches: bool = False) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3, padding=1)
+        self.table = Table(caches)
+        self.share = share
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        return x + self.share * self.table(x)
+
+
+class Table(nn.Module):
+    def __init__(self, caches: bool) -> None:
+        super().__init__()
+        self.pos_bias = nn.Parameter(torch.zeros(1, 4, 8, 8))
+        self.caches, self.known = caches, dict[str, Tensor]()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.caches and not self.training:
+            return x * self.known.setdefault(str(x.device), self.pos_bias * 2)
+        return x * self.pos_bias * 2
+
+
+@pytest.mark.parametrize("share", [1.0, 1e-7])
+@pytest.mark.parametrize("caches", [False, True])
+def test_a_table_of_positions_is_named_however_little_it_weighs(share: float, caches: bool) -> None:
+    network = WithTable(share, caches).eval()
+    x = torch.randn(1, 1, 8, 8)
+    before = network(x)
+    with pytest.raises(ValueError, match=r"table \(Table\): it does not commute .*; positions enter by pos_bias"):
+        convert_to_sre(network, verify=(1, 1, 8, 8))
+    assert torch.equal(network(x), before)  # what it had kept is there again
+
+
+def test_a_flattened_map_of_one_pixel_is_no_proof() -> None:
+    """At the first size, 37 x 46, the map in front of the head is one pixel; the head reads positions of larger ones."""
+
+    def forward(net: Any, x: Tensor) -> Tensor:
+        return net.head(net.pool(functional.max_pool2d(net.body(x), 2)).flatten(1))
+
+    network = Custom(forward, 5)
+    network.pool, network.head = nn.AdaptiveAvgPool2d(2), nn.Linear(16, 2)
+    with pytest.raises(ValueError, match="does not commute"):
+        convert_to_sre(network)
+
+
+def test_an_input_is_found_where_something_stands_before_the_first_convolution() -> None:
+    class Stacked(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(torch.cat([x, x.square()], dim=1))
+
+    report = conversion_report(convert_to_sre(Stacked(nn.Conv2d(6, 2, 3, padding=1))))
+    assert report.input_shape == (1, 3, 37, 46)

@@ -179,6 +179,28 @@ def test_finds_the_culprit_in_a_nest(angle: int | None) -> None:
     assert culprits(layer_errors(net, x, transforms), tolerance) == ["middle"]
 
 
+class Tokens(nn.Module):
+    """Maps with channels last, flattened to a row of positions behind; one of the modules on the way is off centre."""
+
+    def __init__(self, broken: str) -> None:
+        super().__init__()
+        self.norm, self.mlp = nn.LayerNorm(3), nn.Sequential(nn.Linear(3, 3), nn.GELU())
+        self.pool = nn.AvgPool2d(2) if broken == "pool" else nn.Identity()
+        self.rows = nn.Flatten(2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.norm(x.movedim(1, -1))
+        x = self.pool(self.mlp(x).movedim(-1, 1))
+        return self.rows(x).mean(2)
+
+
+@pytest.mark.parametrize("symmetry", ["flip(0)", "rot90(0,1)", "rot180(0,1)"])
+@pytest.mark.parametrize("broken", ["", "pool"])
+def test_maps_with_channels_last_and_rows_of_positions_are_sound(broken: str, symmetry: str) -> None:
+    errors = layer_errors(Tokens(broken), torch.randn(1, 3, 7, 9), symmetry)
+    assert culprits(errors)[:1] == ([broken] if broken else [])
+
+
 def test_finds_two_culprits_and_operations_without_a_module() -> None:
     class Flattening(nn.Module):
         def __init__(self) -> None:
