@@ -151,7 +151,8 @@ class _Observer(CentredFunctions):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         rule = _RULES.get(func)
-        frame = _users_frame() if rule is not None or func in _DOUBTFUL else None
+        flattened = func in _FLATTENING and _flattens(self, *args)
+        frame = _users_frame() if rule is not None or func in _DOUBTFUL or flattened else None
         if frame is None:
             return func(*args, **kwargs)
         owner = self._owner(frame)
@@ -163,7 +164,8 @@ class _Observer(CentredFunctions):
                 calls.left.add(_short(frame))
                 rule = None
         if rule is None:
-            calls.doubtful.append(where)
+            way_out = ", which makes features of positions: take a global pool in front of it" if flattened else ""
+            calls.doubtful.append(where + way_out)
             return func(*args, **kwargs)
         self.fixed, self.spacing = is_fixed(owner), self.spacings.get(id(owner), self.options.spacing)
         self.shape, out = None, None
@@ -516,6 +518,14 @@ def _pixel_shuffle(here: CentredFunctions, input: Tensor, upscale_factor: int) -
     return CentredShuffle(upscale_factor, 2)(input) if _is_map(here, input, 2) else None  # type: ignore[no-any-return]
 
 
+def _flattens(here: CentredFunctions, x: Any, *more: Any) -> bool:
+    """Whether the positions of a map become features: ``(N, C * positions)``."""
+    if not _is_map(here, x, here.spatial_dims) or x.shape[2:].numel() == 1:
+        return False
+    sizes = more[0] if len(more) == 1 and isinstance(more[0], Sequence) else more
+    return tuple(sizes) in ((1,), (1, -1), (len(x), -1), (len(x), x[0].numel()))
+
+
 def _refused(reason: str) -> Callable[..., None]:
     def rule(here: CentredFunctions, input: Tensor, *args: Any, **kwargs: Any) -> None:
         if _is_map(here, input, here.spatial_dims):
@@ -541,6 +551,7 @@ _DOUBTFUL = {
     Tensor.unfold,
     torch.roll,
 }
+_FLATTENING = {torch.flatten, Tensor.flatten, Tensor.view, Tensor.reshape, torch.reshape}
 for _n in (1, 2, 3):
     _RULES |= {
         getattr(functional, f"max_pool{_n}d"): _max_pool(_n),

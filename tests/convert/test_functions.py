@@ -115,6 +115,26 @@ def test_the_report_names_places() -> None:
     assert all("interpolate (" in after and "kinds.py:" in after for after in found.values())
 
 
+@pytest.mark.parametrize(
+    "flatten",
+    [lambda x: torch.flatten(x, 1), lambda x: x.view(x.size(0), -1), lambda x: x.reshape((len(x), -1))],
+    ids=["flatten", "view", "reshape"],
+)
+def test_a_flattened_map_is_refused_with_the_way_out(flatten: Any) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.pool, self.head = nn.Conv2d(1, 4, 3, 2, 1), nn.AdaptiveAvgPool2d(3), nn.Linear(36, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(flatten(self.pool(self.conv(x))))
+
+    with pytest.raises(
+        ValueError, match=r"does not commute .* it calls \w+ \(.*test_functions.py:\d+\), which makes .* pool"
+    ):
+        convert_to_sre(Net())
+
+
 def test_standardised_kernels_are_radial() -> None:
     """The kernel that is convolved is the projection of what the layer computes, also after its weights have changed."""
     layer = convert_to_sre(nn.Sequential(StandardConv2d(2, 3, 5, 1, 2).double()))[0]
