@@ -53,7 +53,7 @@ def test_a_network_may_be_given_as_a_class_with_arguments() -> None:
     assert repr(called) == repr(network_of(source, UNCHANGED))
 
 
-@pytest.mark.parametrize("dataset", ["breastmnist", "adrenalmnist3d", "CHASE_DB1"])
+@pytest.mark.parametrize("dataset", ["breastmnist", "adrenalmnist3d", "CHASE_DB1", "hippocampus"])
 def test_the_sweep_of_an_evaluation_is_found_by_its_name(dataset: str) -> None:
     config = source_of(dataset).bundle / "configs" / "evaluate.json"
     index = int(handler_id(config, "RotationSweep").split("#")[-1])
@@ -63,7 +63,7 @@ def test_the_sweep_of_an_evaluation_is_found_by_its_name(dataset: str) -> None:
         handler_id(config, "NoSuchHandler")
 
 
-@pytest.mark.parametrize("dataset", ["breastmnist", "adrenalmnist3d", "CHASE_DB1"])
+@pytest.mark.parametrize("dataset", ["breastmnist", "adrenalmnist3d", "CHASE_DB1", "hippocampus"])
 def test_the_split_that_is_evaluated_is_an_entry_of_the_config(dataset: str) -> None:
     source = source_of(dataset)
     assert parsed(source, UNCHANGED)[split_id(source)] == "val"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,11 +63,14 @@ def find_pairs(
     return [{"image": str(found["images"][key]), "label": str(found["labels"][key])} for key in found["images"]]
 
 
-def pair_classes(dataset_name: str | None = None, dataset_dir: str | Path = ".") -> list[str]:
+def pair_classes(
+    dataset_name: str | None = None, dataset_dir: str | Path = ".", otherwise: Sequence[str] | None = None
+) -> list[str]:
     """The names of the classes that a datalist gives its masks, the background first: its ``"labels"``.
 
     Args:
         dataset_name: with ``dataset_dir`` as in :func:`load_pairs`; the pairs of a folder have no names.
+        otherwise: the names where there is no such datalist, so that a config makes its network without data.
 
     Raises:
         FileNotFoundError: there is no such datalist.
@@ -78,8 +82,15 @@ def pair_classes(dataset_name: str | None = None, dataset_dir: str | Path = ".")
         >>> _ = path.write_text(json.dumps({"labels": {"0": "background", "1": "liver"}, "training": []}))
         >>> pair_classes(str(path))
         ['background', 'liver']
+        >>> pair_classes("nowhere.json", otherwise=["background", "spleen"])
+        ['background', 'spleen']
     """
-    path = _datalist(dataset_name, dataset_dir)
+    try:
+        path = _datalist(dataset_name, dataset_dir)
+    except FileNotFoundError:
+        if otherwise is None:
+            raise
+        return list(otherwise)
     if path is None:
         raise ValueError(
             f"dataset_dir={str(dataset_dir)!r} is a folder of pairs; give class_names, the background first"
@@ -98,7 +109,7 @@ def load_pairs(
     labels: str = "labels/*.png",
     num_val: int | None = 0,
     num_test: int | None = 0,
-    every: int | None = None,
+    every: int = 0,
 ) -> list[dict[str, str]]:
     """The pairs of one split, from a folder or from a MONAI datalist.
 
@@ -116,8 +127,9 @@ def load_pairs(
         images: with ``labels``, see :func:`find_pairs`.
         num_val: number of pairs to validate on.
         num_test: number of pairs to test on.
-        every: in the order of the names of the images, the first pair and each that is ``every`` later validates, those after
-            them test: the first ``num_val`` and ``num_test`` of these, or all where the number is None. The others train.
+        every: where it is not 0: in the order of the names of the images, the first pair and each that is ``every`` later
+            validates, those after them test: the first ``num_val`` and ``num_test`` of these, or all where the number is
+            None. The others train.
 
     Returns:
         Dictionaries ``{"image": path, "label": path}``. Several processes share them: each gets every n-th, and in training
@@ -184,14 +196,14 @@ def _any_case(text: str) -> str:
 
 
 def _split(
-    pairs: list[dict[str, str]], num_val: int | None, num_test: int | None, every: int | None
+    pairs: list[dict[str, str]], num_val: int | None, num_test: int | None, every: int
 ) -> dict[str, list[dict[str, str]]]:
-    if every is None:
+    if every == 0:
         end = len(pairs) - (num_test or 0)
         start = max(end - (num_val or 0), 0)
         found = {"train": pairs[:start], "val": pairs[start:end], "test": pairs[end:]}
     elif isinstance(every, bool) or not isinstance(every, int) or every < 3:
-        raise ValueError(f"every must be None or a whole number from 3, got {every!r}")
+        raise ValueError(f"every must be 0 or a whole number from 3, got {every!r}")
     else:
         ordered = sorted(pairs, key=lambda pair: Path(pair["image"]).name)
         places = range(len(pairs))
@@ -210,7 +222,7 @@ def _split(
 
 
 def _from_datalist(
-    path: Path, split: str, num_val: int | None, num_test: int | None, every: int | None
+    path: Path, split: str, num_val: int | None, num_test: int | None, every: int
 ) -> list[dict[str, str]]:
     content = open_datalist(path, [])
     section, own = SECTIONS[split], content.get("test") or []

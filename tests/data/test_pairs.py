@@ -186,7 +186,7 @@ def test_every_third_by_name_validates_and_those_after_them_test(folder: Path, s
     whole = {"train": ["2L", "3R"], "val": ["1L", "2R"], "test": ["1R", "3L"]}
     assert split(every=3, num_val=None, num_test=None) == whole
     assert split(every=3, num_val=1, num_test=2) == {"train": ["2L", "2R", "3R"], "val": ["1L"], "test": ["1R", "3L"]}
-    with pytest.raises(ValueError, match="every must be None or a whole number from 3, got 2"):
+    with pytest.raises(ValueError, match="every must be 0 or a whole number from 3, got 2"):
         split(every=2, num_val=None, num_test=None)
 
 
