@@ -56,7 +56,7 @@ MODELS = {
     "plain-turned": Model(f"DynUNet, {_TURNED}", _PLAIN, turned=True, colour="tab:orange"),
     "segresnet": Model("SegResNet", (), _RESIDUAL, colour="tab:cyan"),
     "segresnet-turned": Model(f"SegResNet, {_TURNED}", (), _RESIDUAL, turned=True, colour="tab:olive"),
-    "converted": Model("SegResNet, converted (`convert_to_sre`)", (), {"network_def": _CONVERTED}, colour="tab:green"),
+    "converted": Model("SegResNet, converted (`convert_to_sre`)", (), {"network_def": _CONVERTED, "window_multiple": 4}, colour="tab:green"),
     "sre": Model("SRE-UNet, Gaussian rings", (), _RADIAL, colour="tab:pink"),
     "harmonic": Model("SRE-UNet, Gaussian rings and harmonic energies (the bundle)", colour="tab:purple"),
     "in-plane": Model("the same, symmetric in the coronal plane alone", (), _IN_PLANE, colour="tab:brown"),
