@@ -216,7 +216,8 @@ def summary(work: Path, metric: str) -> dict[str, Any]:
     history = (work / "metrics.csv").read_text().splitlines()
     rows = [dict(zip(history[0].split(","), line.split(","), strict=True)) for line in history[1:]]
     best = max((row for row in rows if row[metric]), key=lambda row: float(row[metric]))
-    weights, about = torch.load(work / "models" / "model.pt", weights_only=True), machine("wall")
+    state, about = torch.load(work / "models" / "model.pt", weights_only=True), machine("wall")
+    weights = {value.data_ptr(): value for name, value in state.items() if not _NO_PARAMETER.search(name)}
     return {
         "epochs": len(rows),
         "best_epoch": int(best["epoch"]),
@@ -224,6 +225,6 @@ def summary(work: Path, metric: str) -> dict[str, Any]:
         "validation": {
             name.removeprefix("val_"): float(value) for name, value in best.items() if name.startswith("val_")
         },
-        "parameters": sum(value.numel() for name, value in weights.items() if not _NO_PARAMETER.search(name)),
+        "parameters": sum(value.numel() for value in weights.values()),  # a module under two names counts once
         "machine": {key: about[key] for key in ("cpu", "capability", "threads", "torch")},
     }

@@ -21,9 +21,8 @@ from typing import Any
 
 import torch
 from monai.losses import DiceCELoss
-from torch import nn
 
-from benchmarks.bundles import HIPPOCAMPUS, Model, first_test_image, network_of, source_of, windows_of
+from benchmarks.bundles import HIPPOCAMPUS, Model, Source, first_test_image, network_of, parsed, source_of, windows_of
 from benchmarks.cells import BACKGROUND, LOSS, PROTOCOL_WORDS, RESULTS, Study, choose, main, read_cells
 from benchmarks.timing import Effort, interleaved, machine
 from monai_sre.evaluation import draw_contours, sweep_transformations
@@ -56,13 +55,16 @@ MODELS = {
     "plain-turned": Model(f"DynUNet, {_TURNED}", _PLAIN, turned=True, colour="tab:orange"),
     "segresnet": Model("SegResNet", (), _RESIDUAL, colour="tab:cyan"),
     "segresnet-turned": Model(f"SegResNet, {_TURNED}", (), _RESIDUAL, turned=True, colour="tab:olive"),
-    "converted": Model("SegResNet, converted (`convert_to_sre`)", (), {"network_def": _CONVERTED, "window_multiple": 4}, colour="tab:green"),
+    "converted": Model(
+        "SegResNet, converted (`convert_to_sre`)",
+        (),
+        {"network_def": _CONVERTED, "window_multiple": 4},
+        colour="tab:green",
+    ),
     "sre": Model("SRE-UNet, Gaussian rings", (), _RADIAL, colour="tab:pink"),
     "harmonic": Model("SRE-UNet, Gaussian rings and harmonic energies (the bundle)", colour="tab:purple"),
     "in-plane": Model("the same, symmetric in the coronal plane alone", (), _IN_PLANE, colour="tab:brown"),
 }
-#: Sizes of the cubes and boxes that the networks are trained on.
-_PATCHES = {True: (44, 44, 44), False: (36, 52, 36)}
 _CLASSES = ("Anterior", "Posterior")
 
 
@@ -127,17 +129,16 @@ STUDY = VolumeStudy(
 def costs(arguments: argparse.Namespace) -> None:
     """Time of a step of training of each network."""
     source = source_of(HIPPOCAMPUS, arguments.dataset_dir)
-    steps = {
-        name: _step(network_of(source, model), model.turned) for name, model in MODELS.items() if not model.averaged
-    }
+    steps = {name: _step(source, model) for name, model in MODELS.items() if not model.averaged}
     times = interleaved(steps, Effort(seconds=0, clock="cpu"))
     write_json(COSTS, {"machine": machine("cpu"), "batch": 2, "times": times})
 
 
-def _step(network: nn.Module, turned: bool) -> Callable[[], None]:
-    """Forward, loss, backward and optimizer on two volumes of noise."""
+def _step(source: Source, model: Model) -> Callable[[], None]:
+    """Forward, loss, backward and optimizer on two boxes of noise of the size that the network is trained on."""
+    network, size = network_of(source, model), parsed(source, model).get_parsed_content("train#patch")
     optimizer, loss = torch.optim.AdamW(network.parameters()), DiceCELoss(to_onehot_y=True, softmax=True, batch=True)
-    x, y = torch.randn(2, 1, *_PATCHES[turned]), torch.randint(0, 3, (2, 1, *_PATCHES[turned]))
+    x, y = torch.randn(2, 1, *size), torch.randint(0, 3, (2, 1, *size))
 
     def step() -> None:
         optimizer.zero_grad()

@@ -156,6 +156,7 @@ def test_a_training_is_summed_up_by_its_best_epoch(tmp_path: Path) -> None:
         "norm.running_mean": torch.zeros(3),
         "average.conv.weight": torch.zeros(3, 4),
     }
+    weights["layers.0.weight"] = weights["conv.weight"]  # as a network with its modules under two names has it
     torch.save(weights, tmp_path / "models" / "model.pt")
     (tmp_path / "metrics.csv").write_text("epoch,train_loss,val_auc\n1,0.9,\n2,0.5,0.8\n3,0.4,0.7\n")
     found = summary(tmp_path, "val_auc")
