@@ -18,12 +18,15 @@ from monai_sre.data import dataset_info
 from monai_sre.evaluation.sweep import PROTOCOLS
 
 BUNDLES = Path(__file__).parents[1] / "bundles"
-VESSELS = "CHASE_DB1"
+VESSELS, HIPPOCAMPUS = "CHASE_DB1", "hippocampus"
+#: The bundles of data sets that are pairs of images and maps, and their spatial axes.
+_PAIRS = {VESSELS: ("retinal_vessel_segmentation", 2), HIPPOCAMPUS: ("hippocampus_segmentation", 3)}
 #: Entries of a bundle's config that rotate images at random in training.
 _TURNED: dict[str, dict[str, Any]] = {
     "medmnist_2d_classification": {"train#preprocessing#rotation": 180, "train#preprocessing#fill": "background"},
     "medmnist_3d_classification": {"train#preprocessing#rotation": True},
     "retinal_vessel_segmentation": {"rotation": True},
+    "hippocampus_segmentation": {"rotation": True, "patch_size": 44},
 }
 #: Arguments of a bundle's network that one of another kind takes over.
 _SHARED = ("spatial_dims", "in_channels", "num_classes", "out_channels", "_mode_")
@@ -43,7 +46,9 @@ class Model:
         turned: whether images are rotated at random in training.
         other: class and arguments of a network in place of the bundle's; axes, channels and classes are the same.
         wrapper: name of a module around the network: it takes ``wraps``, the network's class, and its arguments.
-        averaged: the model that is averaged over rotations at test time, in place of a training of its own.
+        averaged: the model that is averaged over rotations at test time, in place of a training of its own; of volumes that
+            are segmented, over the orientations of the grid.
+        sweep: options of its evaluation in place of those of the study, where a whole sweep takes too long.
         colour: of its curve; a model without one has no curve.
     """
 
@@ -56,6 +61,7 @@ class Model:
     averaged: str = ""
     colour: str = ""
     settings_3d: dict[str, Any] = field(default_factory=dict)
+    sweep: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -75,15 +81,16 @@ class Source:
 
 
 def source_of(dataset: str, dataset_dir: str = "", size: int = 28) -> Source:
-    """How to learn a data set: ``"CHASE_DB1"``, or one of MedMNIST's, whose images have ``size`` pixels a side.
+    """How to learn a data set: ``"CHASE_DB1"``, ``"hippocampus"``, or one of MedMNIST's with ``size`` pixels a side.
 
     Example:
         >>> source = source_of("breastmnist", size=64)
         >>> source.name, source.bundle.name, source.spatial_dims
         ('breastmnist_64', 'medmnist_2d_classification', 2)
     """
-    if dataset == VESSELS:
-        bundle, name, dims, entries = BUNDLES / "retinal_vessel_segmentation", dataset, 2, {}
+    if dataset in _PAIRS:
+        name, entries = dataset, {}
+        bundle, dims = BUNDLES / _PAIRS[dataset][0], _PAIRS[dataset][1]
     else:
         dims = dataset_info(dataset, dataset_dir).spatial_dims
         bundle, name = BUNDLES / f"medmnist_{dims}d_classification", dataset + ("" if size == 28 else f"_{size}")
@@ -138,11 +145,11 @@ def windows_of(source: Source, model: Model, *more: str) -> Callable[..., Tensor
 
 
 def first_test_image(source: Source, model: Model) -> dict[str, Tensor]:
-    """Image, label and field of view of a segmenting model's first test image, each ``(C, *spatial)``."""
+    """Image, label and, where there is one, field of view of a model's first test image, each ``(C, *spatial)``."""
     parser = parsed(source, model)
     parser[split_id(source)] = "test"
     case = parser.get_parsed_content("validate#dataset")[0]
-    return {key: torch.as_tensor(case[key]).float() for key in ("image", "label", "field")}
+    return {key: torch.as_tensor(case[key]).float() for key in ("image", "label", "field") if key in case}
 
 
 def train(source: Source, model: Model, options: dict[str, Any], work: Path) -> None:
@@ -163,21 +170,22 @@ def evaluate(source: Source, model: Model, output_dir: Path, averaged: bool = Fa
         model: what was trained.
         output_dir: folder of the files.
         averaged: whether the network is averaged over rotations.
-        options: entries of the config: ``split``, ``step`` (of the sweep) and others by their names.
+        options: entries of the config: ``split``, ``step`` and ``orientations`` (of the sweep) and others by their names.
     """
     sweep = handler_id(source.bundle / "configs" / "evaluate.json", "RotationSweep")
-    names = {"split": split_id(source), "step": f"{sweep}#step"}
+    names = {"split": split_id(source), "step": f"{sweep}#step", "orientations": f"{sweep}#orientations"}
+    options = {"sweep": True, **options}
     entries = {**config_entries(source, model), **{names.get(key, key): value for key, value in options.items()}}
     if averaged:
-        target = "benchmarks.peer_networks.RotationAverage"
+        kind = "OrientationAverage" if source.name == HIPPOCAMPUS else "RotationAverage"
         entries["network"] = {
-            "_target_": target,
+            "_target_": f"benchmarks.peer_networks.{kind}",
             "network": source.recipe["network"],
             "spatial_dims": source.spatial_dims,
         }
         entries[f"{sweep}#network"] = "@network"
     files = [*config_files(source, model), str(source.bundle / "configs" / "evaluate.json")]
-    run(config_file=files, **entries, output_dir=str(output_dir), sweep=True)
+    run(config_file=files, **entries, output_dir=str(output_dir))
     return scores(output_dir)
 
 
@@ -197,9 +205,10 @@ def handler_id(config: Path, name: str) -> str:
 
 
 def scores(folder: Path) -> dict[str, Any]:
-    """The scores upright and both protocols' sweeps that an evaluation left in its folder."""
-    sweeps = {name: json.loads((folder / f"sweep_{name}.json").read_text()) for name in PROTOCOLS}
-    return {"sweep": sweeps, "upright": json.loads((folder / "metrics.json").read_text())}
+    """The scores upright and the sweeps that an evaluation left in its folder."""
+    files = {name: folder / f"sweep_{name}.json" for name in PROTOCOLS}
+    sweeps = {name: json.loads(path.read_text()) for name, path in files.items() if path.is_file()}
+    return ({"sweep": sweeps} if sweeps else {}) | {"upright": json.loads((folder / "metrics.json").read_text())}
 
 
 def summary(work: Path, metric: str) -> dict[str, Any]:
@@ -207,7 +216,8 @@ def summary(work: Path, metric: str) -> dict[str, Any]:
     history = (work / "metrics.csv").read_text().splitlines()
     rows = [dict(zip(history[0].split(","), line.split(","), strict=True)) for line in history[1:]]
     best = max((row for row in rows if row[metric]), key=lambda row: float(row[metric]))
-    weights, about = torch.load(work / "models" / "model.pt", weights_only=True), machine("wall")
+    state, about = torch.load(work / "models" / "model.pt", weights_only=True), machine("wall")
+    weights = {value.data_ptr(): value for name, value in state.items() if not _NO_PARAMETER.search(name)}
     return {
         "epochs": len(rows),
         "best_epoch": int(best["epoch"]),
@@ -215,6 +225,6 @@ def summary(work: Path, metric: str) -> dict[str, Any]:
         "validation": {
             name.removeprefix("val_"): float(value) for name, value in best.items() if name.startswith("val_")
         },
-        "parameters": sum(value.numel() for name, value in weights.items() if not _NO_PARAMETER.search(name)),
+        "parameters": sum(value.numel() for value in weights.values()),  # a module under two names counts once
         "machine": {key: about[key] for key in ("cpu", "capability", "threads", "torch")},
     }

@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.bundles import BUNDLES, VESSELS, Model, evaluate, source_of, summary, train
+from benchmarks.bundles import BUNDLES, HIPPOCAMPUS, VESSELS, Model, evaluate, source_of, summary, train
 from monai_sre.evaluation import SweepResult, draw_sweep
 from monai_sre.evaluation.sweep import PROTOCOLS
 
@@ -73,6 +73,7 @@ class Study:
         shipped: data sets that the bundles' own weights were trained on.
         split: what the networks are evaluated on.
         step: degrees between the rotations of the sweep.
+        swept: how many images of the test set are swept, where those are fewer than all; the scores upright are of all.
         epochs: of data sets whose trainings are shorter than the recipe says.
         results: folder of the page and of the cells.
         more_columns: of a data set, further columns behind the parameters: texts by model.
@@ -88,6 +89,7 @@ class Study:
     shipped: tuple[str, ...] = ()
     split: str = "test"
     step: float = 30
+    swept: int = 0
     epochs: dict[str, int] = field(default_factory=dict)
     results: Path = RESULTS
     more_columns: Callable[[str], dict[str, dict[str, str]]] = lambda _: {}
@@ -124,8 +126,14 @@ def fill(study: Study, chosen: argparse.Namespace) -> None:
     content = {"dataset": source.name, "model": chosen.model, "seed": chosen.seed, "learning_rate": rate}
     content |= summary(work, f"val_{study.metric}")
     if not chosen.validation_only:
+        folder = work / f"evaluation_{chosen.model}"
         options = {"split": study.split, "step": study.step, "ckpt_dir": str(work / "models")}
-        content |= evaluate(source, model, work / f"evaluation_{chosen.model}", bool(averaged), **options)
+        if study.swept:
+            options |= {"num_test": study.swept, **study.models[chosen.model].sweep}
+        content |= evaluate(source, model, folder, bool(averaged), **options)
+        if study.swept:
+            options = {"split": study.split, "ckpt_dir": options["ckpt_dir"], "sweep": False}
+            content |= evaluate(source, model, folder.with_name(f"upright_{chosen.model}"), bool(averaged), **options)
     store(cell, content)
 
 
@@ -142,7 +150,7 @@ def report(study: Study) -> None:
     """Write the page, the tables of the bundles' model cards, and one picture per data set beside its card."""
     models = study.models
     tried = read_cells(study.cells, list(models))
-    chosen = choose(tried, study.metric)
+    chosen = {key: swept for key, members in choose(tried, study.metric).items() if (swept := _swept(members))}
     lines = list(study.intro)
     tasks: dict[Task, dict[str, Cells]] = {}
     for (task, model), members in chosen.items():
@@ -208,6 +216,12 @@ def choose(tried: dict[tuple[Task, str, float], Cells], metric: str = "auc") -> 
     return best
 
 
+def _swept(members: Cells) -> Cells:
+    """The seeds that were evaluated; all of them as they are, where they are all."""
+    found = [member for member in members if "sweep" in member]
+    return members if len(found) == len(members) else found
+
+
 def _validation(members: Cells, metric: str) -> float:
     return statistics.mean(member["validation"][metric] for member in members)
 
@@ -224,7 +238,7 @@ def table_of(study: Study, dataset: str, found: dict[str, Cells]) -> list[str]:
             *(texts.get(model, "") for texts in more.values()),
         ]
         first += [f"{members[0]['learning_rate']:g}", str(len(members))]
-        lines.append(row(*first, *(spread(values(members, path)) for path in study.columns.values())))
+        lines.append(row(*first, *(_cell(members, path) for path in study.columns.values())))
     return lines + [row(*cells) for cells in study.more_rows(dataset, head)]
 
 
@@ -284,6 +298,14 @@ def values(members: Cells, path: tuple[str, ...]) -> list[float]:
     return found
 
 
+def _cell(members: Cells, path: tuple[str, ...]) -> str:
+    """What a table shows of one number of each seed's cell; nothing where it was not measured."""
+    try:
+        return spread(values(members, path))
+    except KeyError:
+        return ""
+
+
 def row(*parts: str) -> str:
     """A row of a Markdown table."""
     return f"| {' | '.join(parts)} |"
@@ -330,7 +352,8 @@ def main(
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
     filling = commands.add_parser("fill", help="train and evaluate one cell")
-    filling.add_argument("--dataset", required=study.shipped != (VESSELS,), default=VESSELS)
+    only = study.shipped[0] if study.shipped in ((VESSELS,), (HIPPOCAMPUS,)) else None
+    filling.add_argument("--dataset", required=only is None, default=only)
     filling.add_argument("--size", type=int, default=28, help="of MedMNIST's files: 28 (resized to 32) or 64")
     filling.add_argument("--model", required=True, choices=study.models)
     filling.add_argument("--seed", type=int, required=True)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from benchmarks.peers import peer
 from monai_sre.evaluation import sweep_transformations
 from monai_sre.ops import sre_conv
+from monai_sre.symmetry.lattice import lattice_symmetries
 
 
 class PeerResNet18(nn.Module):
@@ -81,6 +82,23 @@ class RotationAverage(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         views = torch.stack([self.network(rotation(x)).softmax(dim=1) for rotation in self.rotations.values()])
         return views.mean(dim=0).log()
+
+
+class OrientationAverage(RotationAverage):
+    """The same of class maps: over all symmetries of the grid, each map turned back.
+
+    Args:
+        network: from images ``(N, C, *spatial)`` to logits of exclusive classes, ``(N, classes, *spatial)``.
+        spatial_dims: 2 or 3.
+    """
+
+    def __init__(self, network: nn.Module, spatial_dims: int) -> None:
+        super().__init__(network, spatial_dims)
+        self.symmetries = list(lattice_symmetries(spatial_dims).values())
+
+    def forward(self, x: Tensor) -> Tensor:
+        views = (move.inverse(self.network(move(x)).softmax(dim=1)) for move in self.symmetries)
+        return torch.stack(list(views)).mean(dim=0).log()
 
 
 class _OnRings(nn.Module):

@@ -73,6 +73,11 @@ def _text(name: str, value: Any) -> None:
         raise ValueError(f"{name} must hold no NUL character, got {value!r}")
 
 
+def _unless_none(check: Callable[[str, Any], object], name: str, value: Any) -> None:
+    if value is not None:
+        check(name, value)
+
+
 _from_0 = partial(_number, least=0, whole=True)
 _from_1 = partial(_number, least=1, whole=True)
 #: What each option of a bundle may be: a function of its name and value that raises.
@@ -81,7 +86,8 @@ KINDS: dict[str, Callable[[str, Any], object]] = {
     **dict.fromkeys(("rotation", "sweep"), as_flag),
     **dict.fromkeys(("batch_size", "image_size", "max_epochs", "num_channels", "patches_per_image"), _from_1),
     **dict.fromkeys(("size", "val_interval"), _from_1),
-    **dict.fromkeys(("early_stopping", "num_test", "num_val", "seed"), _from_0),
+    **dict.fromkeys(("early_stopping", "every", "seed"), _from_0),
+    **dict.fromkeys(("num_test", "num_val"), partial(_unless_none, _from_0)),
     **dict.fromkeys(("field_threshold", "learning_rate", "weight_decay"), partial(_number, least=0, whole=False)),
     "intensity_range": _range,
     **dict.fromkeys(("ckpt_dir", "dataset_dir", "dataset_name", "input", "output_dir"), _text),

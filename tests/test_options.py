@@ -28,6 +28,8 @@ BUNDLE = ROOT / "bundles/medmnist_2d_classification"
         ("batch_size", 2.5, "batch_size must be a whole number from 1, got 2.5"),
         ("size", "abc", "size must be a whole number from 1, got 'abc'"),
         ("early_stopping", -1, "early_stopping must be a whole number from 0, got -1"),
+        ("num_val", -1, "num_val must be a whole number from 0, got -1"),
+        ("every", -1, "every must be a whole number from 0, got -1"),
         ("seed", float("nan"), "seed must be a whole number from 0, got nan"),
         ("learning_rate", -0.1, "learning_rate must be a number from 0, got -0.1"),
         ("weight_decay", "1e-3x", "weight_decay must be a number from 0, got '1e-3x'"),
@@ -55,6 +57,8 @@ def test_a_wrong_value_is_named(name: str, value: Any, message: str) -> None:
         ("intensity_range", [None, [0, 1], (-100.0, 300)]),
         ("input", ["a folder", Path("x"), ["a.png", "b.png"]]),
         ("dataset_name", [None, "breastmnist"]),
+        ("num_test", [None, 0, 8]),
+        ("every", [0, 5]),
     ],
 )
 def test_right_values_pass(name: str, values: list[Any]) -> None:

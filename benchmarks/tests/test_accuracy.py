@@ -53,7 +53,7 @@ def test_a_network_may_be_given_as_a_class_with_arguments() -> None:
     assert repr(called) == repr(network_of(source, UNCHANGED))
 
 
-@pytest.mark.parametrize("dataset", ["breastmnist", "adrenalmnist3d", "CHASE_DB1"])
+@pytest.mark.parametrize("dataset", ["breastmnist", "adrenalmnist3d", "CHASE_DB1", "hippocampus"])
 def test_the_sweep_of_an_evaluation_is_found_by_its_name(dataset: str) -> None:
     config = source_of(dataset).bundle / "configs" / "evaluate.json"
     index = int(handler_id(config, "RotationSweep").split("#")[-1])
@@ -63,7 +63,7 @@ def test_the_sweep_of_an_evaluation_is_found_by_its_name(dataset: str) -> None:
         handler_id(config, "NoSuchHandler")
 
 
-@pytest.mark.parametrize("dataset", ["breastmnist", "adrenalmnist3d", "CHASE_DB1"])
+@pytest.mark.parametrize("dataset", ["breastmnist", "adrenalmnist3d", "CHASE_DB1", "hippocampus"])
 def test_the_split_that_is_evaluated_is_an_entry_of_the_config(dataset: str) -> None:
     source = source_of(dataset)
     assert parsed(source, UNCHANGED)[split_id(source)] == "val"
@@ -156,6 +156,7 @@ def test_a_training_is_summed_up_by_its_best_epoch(tmp_path: Path) -> None:
         "norm.running_mean": torch.zeros(3),
         "average.conv.weight": torch.zeros(3, 4),
     }
+    weights["layers.0.weight"] = weights["conv.weight"]  # as a network with its modules under two names has it
     torch.save(weights, tmp_path / "models" / "model.pt")
     (tmp_path / "metrics.csv").write_text("epoch,train_loss,val_auc\n1,0.9,\n2,0.5,0.8\n3,0.4,0.7\n")
     found = summary(tmp_path, "val_auc")

@@ -10,8 +10,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from benchmarks.peer_networks import PeerResNet18, RotationAverage
+from benchmarks.peer_networks import OrientationAverage, PeerResNet18, RotationAverage
 from benchmarks.peers import peer
+from monai_sre.symmetry.lattice import lattice_symmetries
 
 
 def test_averaging_over_rotations_makes_any_network_invariant_to_them() -> None:
@@ -29,6 +30,17 @@ def test_averaging_over_rotations_makes_any_network_invariant_to_them() -> None:
     other.load_state_dict(average.state_dict())
     assert torch.equal(other(x), average(x))
     assert list(average.state_dict()) == list(network.state_dict())
+
+
+def test_averaging_maps_over_orientations_makes_any_network_equivariant_to_them() -> None:
+    torch.manual_seed(0)
+    network = nn.Conv3d(1, 3, 3, padding=1)
+    x, moves = torch.rand(1, 1, 4, 5, 6), lattice_symmetries(3)
+    average = OrientationAverage(network, 3)
+    for name in ("rot90(0,1)", "flip(2)", "permute(1,2,0)"):
+        assert not torch.allclose(network(moves[name](x)), moves[name](network(x)), atol=1e-2)
+        assert torch.allclose(average(moves[name](x)), moves[name](average(x)), atol=1e-5)
+    assert torch.allclose(average(x).exp().sum(dim=1), torch.ones(1, 4, 5, 6))
 
 
 @pytest.mark.parametrize("package", ["SRE_Conv", "GMR_Conv"])

@@ -11,12 +11,19 @@ require("monai_sre.data")
 from monai_sre.data.augment import BatchAugment2d, BatchAugment3d, BatchPreprocess
 from monai_sre.data.datalist import datalist_info, load_datalist
 from monai_sre.data.demo import demo_arrays, demo_info
-from monai_sre.data.geometry import background_value, flip_batch, random_rotations, resize_batch, rotate_batch
+from monai_sre.data.geometry import (
+    background_value,
+    flip_batch,
+    random_rotations,
+    resize_batch,
+    rotate_batch,
+    turn_volumes,
+)
 from monai_sre.data.inference import ImageFiles, find_images
 from monai_sre.data.info import DatasetInfo
 from monai_sre.data.loaders import BatchLoader, EpochLoader, LabelledImages, mix_seed
 from monai_sre.data.medmnist import medmnist_flags
-from monai_sre.data.pairs import find_pairs, load_pairs
+from monai_sre.data.pairs import find_pairs, load_pairs, pair_classes
 from monai_sre.data.reader import ReadImaged
 from monai_sre.data.sources import dataset_info, load_dataset
 from monai_sre.data.transforms import (
@@ -60,8 +67,10 @@ __all__ = [
     "load_pairs",
     "medmnist_flags",
     "mix_seed",
+    "pair_classes",
     "random_rotations",
     "resize_batch",
     "rotate_batch",
     "scale_to_unit",
+    "turn_volumes",
 ]

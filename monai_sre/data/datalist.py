@@ -134,7 +134,8 @@ def _labels(path: Path, content: dict[str, Any], names: Sequence[str]) -> dict[s
     return found
 
 
-def _class_names(path: Path, labels: Any) -> list[str]:
+def class_titles(path: Path, labels: Any) -> list[str]:
+    """The names in a datalist's ``"labels"``, in the order of their numbers; the path is for messages."""
     if isinstance(labels, list) and len({str(name) for name in labels}) == len(labels):
         return [str(name) for name in labels]
     if isinstance(labels, dict):
@@ -183,7 +184,7 @@ def _described(
 ) -> tuple[dict[str, Any], dict[str, np.ndarray], DatasetInfo]:
     """The datalist, its labels by split, and its description."""
     content = open_datalist(path)
-    own = _class_names(path, content.get("labels") or [])
+    own = class_titles(path, content.get("labels") or [])
     if class_names is not None and set(own) <= set(class_names) and _by_name(content):
         own = list(class_names)
     labels = _labels(path, content, own)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import glob
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from monai.data import partition_dataset
 
-from monai_sre.data.datalist import find_file, open_datalist
+from monai_sre.data.datalist import class_titles, find_file, open_datalist
 from monai_sre.data.info import SECTIONS
 from monai_sre.data.loaders import process_place
 from monai_sre.ops.arguments import listed
 
-__all__ = ["find_pairs", "load_pairs"]
+__all__ = ["find_pairs", "load_pairs", "pair_classes"]
 
 
 def find_pairs(
@@ -62,19 +63,59 @@ def find_pairs(
     return [{"image": str(found["images"][key]), "label": str(found["labels"][key])} for key in found["images"]]
 
 
+def pair_classes(
+    dataset_name: str | None = None, dataset_dir: str | Path = ".", otherwise: Sequence[str] | None = None
+) -> list[str]:
+    """The names of the classes that a datalist gives its masks, the background first: its ``"labels"``.
+
+    Args:
+        dataset_name: with ``dataset_dir`` as in :func:`load_pairs`; the pairs of a folder have no names.
+        otherwise: the names where there is no such datalist, so that a config makes its network without data.
+
+    Raises:
+        FileNotFoundError: there is no such datalist.
+        ValueError: it has no names, or fewer than two.
+
+    Example:
+        >>> import json, tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "dataset.json"
+        >>> _ = path.write_text(json.dumps({"labels": {"0": "background", "1": "liver"}, "training": []}))
+        >>> pair_classes(str(path))
+        ['background', 'liver']
+        >>> pair_classes("nowhere.json", otherwise=["background", "spleen"])
+        ['background', 'spleen']
+    """
+    try:
+        path = _datalist(dataset_name, dataset_dir)
+    except FileNotFoundError:
+        if otherwise is None:
+            raise
+        return list(otherwise)
+    if path is None:
+        raise ValueError(
+            f"dataset_dir={str(dataset_dir)!r} is a folder of pairs; give class_names, the background first"
+        )
+    names = class_titles(path, open_datalist(path, []).get("labels") or [])
+    if len(names) < 2:
+        raise ValueError(f"{path} names no classes in 'labels'; give class_names, the background first")
+    return names
+
+
 def load_pairs(
     dataset_name: str | None = None,
     dataset_dir: str | Path = ".",
     split: str = "train",
     images: str = "images/*.png",
     labels: str = "labels/*.png",
-    num_val: int = 0,
-    num_test: int = 0,
+    num_val: int | None = 0,
+    num_test: int | None = 0,
+    every: int = 0,
 ) -> list[dict[str, str]]:
     """The pairs of one split, from a folder or from a MONAI datalist.
 
     A folder's pairs are split in the order of their names: the last ``num_test`` test, the ``num_val`` before them
     validate, the others train. Number the files of one patient consecutively, and choose counts that keep them together.
+    With ``every``, those that validate and test are spread over the names instead.
 
     Args:
         dataset_name: name or path of a JSON file with lists ``training``, ``validation`` and ``test`` of ``{"image": path
@@ -86,6 +127,9 @@ def load_pairs(
         images: with ``labels``, see :func:`find_pairs`.
         num_val: number of pairs to validate on.
         num_test: number of pairs to test on.
+        every: where it is not 0: in the order of the names of the images, the first pair and each that is ``every`` later
+            validates, those after them test: the first ``num_val`` and ``num_test`` of these, or all where the number is
+            None. The others train.
 
     Returns:
         Dictionaries ``{"image": path, "label": path}``. Several processes share them: each gets every n-th, and in training
@@ -97,18 +141,11 @@ def load_pairs(
     """
     if split not in SECTIONS:
         raise ValueError(f"split must be one of {tuple(SECTIONS)}, got {split!r}")
-    if not dataset_name and str(dataset_dir).lower().endswith(".json"):
-        dataset_name = str(dataset_dir)
-    source = dataset_name or str(dataset_dir)
-    if dataset_name:
-        path = find_file(dataset_name, dataset_dir, (".json",))
-        if path is None:
-            raise FileNotFoundError(
-                f"dataset_name is {dataset_name!r}, and no such JSON datalist is here or in {dataset_dir}"
-            )
-        chosen = _from_datalist(path, split, num_val, num_test)
+    source, path = dataset_name or str(dataset_dir), _datalist(dataset_name, dataset_dir)
+    if path is not None:
+        chosen = _from_datalist(path, split, num_val, num_test, every)
     else:
-        chosen = _split(find_pairs(dataset_dir, images, labels), num_val, num_test)[split]
+        chosen = _split(find_pairs(dataset_dir, images, labels), num_val, num_test, every)[split]
     if not chosen:
         raise ValueError(f"split={split!r} of {source!r} is empty; give num_val and num_test, or list it")
     rank, processes = process_place()
@@ -118,6 +155,20 @@ def load_pairs(
         rank
     ]
     return share
+
+
+def _datalist(dataset_name: str | None, dataset_dir: str | Path) -> Path | None:
+    """The datalist that is meant; None where it is a folder of pairs."""
+    if not dataset_name and str(dataset_dir).lower().endswith(".json"):
+        dataset_name = str(dataset_dir)
+    if not dataset_name:
+        return None
+    path = find_file(dataset_name, dataset_dir, (".json",))
+    if path is None:
+        raise FileNotFoundError(
+            f"dataset_name is {dataset_name!r}, and no such JSON datalist is here or in {dataset_dir}"
+        )
+    return path
 
 
 def _match(folder: Path, name: str, pattern: str) -> dict[str, Path]:
@@ -144,25 +195,45 @@ def _any_case(text: str) -> str:
     return "".join(f"[{char.lower()}{char.upper()}]" if char.isalpha() else glob.escape(char) for char in text)
 
 
-def _split(pairs: list[Any], num_val: int, num_test: int) -> dict[str, list[Any]]:
-    if min(num_val, num_test) < 0 or num_val + num_test >= len(pairs):
+def _split(
+    pairs: list[dict[str, str]], num_val: int | None, num_test: int | None, every: int
+) -> dict[str, list[dict[str, str]]]:
+    if every == 0:
+        end = len(pairs) - (num_test or 0)
+        start = max(end - (num_val or 0), 0)
+        found = {"train": pairs[:start], "val": pairs[start:end], "test": pairs[end:]}
+    elif isinstance(every, bool) or not isinstance(every, int) or every < 3:
+        raise ValueError(f"every must be 0 or a whole number from 3, got {every!r}")
+    else:
+        ordered = sorted(pairs, key=lambda pair: Path(pair["image"]).name)
+        places = range(len(pairs))
+        val, test = places[::every][:num_val], places[1::every][:num_test]
+        parts = {
+            "train": [place for place in places if place not in val and place not in test],
+            "val": val,
+            "test": test,
+        }
+        found = {name: [ordered[place] for place in part] for name, part in parts.items()}
+    if min(num_val or 0, num_test or 0) < 0 or not found["train"]:
         raise ValueError(
             f"num_val={num_val} and num_test={num_test} must be at least 0 and leave some of {len(pairs)} pairs to train on"
         )
-    test, val = len(pairs) - num_test, len(pairs) - num_test - num_val
-    return {"train": pairs[:val], "val": pairs[val:test], "test": pairs[test:]}
+    return found
 
 
-def _from_datalist(path: Path, split: str, num_val: int, num_test: int) -> list[dict[str, str]]:
+def _from_datalist(
+    path: Path, split: str, num_val: int | None, num_test: int | None, every: int
+) -> list[dict[str, str]]:
     content = open_datalist(path, [])
     section, own = SECTIONS[split], content.get("test") or []
     labelled = bool(own) and all(isinstance(entry, dict) and "label" in entry for entry in own)
-    shared = not content.get("validation") and num_val > 0 and not (split == "test" and (labelled or not num_test))
+    # A count of None takes all that the rule gives.
+    shared = not content.get("validation") and num_val != 0 and not (split == "test" and (labelled or num_test == 0))
     if shared:
         section = "training"
     entries: list[dict[str, Any]] = open_datalist(path, [section]).get(section) or []
     if shared:
-        entries = _split(entries, num_val, 0 if labelled else num_test)[split]
+        entries = _split(entries, num_val, 0 if labelled else num_test, every)[split]
     for number, entry in enumerate(entries):
         if not isinstance(entry["label"], str):
             raise ValueError(

@@ -122,10 +122,7 @@ def draw_sweep(
     axes: Any = figure.add_subplot(projection="polar")  # whose methods no other axes have
     lowest = 1.0
     for name, result in results.items():
-        angles: dict[float, list[float]] = {}
-        for row in result.rows:
-            if not row["transformation"].startswith("flip"):
-                angles.setdefault(float(row["transformation"].split()[0]), []).append(row[metric])
+        angles = result.by_angle(metric)
         degrees = sorted(angles)
         values = [float(np.mean(angles[angle])) for angle in degrees]
         lowest = min(lowest, *values)
@@ -166,6 +163,48 @@ def draw_maps(shown: Sequence[tuple[np.ndarray, ...]], path: Path, titles: Seque
             axes.imshow(picture, cmap="gray", interpolation="nearest")
             axes.set_axis_off()
             axes.set_title("" if index else title, fontsize=10)
+    _save(figure, path, 110)
+
+
+def draw_contours(
+    views: Mapping[str, tuple[np.ndarray, Mapping[str, np.ndarray]]], path: Path, truth: str = "truth"
+) -> None:
+    """Picture of a volume with a row per view: three orthogonal planes for each map beside the truth, with contours.
+
+    White lines are the truth's contours, coloured ones those of the map, a colour per class. The planes are those in which
+    the truth has most foreground; axes go right, forward and up, as in RAS.
+
+    Args:
+        views: by title, the image ``(*spatial)`` and the maps by title, ``(*spatial)`` each; the same maps in each view.
+        path: of the PNG file.
+        truth: title of the true map.
+
+    Raises:
+        ValueError: there is no view, or no map beside the truth.
+    """
+    titles = [title for title in next(iter(views.values()), (None, {}))[1] if title != truth]
+    if not titles:
+        raise ValueError("views must hold at least one view with the truth and another map")
+    figure = new_figure(1.9 * 3 * len(titles) + 0.6, 2.0 * len(views) + 0.6)
+    if figure is None:
+        return
+    grid = figure.subplots(len(views), 3 * len(titles), squeeze=False)
+    for row, (name, (image, maps)) in zip(grid, views.items(), strict=True):
+        low, high = np.percentile(image, [1, 99])
+        for column, axes in enumerate(row):
+            axis, title = 2 - column % 3, titles[column // 3]
+            others = tuple(each for each in range(3) if each != axis)
+            index = int((maps[truth] > 0).sum(axis=others).argmax())
+            axes.imshow(np.take(image, index, axis).T, cmap="gray", vmin=low, vmax=high, origin="lower")
+            for classes, colours in ((maps[truth], ("white",)), (maps[title], ("tab:red", "tab:cyan", "tab:orange"))):
+                plane = np.take(classes, index, axis).T
+                for value in range(1, int(plane.max()) + 1):
+                    colour = colours[(value - 1) % len(colours)]
+                    axes.contour(plane == value, levels=[0.5], colors=colour, linewidths=1.1)
+            axes.set(xticks=[], yticks=[])
+            if row is grid[0] and column % 3 == 1:
+                axes.set_title(f"{title} (white: {truth})", fontsize=10)
+        row[0].set_ylabel(name)
     _save(figure, path, 110)
 
 

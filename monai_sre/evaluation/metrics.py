@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from monai.handlers import IgniteMetricHandler
-from monai.metrics import CumulativeIterationMetric
+from monai.metrics import CumulativeIterationMetric, compute_hausdorff_distance
 from skimage.morphology import skeletonize
 from torch import Tensor
 
@@ -18,6 +18,8 @@ from monai_sre.data.info import MULTI_LABEL, TASKS
 from monai_sre.ops.arguments import listed
 
 MAP_METRICS = ("Dice", "AUC", "sensitivity", "specificity", "clDice")
+#: Those in mm and ml, which need the size of a voxel.
+SIZE_METRICS = ("HD95 mm", "volume error ml")
 NAN = float("nan")
 
 
@@ -135,18 +137,53 @@ def _area(truth: np.ndarray, score: np.ndarray) -> float:
     return float((ranks[place][truth].sum() - positives * (positives + 1) / 2) / (positives * negatives))
 
 
-def class_scores(score: np.ndarray, label: np.ndarray, metrics: Sequence[str] = MAP_METRICS) -> list[dict[str, float]]:
+def check_metrics(metrics: Sequence[str]) -> Sequence[str]:
+    """The names of scores of class maps.
+
+    Raises:
+        ValueError: one is unknown.
+    """
+    unknown = set(metrics) - {*MAP_METRICS, *SIZE_METRICS}
+    if unknown:
+        raise ValueError(f"metrics must be some of {(*MAP_METRICS, *SIZE_METRICS)}, got {sorted(unknown)}")
+    return metrics
+
+
+def voxel_size(image: Tensor) -> list[float] | None:
+    """The size of a pixel along each axis of an image ``(C, *spatial)``, by its affine; None where it has none.
+
+    Example:
+        >>> from monai.data import MetaTensor
+        >>> voxel_size(MetaTensor(torch.zeros(1, 4, 4, 4), affine=torch.diag(torch.tensor([1.0, 1.0, 4.0, 1.0]))))
+        [1.0, 1.0, 4.0]
+    """
+    affine = getattr(image, "affine", None)
+    if affine is None:
+        return None
+    place = affine.reshape(-1, *affine.shape[-2:])[0].double()
+    return [float(length) for length in place[:-1, : image.dim() - 1].norm(dim=0)]
+
+
+def class_scores(
+    score: np.ndarray,
+    label: np.ndarray,
+    metrics: Sequence[str] = MAP_METRICS,
+    spacing: Sequence[float] | None = None,
+) -> list[dict[str, float]]:
     """Scores of one image's class map, for each foreground class.
 
     A pixel is decided for the class of the highest score. With true and false positives and negatives among the pixels that
     count: ``Dice`` is 2 TP / (2 TP + FP + FN), ``sensitivity`` TP / (TP + FN), ``specificity`` TN / (TN + FP); ``AUC`` is the
     area under the ROC curve of the class's score. ``clDice`` (Shit et al., CVPR 2021) is the harmonic mean of the shares of
-    either centreline that lie inside the other map.
+    either centreline that lie inside the other map. ``HD95 mm`` is the 95th percentile of the distances between both surfaces
+    (MONAI's), or the diagonal of the image where the class is not found at all, and ``volume error ml`` the difference of
+    both volumes without its sign; both by the unit mm.
 
     Args:
         score: shape ``(C, *spatial)``, probabilities; class 0 is the background.
         label: shape ``(*spatial)``, class numbers; a pixel below 0 does not count.
         metrics: which of them.
+        spacing: size of a voxel along each axis, in mm; None: 1.
 
     Returns:
         For each class but the background, a value per metric; NaN where the image has none, such as the Dice of a class that
@@ -161,14 +198,13 @@ def class_scores(score: np.ndarray, label: np.ndarray, metrics: Sequence[str] = 
         >>> class_scores(score, label, ("sensitivity", "specificity"))
         [{'sensitivity': 0.5, 'specificity': 1.0}]
     """
-    unknown = set(metrics) - set(MAP_METRICS)
-    if unknown:
-        raise ValueError(f"metrics must be some of {MAP_METRICS}, got {sorted(unknown)}")
+    check_metrics(metrics)
     if score.shape[1:] != label.shape:
         raise ValueError(f"score {score.shape} must be (C, *spatial) and label {label.shape} (*spatial)")
     if not np.isfinite(score).all():
         return [dict.fromkeys(metrics, NAN)] * (len(score) - 1)
     inside, decided = label >= 0, score.argmax(axis=0)
+    voxel = np.ones(label.ndim) if spacing is None else np.asarray(spacing, dtype=float)
     rows = []
     for index in range(1, len(score)):
         found, truth = (decided == index) & inside, label == index
@@ -183,12 +219,24 @@ def class_scores(score: np.ndarray, label: np.ndarray, metrics: Sequence[str] = 
             row["AUC"] = _area(truth[inside], score[index][inside])
         if "clDice" in metrics:
             row["clDice"] = _centreline_dice(found, truth)
+        if "HD95 mm" in metrics:
+            row["HD95 mm"] = _surface_distance(found, truth, voxel)
+        row["volume error ml"] = abs(marked - positives) * float(voxel.prod()) / 1000
         rows.append({name: row[name] for name in metrics})
     return rows
 
 
-def map_scores(score: np.ndarray, label: np.ndarray, metrics: Sequence[str] = MAP_METRICS) -> dict[str, float]:
+def map_scores(
+    score: np.ndarray,
+    label: np.ndarray,
+    metrics: Sequence[str] = MAP_METRICS,
+    spacing: Sequence[float] | None = None,
+    class_names: Sequence[str] | None = None,
+) -> dict[str, float]:
     """The mean of :func:`class_scores` over the foreground classes that have a value; same arguments, same exceptions.
+
+    With ``class_names``, one per class or ``()`` for their numbers, and more than one foreground class, the Dice and what is
+    in mm and ml stand there for each class too, as ``"Dice of liver"``.
 
     Example:
         >>> label = np.array([[0, 1, 1, -1]])
@@ -196,8 +244,25 @@ def map_scores(score: np.ndarray, label: np.ndarray, metrics: Sequence[str] = MA
         >>> {name: round(value, 3) for name, value in map_scores(score, label, ("Dice", "AUC", "specificity")).items()}
         {'Dice': 0.667, 'AUC': 1.0, 'specificity': 1.0}
     """
-    rows = class_scores(score, label, metrics)
-    return {name: nan_mean([row[name] for row in rows]) for name in metrics}
+    rows = class_scores(score, label, metrics, spacing)
+    means = {name: nan_mean([row[name] for row in rows]) for name in metrics}
+    if class_names is None or len(rows) < 2:
+        return means
+    titles = class_names[1:] or [f"class {index}" for index in range(1, len(score))]
+    shown = [name for name in metrics if name == "Dice" or name in SIZE_METRICS]
+    pairs = list(zip(titles, rows, strict=True))
+    return means | {f"{name} of {title}": row[name] for name in shown for title, row in pairs}
+
+
+def _surface_distance(found: np.ndarray, truth: np.ndarray, spacing: np.ndarray) -> float:
+    """The 95th percentile of the distances between two surfaces, that of either direction which is greater."""
+    if not truth.any():
+        return NAN
+    if not found.any():
+        return float(np.linalg.norm(spacing * truth.shape))
+    one, other = (torch.from_numpy(mask)[None, None] for mask in (found, truth))
+    how: dict[str, Any] = {"include_background": True, "percentile": 95, "spacing": spacing.tolist()}
+    return float(compute_hausdorff_distance(one, other, **how))
 
 
 def _centreline_dice(found: np.ndarray, truth: np.ndarray) -> float:

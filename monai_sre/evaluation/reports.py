@@ -24,10 +24,12 @@ from monai_sre.evaluation.metrics import (
     accuracy,
     area_under_curve,
     as_arrays,
+    check_metrics,
     check_scores,
-    class_scores,
+    map_scores,
     nan_mean,
     scalar_metrics,
+    voxel_size,
 )
 from monai_sre.files import writable_folder, write_csv, write_json
 
@@ -233,17 +235,25 @@ class ClassificationReport(_Report):
 class SegmentationReport(_Report):
     """Evaluator handler: ``metrics.json``, ``scores.csv`` with a row per image, and a picture of the first images.
 
-    Scores are means over the foreground classes; where there are several, the Dice of each is there too. Of several
-    processes all take part, and the first writes; image ``i`` is that of process ``i % world_size``.
+    Scores are means over the foreground classes; where there are several, the Dice of each is there too, and what is in
+    mm and ml. Of several processes all take part, and the first writes; image ``i`` is that of process ``i % world_size``.
 
     Args:
         output_dir: folder of the files, created if need be.
         class_names: one per class, the background first; ``()`` numbers them.
         num_pictures: how many images the picture shows.
+        metrics: of :func:`monai_sre.evaluation.class_scores`.
     """
 
-    def __init__(self, output_dir: str | Path, class_names: Sequence[str] = (), num_pictures: int = 3) -> None:
+    def __init__(
+        self,
+        output_dir: str | Path,
+        class_names: Sequence[str] = (),
+        num_pictures: int = 3,
+        metrics: Sequence[str] = MAP_METRICS,
+    ) -> None:
         super().__init__(output_dir)
+        self.metrics = check_metrics(metrics)
         self.class_names, self.num_pictures = [str(title) for title in class_names], num_pictures
         self._shown: list[tuple[np.ndarray, ...]] = []
 
@@ -255,11 +265,7 @@ class SegmentationReport(_Report):
         for image, label, score in zip(output["image"], output["label"], output["score"], strict=True):
             name = str(getattr(image, "meta", {}).get("filename_or_obj", len(self._items)))
             values, classes = as_arrays(score, label)
-            scores = class_scores(values, classes)
-            row = {metric: nan_mean([each[metric] for each in scores]) for metric in MAP_METRICS}
-            if len(scores) > 1:
-                names = self.class_names[1:] or [f"class {index}" for index in range(1, len(values))]
-                row |= {f"Dice of {title}": each["Dice"] for title, each in zip(names, scores, strict=True)}
+            row = map_scores(values, classes, self.metrics, voxel_size(image), self.class_names)
             self._items.append({"file": name, **row})
             if len(self._shown) < self.num_pictures:
                 self._shown.append((convert_to_tensor(image).cpu().numpy(), classes, values.argmax(axis=0)))

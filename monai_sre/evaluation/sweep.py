@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ from ignite.engine import Engine, Events
 from monai.utils import convert_to_tensor
 from torch import Tensor
 
-from monai_sre.data.geometry import background_value, flip_batch, rotate_batch
+from monai_sre.data.geometry import background_value, flip_batch, rotate_batch, turn_volumes
+from monai_sre.data.geometry import random_rotations as so3
 from monai_sre.data.info import MULTI_LABEL, TASKS
 from monai_sre.evaluation.figures import draw_sweep
 from monai_sre.evaluation.metrics import (
@@ -24,17 +25,22 @@ from monai_sre.evaluation.metrics import (
     accuracy,
     area_under_curve,
     as_arrays,
+    check_metrics,
     map_scores,
     nan_mean,
     probabilities,
+    voxel_size,
 )
 from monai_sre.evaluation.windows import pad_around
 from monai_sre.files import writable_folder, write_csv, write_json
-from monai_sre.ops.arguments import as_flag
+from monai_sre.ops.arguments import as_flag, check_flags, int_tuple
 from monai_sre.symmetry.error import undisturbed
+from monai_sre.symmetry.lattice import LatticeSymmetry, lattice_symmetries
 
 #: The task of networks that give class maps, beside MedMNIST's names.
 SEGMENTATION = "segmentation"
+#: The Dice of the truth with itself, turned and back.
+RESAMPLED = "Dice of the truth, turned and back"
 _Network = Callable[[Tensor], Tensor]
 #: What is gathered of each transformation, batch by batch or image by image.
 _Items = dict[str, list[Any]]
@@ -78,6 +84,8 @@ class Transformation:
         angle_degrees: of the rotation.
         axis: of the rotation in 3-D; with ``flip``, ``None``.
         flip: the axis to flip in place of a rotation.
+        symmetry: a symmetry of the grid in its place.
+        matrix: of a rotation of volumes in its place, see :func:`monai_sre.data.turn_volumes`, as rows.
         protocol: how images are interpolated and filled; class maps take their nearest value, and -1 (does not count)
             where nothing is known.
 
@@ -92,6 +100,8 @@ class Transformation:
     axis: int | None = None
     flip: int | None = None
     protocol: str = "bilinear_background"
+    symmetry: LatticeSymmetry | None = None
+    matrix: tuple[tuple[float, ...], ...] | None = None
 
     def __call__(self, images: Tensor) -> Tensor:
         return self._apply(images, **PROTOCOLS[protocol_name(self.protocol)])
@@ -103,11 +113,23 @@ class Transformation:
     @property
     def keeps_the_grid(self) -> bool:
         """Whether it is a flip or by a multiple of 90 degrees: an image of unequal sides is then turned as a whole."""
-        return self.flip is not None or self.angle_degrees % 90 == 0
+        fixed = self.flip is not None or self.symmetry is not None
+        return fixed or (self.matrix is None and self.angle_degrees % 90 == 0)
+
+    @property
+    def inverse(self) -> Transformation:
+        """The one that undoes it, but for what is lost."""
+        matrix = None if self.matrix is None else tuple(zip(*self.matrix, strict=True))
+        symmetry = None if self.symmetry is None else self.symmetry.inverse
+        return replace(self, angle_degrees=-self.angle_degrees, symmetry=symmetry, matrix=matrix)
 
     def _apply(self, x: Tensor, **how: Any) -> Tensor:
         if self.flip is not None:
             return flip_batch(x, axes=self.flip)
+        if self.symmetry is not None:
+            return self.symmetry(x)
+        if self.matrix is not None:
+            return turn_volumes(x, torch.tensor(self.matrix), **how)
         if self.angle_degrees == 0:
             return x
         plane = [axis for axis in range(2, x.dim()) if axis - 2 != self.axis]
@@ -117,9 +139,14 @@ class Transformation:
 
 
 def sweep_transformations(
-    spatial_dims: int, protocol: str = "bilinear_background", step: float | None = None, flips: bool = True
+    spatial_dims: int,
+    protocol: str = "bilinear_background",
+    step: float | None = None,
+    flips: bool = True,
+    orientations: bool = False,
+    random_rotations: int = 0,
 ) -> dict[str, Transformation]:
-    """Rotations by multiples of ``step`` degrees (in 3-D about each axis; the identity once), and flips.
+    """Rotations by multiples of ``step`` degrees (in 3-D about each axis; the identity once), flips, and on request more.
 
     Args:
         spatial_dims: 2 or 3.
@@ -127,11 +154,14 @@ def sweep_transformations(
             filled with 0), both on normalised images; see :func:`monai_sre.data.rotate_batch`.
         step: degrees between rotations; ``None`` is 10 in 2-D and 30 in 3-D.
         flips: whether to add the flip along each axis.
+        orientations: whether to add all other symmetries of the grid, 7 in 2-D and 47 in 3-D: ``"orientation ..."``.
+        random_rotations: how many rotations to add that are drawn uniformly from SO(3), always the same ones; 3-D only.
 
     Returns:
         ``{name: function of a batch (N, C, *spatial)}``, the identity ``"0"`` first.
 
     Raises:
+        TypeError: ``random_rotations`` is no whole number.
         ValueError: an argument is not one of those above, or ``step`` does not divide 360 or is below 0.1.
 
     Example:
@@ -139,6 +169,8 @@ def sweep_transformations(
         ['0', '90', '180', '270', 'flip 0', 'flip 1']
         >>> len(sweep_transformations(3, flips=False))
         34
+        >>> list(sweep_transformations(3, step=360, flips=False, random_rotations=1))
+        ['0', 'random 1']
     """
     if spatial_dims not in (2, 3):
         raise ValueError(f"spatial_dims must be 2 or 3, got {spatial_dims!r}")
@@ -154,7 +186,27 @@ def sweep_transformations(
             found[name] = Transformation(index * step, axis, protocol=protocol)
     for axis in range(spatial_dims) if flips else []:
         found[f"flip {axis}"] = Transformation(flip=axis, protocol=protocol)
+    check_flags(flips=flips, orientations=orientations)
+    (count,) = int_tuple("random_rotations", random_rotations, 1, minimum=0)
+    if count and spatial_dims == 2:
+        raise ValueError(f"random_rotations must be 0 in 2-D, got {count}; the angles are those of step")
+    for symmetry in list(lattice_symmetries(spatial_dims).values())[1:] if orientations else []:
+        found[f"orientation {symmetry.name}"] = Transformation(symmetry=symmetry, protocol=protocol)
+    drawn = torch.rand(count, 3, generator=torch.Generator().manual_seed(0)).T  # of more, the first are the same
+    for index, matrix in enumerate(so3(count, drawn).tolist(), start=1):
+        found[f"random {index}"] = Transformation(matrix=tuple(map(tuple, matrix)), protocol=protocol)
     return found
+
+
+def angle_of(name: str) -> float | None:
+    """The angle of a rotation by its name in :func:`sweep_transformations`; None of a flip, and of what is added on request.
+
+    Example:
+        >>> angle_of("30 about axis 0"), angle_of("flip 0")
+        (30.0, None)
+    """
+    first = name.split()[0]
+    return float(first) if first[0].isdigit() else None
 
 
 @dataclass
@@ -175,18 +227,36 @@ class SweepResult:
         """Names of the metrics, the leading one first."""
         return [name for name in self.rows[0] if name != "transformation"]
 
-    def summary(self) -> dict[str, float]:
-        """Upright scores; mean, standard deviation and minimum over all rotations (the identity included), flips apart."""
-        rotations = [row for row in self.rows if not row["transformation"].startswith("flip")]
+    def by_angle(self, metric: str) -> dict[float, list[float]]:
+        """Values under the rotations by multiples of a step: in 3-D, of each axis."""
+        found: dict[float, list[float]] = {}
+        for row in self.rows:
+            angle = angle_of(row["transformation"])
+            if angle is not None:
+                found.setdefault(angle, []).append(row[metric])
+        return found
+
+    def summary(self, metrics: Sequence[str] | None = None) -> dict[str, float]:
+        """Upright scores; mean, standard deviation and minimum over all rotations by ``step``, the identity included.
+
+        Flips are apart; of orientations and random rotations, where there are some, the mean and the minimum are there too.
+        """
         values: dict[str, float] = {}
-        for metric in self.metrics:
-            swept = np.array([row[metric] for row in rotations])
+        for metric in self.metrics if metrics is None else metrics:
+            swept = np.concatenate(list(self.by_angle(metric).values()))
             values |= {
                 f"{metric} upright": self.rows[0][metric],
                 f"{metric} mean": float(swept.mean()),
                 f"{metric} std": float(swept.std()),
                 f"{metric} min": float(swept.min()),
             }
+            for kind in ("orientation", "random"):
+                more = [row[metric] for row in self.rows if row["transformation"].startswith(kind)]
+                if more:
+                    values |= {
+                        f"{metric} {kind} mean": float(np.mean(more)),
+                        f"{metric} {kind} min": float(np.min(more)),
+                    }
         return {**values, "consistency": self.consistency}
 
 
@@ -209,9 +279,19 @@ def _class_result(items: _Items, task: str) -> SweepResult:
     return SweepResult(rows, float((np.stack(decisions) == decisions[0]).all(axis=(0, 2)).mean()))
 
 
-def _map_items(batch: Mapping[str, Tensor], moves: Mapping[str, Transformation], network: _Network, _: str) -> _Items:
+def _map_items(
+    batch: Mapping[str, Tensor],
+    moves: Mapping[str, Transformation],
+    network: _Network,
+    _: str,
+    *,
+    metrics: Sequence[str],
+    class_names: Sequence[str] | None,
+    resampling: bool,
+) -> _Items:
     """Of each transformation and image its scores, and the Dice to the upright map, transformed; NaN for the identity."""
-    images, labels = batch["image"], batch["label"]
+    images, labels = (convert_to_tensor(batch[key]) for key in ("image", "label"))
+    voxel = voxel_size(batch["image"][0])
     whole, upright, items = (images, labels), torch.empty(0), _Items()
     padded = _square(images, background_value(images)), _square(labels, -1.0)
     for name, move in moves.items():
@@ -225,12 +305,20 @@ def _map_items(batch: Mapping[str, Tensor], moves: Mapping[str, Transformation],
         truth, expected = move.on_classes(label).cpu(), move.on_classes(decided)
         items[name] = []
         for index in range(len(score)):
-            row = map_scores(*as_arrays(score[index], truth[index]), metrics=MAP_METRICS[:4])
+            row = map_scores(*as_arrays(score[index], truth[index]), metrics, voxel, class_names)
+            if resampling:
+                own, back = label[index].cpu(), move.inverse.on_classes(truth[index : index + 1])[0]
+                row[RESAMPLED] = map_scores(_one_hot(back, score.shape[1]), as_arrays(own, own)[1], ("Dice",))["Dice"]
             same = (
                 map_scores(*as_arrays(score[index], expected[index]), metrics=("Dice",))["Dice"] if name != "0" else NAN
             )
             items[name].append((row, same))
     return items
+
+
+def _one_hot(classes: Tensor, count: int) -> np.ndarray:
+    """A class map ``(1, *spatial)`` as scores of its classes; what is outside is background."""
+    return np.stack([(classes[0].clamp(min=0) == index).numpy() for index in range(count)]).astype(np.float32)
 
 
 def _map_result(items: _Items, _: str) -> SweepResult:
@@ -254,6 +342,9 @@ def rotation_sweep(
     task: str,
     inferer: Callable[..., Tensor] | None = None,
     device: torch.device | str | None = None,
+    metrics: Sequence[str] = MAP_METRICS[:4],
+    class_names: Sequence[str] | None = None,
+    resampling: bool = False,
 ) -> SweepResult:
     """Evaluate a network on the same batches under each transformation.
 
@@ -272,6 +363,9 @@ def rotation_sweep(
             which values below 0 do not count.
         inferer: a MONAI inferer to call the network through.
         device: where to move the batches; ``None`` leaves them where they are.
+        metrics: of class maps, those of :func:`class_scores`; the first leads.
+        class_names: of class maps, one per class: scores of each class are then there too, see :func:`map_scores`.
+        resampling: of class maps, add what is left of the truth itself, turned and back: its Dice.
 
     Raises:
         ValueError: an argument is not one of those above, there is no image, or what the network returns or the labels do
@@ -289,14 +383,17 @@ def rotation_sweep(
     if next(iter(transformations), None) != "0":
         raise ValueError(f"transformations must begin with the identity, '0', got {list(transformations)}")
     call = network if inferer is None else partial(inferer, network=network)
-    gather, summarise = (_map_items, _map_result) if task == SEGMENTATION else (_class_items, _class_result)
+    maps: dict[str, Any] = {"metrics": check_metrics(metrics), "class_names": class_names, "resampling": resampling}
+    gather: Callable[..., _Items] = partial(_map_items, **maps) if task == SEGMENTATION else _class_items
+    summarise = _map_result if task == SEGMENTATION else _class_result
     own: _Items = {name: [] for name in transformations}
     with undisturbed(network, training=False):
         for batch in batches:
             if len(batch["image"]) == 0:
                 continue
             _check_cubes(batch["image"])
-            batch = {key: convert_to_tensor(batch[key], device=device) for key in ("image", "label")}
+            kept: dict[str, Any] = {"device": device, "track_meta": task == SEGMENTATION}  # the size of a voxel
+            batch = {key: convert_to_tensor(batch[key], **kept) for key in ("image", "label")}
             for name, found in gather(batch, transformations, call, task).items():
                 own[name] += found
     shares: Any = idist.all_gather(own)
@@ -332,6 +429,8 @@ class RotationSweep:
         step: degrees between rotations; ``None`` is 10 in 2-D and 30 in 3-D.
         inferer: with ``device``, see :func:`rotation_sweep`.
         enabled: whether to do anything; words such as ``"true"`` and ``"no"`` are understood.
+        orientations: with ``random_rotations``, see :func:`sweep_transformations`; orientations take the place of the flips.
+        metrics: with ``class_names`` and ``resampling``, see :func:`rotation_sweep`.
 
     Raises:
         ValueError: an argument is none of these.
@@ -349,10 +448,27 @@ class RotationSweep:
         inferer: Callable[..., Tensor] | None = None,
         device: torch.device | str | None = None,
         enabled: bool | str = True,
+        orientations: bool = False,
+        random_rotations: int = 0,
+        metrics: Sequence[str] = MAP_METRICS[:4],
+        class_names: Sequence[str] | None = None,
+        resampling: bool = False,
     ) -> None:
         self.output_dir, self.network, self.loader, self.task = Path(output_dir), network, loader, task
         self.inferer, self.device, self.enabled = inferer, device, as_flag("sweep", enabled)
-        self.sweeps = {protocol_name(name): sweep_transformations(spatial_dims, name, step) for name in protocols}
+        more: dict[str, Any] = {
+            "flips": not orientations,
+            "orientations": orientations,
+            "random_rotations": random_rotations,
+        }
+        self.sweeps = {
+            protocol_name(name): sweep_transformations(spatial_dims, name, step, **more) for name in protocols
+        }
+        self.maps: dict[str, Any] = {
+            "metrics": check_metrics(metrics),
+            "class_names": class_names,
+            "resampling": resampling,
+        }
 
     def attach(self, engine: Engine) -> None:
         """Register with an evaluator."""
@@ -366,7 +482,9 @@ class RotationSweep:
 
     def _run(self, engine: Engine) -> None:
         for protocol, transformations in self.sweeps.items():
-            result = rotation_sweep(self.network, self.loader, transformations, self.task, self.inferer, self.device)
+            result = rotation_sweep(
+                self.network, self.loader, transformations, self.task, self.inferer, self.device, **self.maps
+            )
             if idist.get_rank() > 0:
                 continue
             path = self.output_dir / f"sweep_{protocol}.csv"
@@ -375,5 +493,5 @@ class RotationSweep:
             draw_sweep(
                 {"this network": result}, path.with_suffix(".png"), title=f"rotated images: {PROTOCOL_WORDS[protocol]}"
             )
-            shown = ", ".join(f"{name} {value:.4f}" for name, value in result.summary().items())
+            shown = ", ".join(f"{name} {value:.4f}" for name, value in result.summary(result.metrics[:1]).items())
             engine.logger.info(f"sweep {protocol}: {shown}")

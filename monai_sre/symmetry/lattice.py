@@ -53,6 +53,17 @@ class LatticeSymmetry:
         return LatticeSymmetry(order, tuple(sorted(moved ^ set(self.flips))))
 
     @property
+    def inverse(self) -> LatticeSymmetry:
+        """The symmetry that undoes this one.
+
+        Example:
+            >>> LatticeSymmetry((1, 0), (0,)).inverse.name
+            'rot270(0,1)'
+        """
+        order = tuple(self.order.index(axis) for axis in range(len(self.order)))
+        return LatticeSymmetry(order, tuple(sorted(self.order[axis] for axis in self.flips)))
+
+    @property
     def is_rotation(self) -> bool:
         """Whether it is a rotation, that is, reverses no orientation."""
         inversions = sum(a > b for i, a in enumerate(self.order) for b in self.order[i + 1 :])

@@ -1,7 +1,8 @@
-"""Inference of the three bundles through ``monai.bundle``, for the tests of what it gives."""
+"""Inference of the bundles through ``monai.bundle``, for the tests of what it gives."""
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,10 @@ from tests.bundles import running
 
 CLASSIFICATION = {dims: running.BUNDLES / f"medmnist_{dims}d_classification" for dims in (2, 3)}
 SEGMENTATION = running.BUNDLES / "retinal_vessel_segmentation"
-BUNDLES = [*CLASSIFICATION.values(), SEGMENTATION]
+VOLUMES = running.BUNDLES / "hippocampus_segmentation"
+#: All orientations of an image, as nibabel names them.
+CODES = ["".join(code) for order in itertools.permutations(("RL", "AP", "SI")) for code in itertools.product(*order)]
+BUNDLES = [*CLASSIFICATION.values(), SEGMENTATION, VOLUMES]
 
 
 def infer(bundle: Path, source: Path, target: Path, **options: Any) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.bundles.inferring import BUNDLES, SEGMENTATION
+from tests.bundles.inferring import BUNDLES, SEGMENTATION, VOLUMES
 from tests.bundles.running import rows, run
 from tests.bundles.test_forms import data
 
@@ -48,6 +48,7 @@ def save(path: Path) -> None:
         (BUNDLES[0], "a.png", "predictions.csv"),
         (BUNDLES[1], "a.nii.gz", "predictions.csv"),
         (BUNDLES[2], "a.jpg", "segmentations.csv"),
+        (BUNDLES[3], "a.nii.gz", "segmentations.csv"),
     ],
     ids=lambda value: getattr(value, "name", ""),
 )
@@ -71,6 +72,9 @@ def test_configs_and_models_alone_are_enough(tmp_path: Path, bundle: Path, name:
         }
         assert row["name"] in names[bundle.name]
         assert {key for key in row if key.startswith("p(")} == {f"p({title})" for title in names[bundle.name]}
+    elif bundle == VOLUMES:
+        assert nibabel.load(tmp_path / "out/a_seg.nii.gz").shape == (20, 24, 9)
+        assert {"ml of Anterior", "share of Posterior"} <= set(row)
     else:
         assert Image.open(tmp_path / "out/a_seg.png").size == (50, 60)
         assert 0 <= float(row["share of vessel"]) < 1
@@ -116,13 +120,13 @@ def test_all_phases_run_from_a_read_only_folder_and_another_working_directory(
     monkeypatch.chdir("/")
     before = sorted(os.listdir())
     small: dict[str, Any] = {"network_def#width": 4}
-    if bundle == SEGMENTATION:
+    if bundle in (SEGMENTATION, VOLUMES):
         small = {"network_def#channels": [4, 8], "network_def#kernel_size": 3, "patch_size": 16, "val_interval": 1}
     options = {**data(bundle, folder), "device": "cpu"}
     model = {"ckpt_dir": str(tmp_path / "train/models")}
     run(copied, "train", **options, **small, max_epochs=1, output_dir=str(tmp_path / "train"))
     run(copied, "train", "evaluate", **options, **model, output_dir=str(tmp_path / "evaluation"))
-    source = tmp_path / ("a.nii.gz" if "3d" in bundle.name else "a.png")
+    source = tmp_path / ("a.nii.gz" if "3d" in bundle.name or bundle == VOLUMES else "a.png")
     save(source)
     for name, which in (("trained", model), ("shipped", {})):
         run(copied, "inference", **which, device="cpu", input=str(source), output_dir=str(tmp_path / name))

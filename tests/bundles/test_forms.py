@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import monai.bundle
+import nibabel
 import numpy as np
 import pytest
 import torch
@@ -16,7 +17,7 @@ from PIL import Image
 from torch import nn
 
 from monai_sre.description import load_description, load_network
-from tests.bundles.inferring import BUNDLES, CLASSIFICATION, SEGMENTATION
+from tests.bundles.inferring import BUNDLES, CLASSIFICATION, SEGMENTATION, VOLUMES
 from tests.bundles.running import config_files
 
 every_bundle = pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
@@ -60,7 +61,7 @@ def test_metadata_and_description_say_the_same(bundle: Path) -> None:
     assert pred["pred"]["num_channels"] == len(model["class_names"])
     for name, value in model["metrics"].items():
         assert metadata["eval_metrics"][name] == value
-    if bundle != SEGMENTATION:
+    if bundle in CLASSIFICATION.values():
         assert image["image"]["spatial_shape"] == [model["image_size"]] * model["spatial_dims"]
 
 
@@ -74,15 +75,30 @@ def test_network_fits_the_metadata(bundle: Path) -> None:
 
 def data(bundle: Path, folder: Path) -> dict[str, Any]:
     """Data to train on that are made in no time."""
-    if bundle != SEGMENTATION:
+    if bundle in CLASSIFICATION.values():
         return {"dataset_name": f"demo_{load_description(bundle / 'models/model.json')['spatial_dims']}d"}
     random = np.random.default_rng(0)
+    if bundle == VOLUMES:
+        return volumes(folder, random)
     for number in range(3):
         for kind, shape in (("images", (16, 16, 3)), ("labels1", (16, 16))):
             (folder / kind).mkdir(exist_ok=True)
             values = random.integers(0, 2, shape, dtype=np.uint8) * 255
             Image.fromarray(values).save(folder / kind / f"{number}{'.jpg' if kind == 'images' else '_1stHO.png'}")
     return {"dataset_dir": str(folder), "num_val": 1, "num_test": 1, "batch_size": 1, "field_threshold": 0}
+
+
+def volumes(folder: Path, random: np.random.Generator) -> dict[str, Any]:
+    """Five volumes of noise with a list as the Decathlon's."""
+    entries = []
+    for number in range(5):
+        entries.append({"image": f"{number}_image.nii.gz", "label": f"{number}_label.nii.gz"})
+        for name in entries[-1].values():
+            values = random.integers(0, 3, (12, 12, 12)).astype(np.float32)
+            nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), folder / name)
+    content = {"labels": ["background", "Anterior", "Posterior"], "training": entries}
+    (folder / "dataset.json").write_text(json.dumps(content))
+    return {"dataset_dir": str(folder)}
 
 
 @every_bundle
@@ -93,7 +109,8 @@ def test_all_properties_resolve(tmp_path: Path, bundle: Path, phase: str) -> Non
         left_out = {"train_dataset_data", "val_dataset_data"}  # named by dataset_name or dataset_dir instead
         left_out |= {"train_key_metric", "train_postprocessing"}  # which nobody reads
     else:
-        np.save(tmp_path / "image.npy", np.zeros((12,) * (3 if "3d" in bundle.name else 2), dtype=np.uint8))
+        shape = (12,) * load_description(bundle / "models/model.json")["spatial_dims"]
+        np.save(tmp_path / "image.npy", np.zeros(shape, dtype=np.uint8))
         options, left_out = {"input": str(tmp_path)}, {"key_metric"}  # there is no truth to measure against
     workflow = create_workflow(
         "ConfigWorkflow",
@@ -126,8 +143,9 @@ def test_bundle_load(bundle: Path) -> None:
         (CLASSIFICATION[2], (1, 32, 32), True),
         (CLASSIFICATION[3], (1, 28, 28, 28), False),
         (SEGMENTATION, (3, 21, 30), False),
+        (VOLUMES, (1, 21, 30, 16), False),
     ],
-    ids=["2-D scripted", "2-D traced", "3-D", "vessels"],
+    ids=["2-D scripted", "2-D traced", "3-D", "vessels", "hippocampus"],
 )
 def test_torchscript_export(bundle: Path, shape: tuple[int, ...], use_trace: bool, tmp_path: Path) -> None:
     target = tmp_path / "model.ts"

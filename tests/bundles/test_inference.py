@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,9 @@ from tests.bundles import running
 from tests.bundles.inferring import (
     BUNDLES,
     CLASSIFICATION,
+    CODES,
     SEGMENTATION,
+    VOLUMES,
     classifier,
     infer,
     reoriented,
@@ -25,9 +26,6 @@ from tests.bundles.inferring import (
 )
 from tests.bundles.running import causes, rows
 from tests.data.dicom_series import save_series
-
-CODES = ["".join(code) for order in itertools.permutations(("RL", "AP", "SI")) for code in itertools.product(*order)]
-
 
 # Classification -------------------------------------------------------------------------------------------------------
 
@@ -132,7 +130,7 @@ def test_weights_elsewhere_bring_their_own_description(tmp_path: Path) -> None:
 def test_weights_and_description_must_fit(tmp_path: Path, bundle: Path) -> None:
     np.save(tmp_path / "a.npy", np.zeros((12, 12)))
     model = tmp_path / "model"
-    segmenter(model, 2) if bundle == SEGMENTATION else classifier(model, 2)
+    segmenter(model, 2) if bundle in (SEGMENTATION, VOLUMES) else classifier(model, 2)
     other = json.loads((bundle / "models/model.json").read_text())
     for content, message in (
         (json.dumps(other), "model.pt does not fit the network: "),

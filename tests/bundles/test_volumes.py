@@ -1,4 +1,4 @@
-"""Training of the segmentation bundle on volumes."""
+"""Training of the bundle for volumes on a user's own: thin slices, other classes, folders of pairs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from monai.data import create_test_image_3d
 from tests.bundles import running
 from tests.bundles.running import config_files, rows
 
-BUNDLE = running.BUNDLES / "retinal_vessel_segmentation"
+BUNDLE = running.BUNDLES / "hippocampus_segmentation"
+#: Pairs found by their names, the last of which test and validate.
+FOLDER: dict[str, Any] = {"dataset_name": "", "every": 0}
 
 
 @pytest.fixture(scope="session")
@@ -37,17 +39,19 @@ def slabs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def train(folder: Path, target: Path, **options: Any) -> float:
     """Best validation Dice."""
-    common = {"dataset_dir": str(folder), "num_val": 3, "num_test": 2, "patch_size": [24, 24, 12], "batch_size": 2}
+    common = {"dataset_dir": str(folder), "num_val": 3, "num_test": 2, "patch_size": [24, 24, 12], **FOLDER}
+    common |= {"class_names": ["background", "ball"]}
     common |= {"patches_per_image": 2, "val_interval": 1, "roi_size": 40, "pixdim": []}
-    running.run(BUNDLE, "train", "volumes", **{**common, **options}, device="cpu", output_dir=str(target))
+    running.run(BUNDLE, "train", **{**common, **options}, device="cpu", output_dir=str(target))
     return max(float(row["val_dice"]) for row in rows(target / "metrics.csv"))
 
 
 @pytest.mark.parametrize("rotation", [False, True])
 def test_patches_of_thin_volumes_are_padded(slabs: Path, tmp_path: Path, rotation: bool) -> None:
     parser = ConfigParser()
-    parser.read_config(config_files(BUNDLE, "train", "volumes"))
+    parser.read_config(config_files(BUNDLE, "train"))
     options = {"dataset_dir": str(slabs), "num_val": 3, "num_test": 2, "patch_size": 16, "rotation": rotation}
+    options |= {**FOLDER, "class_names": ["background", "ball"]}
     parser.update({**options, "pixdim": [], "patches_per_image": 1, "batch_size": 5})
     for batch in parser.get_parsed_content("train#dataloader"):
         assert batch["image"].shape == batch["label"].shape == (5, 1, 16, 16, 16)  # of 12 slices
@@ -67,12 +71,13 @@ def test_classes_come_with_the_model(tmp_path: Path) -> None:
     names, small = ["background", "liver", "tumour"], {"network_def#channels": [4, 4], "network_def#kernel_size": 3}
     train(tmp_path, folder, class_names=names, num_val=1, num_test=1, max_epochs=2, **small)
     common = {"ckpt_dir": str(folder / "models"), "device": "cpu"}
-    options = {"dataset_dir": str(tmp_path), "num_val": 1, "num_test": 1, "sweep": True, "sweep_step": 90, **common}
-    running.run(BUNDLE, "train", "volumes", "evaluate", **options, output_dir=str(folder))
+    options = {"dataset_dir": str(tmp_path), "num_val": 1, "num_test": 1, "sweep": True, "sweep_step": 90}
+    options |= {**FOLDER, **common}
+    running.run(BUNDLE, "train", "evaluate", **options, output_dir=str(folder))
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["Dice"] == pytest.approx((metrics["Dice of liver"] + metrics["Dice of tumour"]) / 2)
-    upright = json.loads((folder / "sweep_nearest_zero.json").read_text())["rows"][0]
-    for metric in ("Dice", "AUC", "sensitivity", "specificity"):
+    upright = json.loads((folder / "sweep_bilinear_background.json").read_text())["rows"][0]
+    for metric in ("Dice", "HD95 mm", "volume error ml", "Dice of tumour"):
         assert upright[metric] == metrics[metric]
     running.run(BUNDLE, "inference", input=str(tmp_path / "imagesTr/3.nii.gz"), output_dir=str(tmp_path), **common)
     (row,) = rows(tmp_path / "segmentations.csv")
@@ -88,6 +93,7 @@ def test_spacing_helps_on_slabs(slabs: Path, tmp_path: Path) -> None:
         "network_def#conv": "radial",
         "network_def#profile": "gaussian",
         "network_def#orthonormal": True,
+        "network_def#norm": "batch",
     }
     options = {**network, "max_epochs": 8, "learning_rate": 0.01}
     aware = train(slabs, tmp_path / "aware", **options, **{"network_def#spacing": [1.0, 1.0, 4.0]})

@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from monai_sre.data import background_value, flip_batch, random_rotations, resize_batch, rotate_batch
+from monai_sre.data import (
+    background_value,
+    flip_batch,
+    random_rotations,
+    resize_batch,
+    rotate_batch,
+    turn_volumes,
+)
 
 
 def slow_rotation(image: np.ndarray, degrees: float, mode: str, fill: float) -> tuple[np.ndarray, np.ndarray]:
@@ -119,6 +126,47 @@ def test_rotation_arguments_are_checked() -> None:
         rotate_batch(torch.zeros(1, 1, 4, 4, 4), 10)
     with pytest.raises(ValueError, match="axes"):
         flip_batch(x, 2)
+
+
+def about(axis: int, degrees: float) -> torch.Tensor:
+    """The matrix of what :func:`rotate_batch` does about an axis."""
+    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    matrix, (first, second) = torch.eye(3), [each for each in range(3) if each != axis]
+    matrix[first, first] = matrix[second, second] = cos
+    matrix[first, second], matrix[second, first] = -sin, sin
+    return matrix
+
+
+@pytest.mark.parametrize("mode", ["nearest", "bilinear"])
+@pytest.mark.parametrize(("axis", "degrees"), [(0, 37.0), (1, 140.0), (2, -71.0)])
+def test_volumes_turn_by_a_matrix_as_about_an_axis(axis: int, degrees: float, mode: str) -> None:
+    x = torch.rand(2, 2, 6, 7, 5, dtype=torch.float64)
+    found = turn_volumes(x, about(axis, degrees).double(), mode, "background")
+    torch.testing.assert_close(found, rotate_batch(x, degrees, axis, mode, "background"), atol=1e-6, rtol=0)
+
+
+def test_turning_volumes_takes_a_point_where_the_matrix_takes_it_and_back() -> None:
+    matrix = random_rotations(1, torch.tensor([[0.3], [0.6], [0.8]]))[0]
+    x = torch.zeros(1, 1, 21, 21, 21)
+    x[0, 0, 14, 8, 11] = 1.0  # at (4, -2, 1) from the centre
+    found = turn_volumes(x, matrix, "bilinear")[0, 0]
+    places = torch.stack(torch.meshgrid(*[torch.arange(21.0) - 10] * 3, indexing="ij"), -1)
+    centre = (found[..., None] * places).sum((0, 1, 2)) / found.sum()
+    torch.testing.assert_close(centre, matrix @ torch.tensor([4.0, -2.0, 1.0]), atol=0.3, rtol=0)
+    smooth = torch.nn.functional.avg_pool3d(torch.nn.functional.avg_pool3d(x, 5, 1, 2), 5, 1, 2)
+    back = turn_volumes(turn_volumes(smooth, matrix, "bilinear"), matrix.T, "bilinear")
+    assert float((back - smooth).norm() / smooth.norm()) < 0.1
+
+
+def test_what_turning_volumes_refuses() -> None:
+    for x, matrix, mode, fill, message in (
+        (torch.rand(1, 1, 4, 4), torch.eye(3), "nearest", 0.0, r"x must have shape \(B, C, D, H, W\)"),
+        (torch.rand(1, 1, 4, 4, 4), torch.eye(4), "nearest", 0.0, r"and matrix \(3, 3\), got"),
+        (torch.rand(1, 1, 4, 4, 4), torch.eye(3), "spline", 0.0, "mode must be"),
+        (torch.rand(1, 1, 4, 4, 4), torch.eye(3), "nearest", "edge", "fill must be"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            turn_volumes(x, matrix, mode, fill)
 
 
 def test_flip_and_resize() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from monai_sre.data import find_pairs, load_pairs, pairs
+from monai_sre.data import find_pairs, load_pairs, pair_classes, pairs
 
 
 def names(pairs: list[dict[str, str]]) -> list[tuple[str, str]]:
@@ -169,6 +169,47 @@ def test_a_list_without_validation_is_split_as_a_folder_is(folder: Path) -> None
     assert split(num_val=2, num_test=2) == {"train": ["1L", "1R", "2L"], "val": ["2R", "3L"], "test": ["3R"]}
     path.write_text(json.dumps({"training": entries[:4], "validation": entries[4:5], "test": entries[5:]}))
     assert split(num_val=2, num_test=2) == {"train": ["1L", "1R", "2L", "2R"], "val": ["3L"], "test": ["3R"]}
+
+
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_every_third_by_name_validates_and_those_after_them_test(folder: Path, shuffled: bool) -> None:
+    """In a folder, and in a list whatever its order; the numbers bound both."""
+    eyes = ("3L", "1R", "2R", "1L", "3R", "2L") if shuffled else ()
+    entries = [{"image": f"images/eye_{eye}.jpg", "label": f"manual/eye_{eye}_1st.png"} for eye in eyes]
+    (folder / "list.json").write_text(json.dumps({"training": entries}))
+
+    def split(**options: int | None) -> dict[str, list[str]]:
+        source = ("list.json" if shuffled else None, folder)
+        parts = {part: load_pairs(*source, part, **PATTERNS, **options) for part in ("train", "val", "test")}
+        return {part: [image[4:6] for image, _ in names(found)] for part, found in parts.items()}
+
+    whole = {"train": ["2L", "3R"], "val": ["1L", "2R"], "test": ["1R", "3L"]}
+    assert split(every=3, num_val=None, num_test=None) == whole
+    assert split(every=3, num_val=1, num_test=2) == {"train": ["2L", "2R", "3R"], "val": ["1L"], "test": ["1R", "3L"]}
+    with pytest.raises(ValueError, match="every must be 0 or a whole number from 3, got 2"):
+        split(every=2, num_val=None, num_test=None)
+
+
+def test_the_usual_split_of_the_hippocampus(data_dir: Path) -> None:
+    """By name, each 5th of 231 files validates and those after them test."""
+    options = {"dataset_dir": data_dir / "msd_hippocampus", "num_val": None, "num_test": None, "every": 5}
+    found = {part: load_pairs("dataset.json", split=part, **options) for part in ("train", "val", "test")}
+    files = [path.name for path in sorted((data_dir / "msd_hippocampus/imagesTr").glob("*.nii.gz"))]
+    assert [image for image, _ in names(found["val"])] == files[::5]
+    assert [image for image, _ in names(found["test"])] == files[1::5]
+    assert len(found["train"]) + len(found["val"]) + len(found["test"]) == len(files) == 231
+    assert pair_classes(None, data_dir / "msd_hippocampus/dataset.json") == ["background", "Anterior", "Posterior"]
+
+
+def test_where_classes_have_no_names(folder: Path) -> None:
+    with pytest.raises(ValueError, match="is a folder of pairs; give class_names, the background first"):
+        pair_classes(None, folder)
+    path = folder / "list.json"
+    path.write_text(json.dumps({"training": []}))
+    with pytest.raises(ValueError, match=r"list\.json names no classes in 'labels'; give class_names"):
+        pair_classes(str(path))
+    with pytest.raises(FileNotFoundError, match="dataset_name is 'other', and no such JSON datalist"):
+        pair_classes("other", folder)
 
 
 def test_a_missing_folder(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from monai.networks.nets import ResNet
 from PIL import Image
 from torch import nn
 
-from monai_sre.evaluation import ClassActivation, SweepResult, draw_activations, draw_maps, draw_sweep
+from monai_sre.evaluation import ClassActivation, SweepResult, draw_activations, draw_contours, draw_maps, draw_sweep
 from monai_sre.evaluation.figures import RotatedViews, draw_confusion
 from monai_sre.nets import SREResNet
 from monai_sre.ops.pool import centred_upsample
@@ -141,3 +141,18 @@ def test_without_matplotlib_there_is_a_line_in_the_log(
     draw_maps([(np.zeros((1, 8, 8)), np.zeros((8, 8)), np.zeros((8, 8)))], tmp_path / "a.png")
     assert not (tmp_path / "a.png").exists()
     assert 'pip install "monai_sre[plot]"' in caplog.text
+
+
+def test_contours_show_truth_and_maps_in_their_colours(tmp_path: Path) -> None:
+    image, truth = np.random.default_rng(0).normal(size=(20, 24, 16)), np.zeros((20, 24, 16), dtype=int)
+    truth[5:12, 6:18, 4:12] = 1
+    truth[12:15, 6:18, 4:12] = 2
+    views = {"upright": (image, {"truth": truth, "plain": np.roll(truth, 3, 1)})}
+    draw_contours(views, tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as picture:
+        pixels = np.asarray(picture.convert("RGB")).astype(int)
+    red, cyan = ((pixels - colour).__abs__().sum(-1) < 40 for colour in ((214, 39, 40), (23, 190, 207)))
+    assert red.sum() > 100
+    assert cyan.sum() > 50
+    with pytest.raises(ValueError, match="views must hold at least one view with the truth and another map"):
+        draw_contours({"upright": (image, {"truth": truth})}, tmp_path / "b.png")

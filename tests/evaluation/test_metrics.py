@@ -282,6 +282,35 @@ def test_centreline_dice_of_a_line() -> None:
     assert map_scores(np.stack([np.ones_like(label), 0 * label]).astype(float), label)["clDice"] == 0.0
 
 
+def test_surface_distance_and_volume_error_of_boxes() -> None:
+    """A slab of 4 x 4 x 8 voxels of 1 x 2 x 0.5 mm, found 3 voxels along the second axis, and 2 voxels longer."""
+    label, found = np.zeros((12, 12, 12), dtype=int), np.zeros((12, 12, 12), dtype=int)
+    label[2:6, 2:6, 2:10] = 1
+    found[2:6, 5:9, 2:10] = 1
+    score = np.stack([found == 0, found == 1]).astype(float)
+    (row,) = class_scores(score, label, ("HD95 mm", "volume error ml"), spacing=(1.0, 2.0, 0.5))
+    assert row == {"HD95 mm": pytest.approx(6.0), "volume error ml": 0.0}
+    found[2:6, 2:6, 10:12] = 1
+    score = np.stack([found == 0, found == 1]).astype(float)
+    (row,) = class_scores(score, label, ("volume error ml",), spacing=(1.0, 2.0, 0.5))
+    assert row["volume error ml"] == pytest.approx(4 * 4 * 2 * 1.0 / 1000)
+    (row,) = class_scores(np.stack([score[0] * 0 + 1, score[1] * 0]), label, ("HD95 mm",), spacing=(3.0, 4.0, 0.0))
+    assert row["HD95 mm"] == pytest.approx(60.0)  # nothing found: the diagonal of 36 x 48 x 0 mm
+    assert math.isnan(class_scores(score, np.zeros_like(label), ("HD95 mm",))[0]["HD95 mm"])
+
+
+def test_scores_of_each_class_have_its_name() -> None:
+    label = np.array([[0, 1, 2, 2]])
+    score = np.eye(3)[np.array([[0, 1, 2, 1]])].transpose(2, 0, 1)
+    found = map_scores(score, label, ("Dice", "sensitivity", "volume error ml"), class_names=("air", "head", "tail"))
+    assert found == {
+        "Dice": pytest.approx(2 / 3), "sensitivity": 0.75, "volume error ml": pytest.approx(1e-3),
+        "Dice of head": pytest.approx(2 / 3), "Dice of tail": pytest.approx(2 / 3),
+        "volume error ml of head": 1e-3, "volume error ml of tail": 1e-3,
+    }  # fmt: skip
+    assert list(map_scores(score, label, ("Dice",), class_names=())) == ["Dice", "Dice of class 1", "Dice of class 2"]
+
+
 def test_no_foreground_no_score() -> None:
     score, label = maps()
     found = map_scores(score, 0 * label)

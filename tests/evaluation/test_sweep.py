@@ -227,6 +227,52 @@ def test_scores_of_a_net_that_does_not_turn() -> None:
     assert result.consistency == pytest.approx((0.5 + 0 + 0.5 + 0 + 1) / 5)
 
 
+def test_orientations_and_random_rotations_on_request() -> None:
+    found = sweep_transformations(3, step=360, flips=False, orientations=True, random_rotations=2)
+    assert len(found) == 1 + 47 + 2
+    x = torch.rand(1, 1, 4, 5, 6)
+    assert torch.equal(found["orientation rot90(0,1)"](x), x.rot90(1, (2, 3)))
+    more = sweep_transformations(3, step=360, random_rotations=5)
+    assert found["random 2"] == more["random 2"]
+    assert found["random 2"] != more["random 1"]
+    for name, move in found.items():
+        assert move.keeps_the_grid == (not name.startswith("random"))
+        if move.keeps_the_grid:
+            assert torch.equal(move.inverse(move(x)), x)
+    matrix = torch.tensor(found["random 1"].matrix)
+    torch.testing.assert_close(torch.tensor(found["random 1"].inverse.matrix) @ matrix, torch.eye(3), atol=1e-6, rtol=0)
+    with pytest.raises(ValueError, match="random_rotations must be 0 in 2-D, got 1"):
+        sweep_transformations(2, random_rotations=1)
+
+
+def test_a_network_of_brightness_keeps_its_scores_at_any_orientation() -> None:
+    """What is lost at random rotations is what the truth loses, turned and back; each class has its own column."""
+    label = torch.zeros(1, 1, 15, 16, 14)
+    label[..., 4:12, 5:9, 3:10] = 1
+    label[..., 4:12, 9:12, 3:10] = 2
+    image = MetaTensor(label.clone(), affine=torch.diag(torch.tensor([2.0, 2.0, 2.0, 1.0])))
+
+    class Bright(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.cat([-x.abs(), -(x - 1).abs(), -(x - 2).abs()], dim=1)
+
+    turns = sweep_transformations(3, step=360, flips=False, orientations=True, random_rotations=3)
+    options = {"metrics": ("Dice", "HD95 mm"), "class_names": ("none", "one", "two"), "resampling": True}
+    result = rotation_sweep(Bright(), [{"image": image, "label": label}], turns, "segmentation", **options)
+    each = [f"{metric} of {name}" for metric in ("Dice", "HD95 mm") for name in ("one", "two")]
+    assert result.metrics == ["Dice", "HD95 mm", *each, "Dice of the truth, turned and back"]
+    for row in result.rows:
+        exact = not row["transformation"].startswith("random")
+        assert (row["Dice"], row["HD95 mm"]) == (1.0, 0.0) if exact else row["Dice"] > 0.7
+        assert (row["Dice of the truth, turned and back"] == 1.0) == exact
+        assert row["Dice of the truth, turned and back"] > 0.85
+        assert row["HD95 mm"] % 2 == 0 or not exact  # voxels of 2 mm
+    summary = result.summary()
+    assert summary["Dice orientation min"] == 1.0
+    assert summary["Dice random mean"] == pytest.approx(np.mean([row["Dice"] for row in result.rows[-3:]]))
+    assert "Dice random min" not in result.summary(["HD95 mm"])
+
+
 def test_voxels_must_be_cubes() -> None:
     label = torch.ones(1, 1, 4, 4, 4)
     for affine, message in ((torch.eye(4), ""), (torch.diag(torch.tensor([1.0, 1, 4, 1])), "these are 1 x 1 x 4 mm")):

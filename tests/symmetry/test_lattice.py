@@ -49,6 +49,13 @@ def test_reflections_are_those_of_torch() -> None:
     assert torch.equal(group["antiswap(0,1)"](x), x.transpose(2, 3).flip(2, 3))
 
 
+def test_the_inverse_undoes() -> None:
+    x = numbered(3, 4, 5)
+    for symmetry in lattice_symmetries(3).values():
+        assert torch.equal(symmetry.inverse(symmetry(x)), x)
+        assert symmetry.compose(symmetry.inverse).name == "identity"
+
+
 def test_subgroups() -> None:
     plane = lattice_symmetries(3, axes=(1, 2))
     assert len(plane) == 8
