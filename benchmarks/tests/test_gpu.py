@@ -145,7 +145,7 @@ print(json.dumps(bound_of(CASES[{place}], "bfloat16", "by input", Launches(90)))
 
 
 def test_the_committed_bounds_are_whole() -> None:
-    """Every case, precision and operation of an architecture that the file has; what kernels spill is no more than is known."""
+    """Every case, precision and operation of an architecture in the file; what kernels spill is no more than is known."""
     path = RESULTS / "kernel_bounds.json"
     data = json.loads(path.read_text())
     for sm, rows in data["rows"].items():
