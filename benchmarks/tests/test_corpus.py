@@ -45,7 +45,9 @@ def test_a_process_that_ends_by_itself_is_a_failure() -> None:
 
 
 def test_reasons_are_cut_short() -> None:
-    message = "cannot:\n  a (Conv): why (/x/lib/python3.11/site-packages/timm/layers/pool.py:7)\nThe network is as it was."
+    message = (
+        "cannot:\n  a (Conv): why (/x/lib/python3.11/site-packages/timm/layers/pool.py:7)\nThe network is as it was."
+    )
     assert reasons(message) == ["a (Conv): why (timm/layers/pool.py:7)"]
     assert reasons("one line") == ["one line"]
 
