@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -68,8 +67,3 @@ def test_arms_have_one_architecture_and_start_as_they_say() -> None:
     x = torch.randn(2, 1, 28, 28)
     turned = pretrained.teacher_of(plain)(x.rot90(1, (2, 3)))
     torch.testing.assert_close(turned, pretrained.teacher_of(plain)(x))
-
-
-def test_the_table_of_pretrained_networks_is_that_of_its_cells() -> None:
-    path: Path = RESULTS / "pretrained.json"
-    assert pretrained.table(json.loads(path.read_text())["cells"]) == (RESULTS / "pretrained.md").read_text()

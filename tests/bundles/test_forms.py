@@ -159,7 +159,10 @@ def test_torchscript_export(bundle: Path, shape: tuple[int, ...], use_trace: boo
         **forms(bundle, "inference"),
     )
     x = torch.randn(2, *shape)
-    torch.testing.assert_close(torch.jit.load(str(target))(x), shipped(bundle)(x), rtol=1e-4, atol=1e-5)
+    wanted = shipped(bundle)(x)
+    torch.testing.assert_close(
+        torch.jit.load(str(target))(x), wanted, rtol=1e-4, atol=1e-5 * max(1, float(wanted.abs().max()))
+    )
 
 
 def onnx_export(bundle: Path, target: Path, **options: Any) -> Callable[[torch.Tensor], torch.Tensor]:
