@@ -148,7 +148,7 @@ def rotate_batch(
     if turns == round(turns) and (square or turns % 2 == 0):
         return torch.rot90(x, round(turns) % 4, plane)
     images = x if x.is_floating_point() else x.float()
-    fill = _fill_of(x, fill).to(images)
+    fill = _fill_of(x, fill).to(images.dtype)
     if axis is not None:
         images = images.movedim(axis + 2, 2)
     height, width = images.shape[-2:]
@@ -194,7 +194,7 @@ def turn_volumes(
         )
     if mode not in ("nearest", "bilinear"):
         raise ValueError(f"mode must be 'nearest' or 'bilinear', got {mode!r}")
-    fill = _fill_of(x, fill).to(x)
+    fill = _fill_of(x, fill).to(x.dtype)
     half = x.new_tensor(x.shape[:1:-1]) / 2  # in the order of grid_sample: columns, rows, depth
     back = matrix.to(x).T.flip(0, 1) * half / half[:, None]
     theta = functional.pad(back, (0, 1)).expand(len(x), -1, -1)
@@ -210,7 +210,7 @@ def _fill_of(x: torch.Tensor, fill: float | str | torch.Tensor) -> torch.Tensor:
         if fill != "background":
             raise ValueError(f"fill must be a number, a tensor or 'background', got {fill!r}")
         return background_value(x)
-    value = torch.as_tensor(fill)
+    value = torch.as_tensor(fill, device=x.device)  # not moved there, which a GPU would wait for
     return value.reshape(value.shape + (1,) * (x.ndim - value.ndim)) if value.ndim else value
 
 
