@@ -25,8 +25,9 @@ from monai.losses import DiceCELoss
 from benchmarks.bundles import HIPPOCAMPUS, Model, Source, first_test_image, network_of, parsed, source_of, windows_of
 from benchmarks.cells import BACKGROUND, LOSS, PROTOCOL_WORDS, RESULTS, Study, choose, main, read_cells
 from benchmarks.timing import Effort, interleaved, machine
+from monai_sre.data import background_value
 from monai_sre.evaluation import draw_contours, sweep_transformations
-from monai_sre.evaluation.sweep import RESAMPLED
+from monai_sre.evaluation.sweep import RESAMPLED, as_cube
 from monai_sre.files import write_json
 
 COSTS = RESULTS / "volumes_costs.json"
@@ -166,7 +167,10 @@ def picture(arguments: argparse.Namespace) -> None:
     moves = sweep_transformations(3, orientations=True, random_rotations=1)
     named = {"upright": "0", "a quarter turn": "90 about axis 0", "a random rotation": "random 1"}
     for title, key in named.items():
-        image, truth = moves[key](case["image"][None]), moves[key].on_classes(case["label"][None])
+        image, truth = case["image"][None], case["label"][None]
+        if not moves[key].keeps_the_grid:  # room for the corners, as in a sweep
+            image, truth = as_cube(image, background_value(image)), as_cube(truth, -1.0)
+        image, truth = moves[key](image), moves[key].on_classes(truth).clamp(min=0)
         maps = {"truth": truth[0, 0].numpy()}
         with torch.no_grad():
             maps |= {

@@ -202,7 +202,7 @@ def draw_contours(
                     colour = colours[(value - 1) % len(colours)]
                     axes.contour(plane == value, levels=[0.5], colors=colour, linewidths=1.1)
             axes.set(xticks=[], yticks=[])
-            if row is grid[0] and column % 3 == 1:
+            if name == next(iter(views)) and column % 3 == 1:
                 axes.set_title(f"{title} (white: {truth})", fontsize=10)
         row[0].set_ylabel(name)
     _save(figure, path, 110)

@@ -293,7 +293,7 @@ def _map_items(
     images, labels = (convert_to_tensor(batch[key]) for key in ("image", "label"))
     voxel = voxel_size(batch["image"][0])
     whole, upright, items = (images, labels), torch.empty(0), _Items()
-    padded = _square(images, background_value(images)), _square(labels, -1.0)
+    padded = as_cube(images, background_value(images)), as_cube(labels, -1.0)
     for name, move in moves.items():
         image, label = whole if move.keeps_the_grid else padded
         score = probabilities(network(move(image)), "multi-class").cpu()
@@ -301,7 +301,7 @@ def _map_items(
             raise ValueError(f"network must return maps (N, num_classes, *spatial), got shape {tuple(score.shape)}")
         if name == "0":
             upright = torch.where(label.cpu() >= 0, score.argmax(dim=1, keepdim=True), -1).float()
-        decided = upright if move.keeps_the_grid else _square(upright, -1.0)
+        decided = upright if move.keeps_the_grid else as_cube(upright, -1.0)
         truth, expected = move.on_classes(label).cpu(), move.on_classes(decided)
         items[name] = []
         for index in range(len(score)):
@@ -329,7 +329,7 @@ def _map_result(items: _Items, _: str) -> SweepResult:
     return SweepResult(rows, nan_mean([same for images in items.values() for _, same in images]))
 
 
-def _square(x: Tensor, fill: Tensor | float) -> Tensor:
+def as_cube(x: Tensor, fill: Tensor | float) -> Tensor:
     """Pad all spatial axes to the longest one; where that is an odd number of pixels, one more at the end."""
     return pad_around(x - fill, [max(x.shape[2:]) - length for length in x.shape[2:]]) + fill
 

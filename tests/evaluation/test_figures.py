@@ -13,7 +13,15 @@ from monai.networks.nets import ResNet
 from PIL import Image
 from torch import nn
 
-from monai_sre.evaluation import ClassActivation, SweepResult, draw_activations, draw_contours, draw_maps, draw_sweep
+from monai_sre.evaluation import (
+    ClassActivation,
+    SweepResult,
+    draw_activations,
+    draw_contours,
+    draw_maps,
+    draw_sweep,
+    figures,
+)
 from monai_sre.evaluation.figures import RotatedViews, draw_confusion
 from monai_sre.nets import SREResNet
 from monai_sre.ops.pool import centred_upsample
@@ -143,7 +151,7 @@ def test_without_matplotlib_there_is_a_line_in_the_log(
     assert 'pip install "monai_sre[plot]"' in caplog.text
 
 
-def test_contours_show_truth_and_maps_in_their_colours(tmp_path: Path) -> None:
+def test_contours_show_truth_and_maps_in_their_colours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     image, truth = np.random.default_rng(0).normal(size=(20, 24, 16)), np.zeros((20, 24, 16), dtype=int)
     truth[5:12, 6:18, 4:12] = 1
     truth[12:15, 6:18, 4:12] = 2
@@ -156,3 +164,9 @@ def test_contours_show_truth_and_maps_in_their_colours(tmp_path: Path) -> None:
     assert cyan.sum() > 50
     with pytest.raises(ValueError, match="views must hold at least one view with the truth and another map"):
         draw_contours({"upright": (image, {"truth": truth})}, tmp_path / "b.png")
+    drawn: list[Any] = []
+    monkeypatch.setattr(figures, "_save", lambda figure, *_: drawn.append(figure))
+    draw_contours({**views, "turned": views["upright"]}, tmp_path / "c.png")
+    titles = [axes.get_title() for axes in drawn[0].axes]
+    assert titles == ["", "plain (white: truth)", "", "", "", ""]
+    assert [axes.get_ylabel() for axes in drawn[0].axes][::3] == ["upright", "turned"]
