@@ -31,8 +31,8 @@ from monai_sre.evaluation import rotation_sweep, sweep_transformations
 from monai_sre.layers.harmonic import HarmonicConv
 
 SEEDS, FULL, SHORT = (0, 1, 2), 40, 4
-#: Learning rates by the number of epochs: the bundles', and those of which a short training takes the better.
-RATES = {FULL: (0.02,), SHORT: (0.03,)}
+#: Learning rates by the number of epochs: the bundles', and three of which validation chooses for a short training.
+RATES = {FULL: (0.02,), SHORT: (0.01, 0.03, 0.1)}
 KERNEL_SIZE = 5
 
 
@@ -66,6 +66,9 @@ ARMS = {
     "distilled-short": Arm("distilled", SHORT, "reset", distilled=True),
     "distilled-converted": Arm("converted, and distilled", SHORT, distilled=True),
     "scratch": Arm("from scratch", FULL, "reset"),
+    "converted-long": Arm("converted, energies that see what the plain kernels saw", FULL),
+    "distilled": Arm("distilled", FULL, "reset", distilled=True),
+    "distilled-converted-long": Arm("converted, and distilled", FULL, distilled=True),
 }
 
 

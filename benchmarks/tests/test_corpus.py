@@ -67,3 +67,9 @@ def test_arms_have_one_architecture_and_start_as_they_say() -> None:
     x = torch.randn(2, 1, 28, 28)
     turned = pretrained.teacher_of(plain)(x.rot90(1, (2, 3)))
     torch.testing.assert_close(turned, pretrained.teacher_of(plain)(x))
+
+
+def test_the_table_of_pretrained_networks_is_that_of_its_cells() -> None:
+    cells = json.loads((RESULTS / "pretrained.json").read_text())["cells"]
+    assert pretrained.table(cells) == (RESULTS / "pretrained.md").read_text()
+    assert {key.split()[0] for key in cells} == pretrained.ARMS.keys()
