@@ -2,11 +2,13 @@
 
     python -m benchmarks.volumes fill --model plain --seed 0 --epochs 10 --dataset_dir DIR --work DIR
     python -m benchmarks.volumes costs --dataset_dir DIR --work DIR
+    python -m benchmarks.volumes select --dataset_dir DIR --work DIR
     python -m benchmarks.volumes shipped --dataset_dir DIR --work DIR
     python -m benchmarks.volumes report
     python -m benchmarks.volumes picture --dataset_dir DIR --work DIR
 
 The data set is Task04 of the Medical Segmentation Decathlon. ``costs`` measures a step of training of each network.
+``select`` turns the volumes of the validation set, by which the bundle's weights are chosen.
 ``picture`` draws contours of the truth, of the plain network (its training with seed 0) and of the bundle's, upright and
 under two rotations.
 """
@@ -22,15 +24,25 @@ from typing import Any
 import torch
 from monai.losses import DiceCELoss
 
-from benchmarks.bundles import HIPPOCAMPUS, Model, Source, first_test_image, network_of, parsed, source_of, windows_of
-from benchmarks.cells import BACKGROUND, LOSS, PROTOCOL_WORDS, RESULTS, Study, choose, main, read_cells
+from benchmarks.bundles import (
+    HIPPOCAMPUS,
+    Model,
+    Source,
+    evaluate,
+    first_test_image,
+    network_of,
+    parsed,
+    source_of,
+    windows_of,
+)
+from benchmarks.cells import BACKGROUND, LOSS, PROTOCOL_WORDS, RESULTS, Study, choose, main, read_cells, row
 from benchmarks.timing import Effort, interleaved, machine
 from monai_sre.data import background_value
 from monai_sre.evaluation import draw_contours, sweep_transformations
 from monai_sre.evaluation.sweep import RESAMPLED, as_cube
 from monai_sre.files import write_json
 
-COSTS = RESULTS / "volumes_costs.json"
+COSTS, SELECTION = RESULTS / "volumes_costs.json", RESULTS / "volumes_selection.json"
 _SEGRESNET: dict[str, Any] = {
     "_target_": "monai_sre.description.make_network",
     "target": "monai.networks.nets.SegResNet",
@@ -42,31 +54,41 @@ _SEGRESNET: dict[str, Any] = {
     "blocks_up": [1, 1],
 }
 _CONVERTED = {"_target_": _SEGRESNET["_target_"], "target": "monai_sre.convert_to_sre", "network": _SEGRESNET}
-_RESIDUAL = {"window_multiple": 4, "network_def": _SEGRESNET}
-_RADIAL = {"network_def#conv": "radial", "network_def#profile": "gaussian", "network_def#orthonormal": True}
-_IN_PLANE = {"network_def#axes": [0, 2]}
-_PLAIN, _TURNED = ("plain.json",), "random rotations and flips in training"
+_NO_MARGINS: dict[str, Any] = {"margins": 0.0}
+_MARGINS: dict[str, Any] = {"margins": 0.5}
+_RESIDUAL = _NO_MARGINS | {"window_multiple": 4, "network_def": _SEGRESNET}
+_RADIAL = _NO_MARGINS | {
+    "network_def#conv": "radial",
+    "network_def#profile": "gaussian",
+    "network_def#orthonormal": True,
+}
+_IN_PLANE = _NO_MARGINS | {"network_def#axes": [0, 2]}
+_PLAIN, _TURNED, _MOVED = ("plain.json",), "random rotations and flips in training", "margins in training"
 MODELS = {
-    "plain": Model("DynUNet", _PLAIN, colour="tab:blue"),
+    "plain": Model("DynUNet", _PLAIN, _NO_MARGINS, colour="tab:blue"),
     "plain-averaged": Model(
         "DynUNet, averaged over the 48 orientations",
         averaged="plain",
         sweep={"step": 360, "orientations": False, "random_rotations": 3},
     ),
-    "plain-turned": Model(f"DynUNet, {_TURNED}", _PLAIN, turned=True, colour="tab:orange"),
+    "plain-margins": Model(f"DynUNet, {_MOVED}", _PLAIN, _MARGINS),
+    "plain-turned": Model(f"DynUNet, {_TURNED}", _PLAIN, _NO_MARGINS, turned=True, colour="tab:orange"),
     "segresnet": Model("SegResNet", (), _RESIDUAL, colour="tab:cyan"),
     "segresnet-turned": Model(f"SegResNet, {_TURNED}", (), _RESIDUAL, turned=True, colour="tab:olive"),
     "converted": Model(
         "SegResNet, converted (`convert_to_sre`)",
         (),
-        {"network_def": _CONVERTED, "window_multiple": 4},
+        _RESIDUAL | {"network_def": _CONVERTED},
         colour="tab:green",
     ),
     "sre": Model("SRE-UNet, Gaussian rings", (), _RADIAL, colour="tab:pink"),
-    "harmonic": Model("SRE-UNet, Gaussian rings and harmonic energies (the bundle)", colour="tab:purple"),
+    "harmonic": Model("SRE-UNet, Gaussian rings and harmonic energies", (), _NO_MARGINS, colour="tab:purple"),
     "in-plane": Model("the same, symmetric in the coronal plane alone", (), _IN_PLANE, colour="tab:brown"),
+    "margins": Model(f"SRE-UNet with energies, {_MOVED} (the bundle)", (), _MARGINS, colour="black"),
 }
 _CLASSES = ("Anterior", "Posterior")
+#: Models whose step of training is that of another.
+_SAME_STEP = {"plain-averaged": "plain", "plain-margins": "plain", "margins": "harmonic"}
 
 
 class VolumeStudy(Study):
@@ -95,7 +117,25 @@ def cost_columns(_: str) -> dict[str, dict[str, str]]:
     """Of each model, the processor time of a step of training over that of the plain network."""
     times = json.loads(COSTS.read_text())["times"] if COSTS.is_file() else {}
     shares = {name: f"{value['ms'] / times['plain']['ms']:.2f}" for name, value in times.items()}
-    return {"time of a step": shares | ({"plain-averaged": shares["plain"]} if shares else {})}
+    return {"time of a step": shares | {name: shares[twin] for name, twin in _SAME_STEP.items() if shares}}
+
+
+def selection(_: object) -> list[str]:
+    """The table of :func:`select`."""
+    if not SELECTION.is_file():
+        return []
+    lines = [
+        "## The bundle's weights",
+        "",
+        "40 epochs, seed 0: Dice of the first 8 volumes of the validation set, by which these weights were chosen.",
+        "",
+        row("network", "upright", "mean of 12 random rotations"),
+        row("---", "---", "---"),
+    ]
+    for name, content in json.loads(SELECTION.read_text()).items():
+        swept = content["sweep"][BACKGROUND]
+        lines.append(row(MODELS[name].title, *(f"{swept[f'Dice {key}']:.3f}" for key in ("upright", "random mean"))))
+    return [*lines, ""]
 
 
 STUDY = VolumeStudy(
@@ -107,6 +147,7 @@ STUDY = VolumeStudy(
     step=45,
     swept=8,
     more_columns=cost_columns,
+    appendix=selection,
     intro=[
         "# Segmentation of the hippocampus at any orientation",
         "",
@@ -128,10 +169,22 @@ STUDY = VolumeStudy(
 )
 
 
+def select(arguments: argparse.Namespace) -> None:
+    """Random rotations of the validation set, by the network with energies with margins in training and without."""
+    source, found = source_of(HIPPOCAMPUS, arguments.dataset_dir), {}
+    for name in ("harmonic", "margins"):
+        work = Path(arguments.work) / f"{HIPPOCAMPUS}_{name}_lr{source.recipe['learning_rate']:g}_40_0"
+        sweep: dict[str, Any] = {"step": 360, "orientations": False, "random_rotations": 12, "num_val": STUDY.swept}
+        found[name] = evaluate(
+            source, MODELS[name], work / "selection", split="val", ckpt_dir=str(work / "models"), **sweep
+        )
+    write_json(SELECTION, found)
+
+
 def costs(arguments: argparse.Namespace) -> None:
     """Time of a step of training of each network."""
     source = source_of(HIPPOCAMPUS, arguments.dataset_dir)
-    steps = {name: _step(source, model) for name, model in MODELS.items() if not model.averaged}
+    steps = {name: _step(source, model) for name, model in MODELS.items() if name not in _SAME_STEP}
     times = interleaved(steps, Effort(seconds=0, clock="cpu"))
     write_json(COSTS, {"machine": machine("cpu"), "batch": 2, "times": times})
 
@@ -158,13 +211,13 @@ def picture(arguments: argparse.Namespace) -> None:
     folder = (
         Path(arguments.work) / f"{HIPPOCAMPUS}_plain_lr{first['learning_rate']:g}_{first['epochs']}_{first['seed']}"
     )
-    weights = {"plain": folder / "models" / "model.pt", "harmonic": source.bundle / "models" / "model.pt"}
+    weights = {"plain": folder / "models" / "model.pt", "margins": source.bundle / "models" / "model.pt"}
     networks = {}
     for name, path in weights.items():
         network = network_of(source, MODELS[name]).eval()
         network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
         networks[MODELS[name].title.split(",")[0]] = (network, windows_of(source, MODELS[name]))
-    case, views = first_test_image(source, MODELS["harmonic"]), {}
+    case, views = first_test_image(source, MODELS["margins"]), {}
     moves = sweep_transformations(3, orientations=True, random_rotations=1)
     named = {"upright": "0", "a quarter turn": "90 about axis 0", "a random rotation": "random 1"}
     for title, key in named.items():
@@ -182,4 +235,4 @@ def picture(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    main(STUDY, __doc__, costs=costs, picture=picture)
+    main(STUDY, __doc__, costs=costs, select=select, picture=picture)

@@ -88,7 +88,9 @@ KINDS: dict[str, Callable[[str, Any], object]] = {
     **dict.fromkeys(("size", "val_interval"), _from_1),
     **dict.fromkeys(("early_stopping", "every", "seed"), _from_0),
     **dict.fromkeys(("num_test", "num_val"), partial(_unless_none, _from_0)),
-    **dict.fromkeys(("field_threshold", "learning_rate", "weight_decay"), partial(_number, least=0, whole=False)),
+    **dict.fromkeys(
+        ("field_threshold", "learning_rate", "margins", "weight_decay"), partial(_number, least=0, whole=False)
+    ),
     "intensity_range": _range,
     **dict.fromkeys(("ckpt_dir", "dataset_dir", "dataset_name", "input", "output_dir"), _text),
 }

@@ -1,4 +1,4 @@
-"""Transforms of images and class maps: intensities, the fit to a square, class numbers of masks, and a field of view."""
+"""Transforms of images and class maps: intensities, fit to a square, class numbers of masks, a field of view, margins."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.transforms import InvertibleTransform, MapTransform
-from monai.utils import TraceKeys, convert_to_tensor
+from monai.transforms import InvertibleTransform, MapTransform, RandomizableTransform
+from monai.utils import TraceKeys, convert_to_tensor, ensure_tuple
 from PIL import ExifTags, Image
 from scipy import ndimage
 from torch import Tensor
@@ -29,6 +29,7 @@ __all__ = [
     "FitSquared",
     "IgnoreOutsided",
     "NormalizeFieldd",
+    "RandMargind",
     "ScaleToUnitd",
     "check_intensity_range",
     "fit_images",
@@ -463,6 +464,51 @@ class IgnoreOutsided(_FieldTransform):
                     "in its image; field_threshold=0 takes the whole of images that are no photographs of a bright disc"
                 )
             d[key] = torch.where(d[self.field_key] > 0, d[key], torch.full_like(d[key], -1.0))
+        return d
+
+
+# Margins --------------------------------------------------------------------------------------------------------------
+
+
+class RandMargind(RandomizableTransform, MapTransform):
+    """Move images and class maps within their frame at random, by up to half of it along each axis.
+
+    What enters has the image's background (:func:`monai_sre.data.background_value`) and, in class maps, class 0: so a network
+    learns what lies around an image that was turned, or in a window that reaches beyond it.
+
+    Args:
+        keys: of images and class maps of one size, shape ``(C, *spatial)``.
+        prob: probability of a move.
+        label_keys: those of ``keys`` that are class maps.
+
+    Raises:
+        ValueError: ``prob`` is not between 0 and 1.
+
+    Example:
+        >>> data = {"image": torch.arange(1.0, 5.0)[None], "label": torch.ones(1, 4)}
+        >>> moved = RandMargind(["image", "label"], prob=1.0).set_random_state(1)(data)
+        >>> moved["image"].tolist(), moved["label"].tolist()
+        ([[1.0, 1.0, 1.0, 2.0]], [[0.0, 0.0, 1.0, 1.0]])
+    """
+
+    def __init__(self, keys: KeysCollection, prob: float = 0.5, label_keys: KeysCollection = ("label",)) -> None:
+        if not 0 <= prob <= 1:
+            raise ValueError(f"prob must be between 0 and 1, got {prob}")
+        MapTransform.__init__(self, keys)
+        RandomizableTransform.__init__(self, prob)
+        self.label_keys = ensure_tuple(label_keys)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        self.randomize(None)
+        if not self._do_transform:
+            return d
+        size = d[self.first_key(d)].shape[1:]
+        steps = [int(self.R.randint(-(length // 2), length // 2 + 1)) for length in size]
+        pads = [pad for step in reversed(steps) for pad in (step, -step)]
+        for key in self.key_iterator(d):
+            fill = 0.0 if key in self.label_keys else background_value(d[key][None])[0]
+            d[key] = functional.pad(d[key] - fill, pads) + fill
         return d
 
 

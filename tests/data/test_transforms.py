@@ -24,6 +24,7 @@ from monai_sre.data import (
     FitSquared,
     IgnoreOutsided,
     NormalizeFieldd,
+    RandMargind,
     ReadImaged,
     ScaleToUnitd,
     fit_images,
@@ -383,3 +384,30 @@ def test_images_with_negative_values_are_all_field() -> None:
     image = torch.full((1, 6, 6), -1000.0)
     image[0, 2:4, 2:4] = 40.0
     assert FieldOfViewd("image", "fov")({"image": image})["fov"].sum() == 36
+
+
+# Margins --------------------------------------------------------------------------------------------------------------
+
+
+def test_images_and_class_maps_move_alike_and_what_enters_is_background() -> None:
+    """Of two channels each has its own background; a move reaches half of an axis at most, and all moves come up."""
+    image = torch.stack([torch.full((6, 4), 2.0), torch.full((6, 4), -3.0)])
+    image[:, 1:5, 1:3] = 9.0
+    label = (image[:1] == 9.0).float()
+    move, seen = RandMargind(["image", "label"], prob=1.0).set_random_state(0), set()
+    for _ in range(200):
+        moved = move({"image": image, "label": label})
+        assert torch.equal(moved["label"], (moved["image"][:1] == 9.0).float())
+        assert set(moved["image"][0].unique().tolist()) <= {2.0, 9.0}
+        assert set(moved["image"][1].unique().tolist()) <= {-3.0, 9.0}
+        inside = moved["label"][0].nonzero()
+        seen |= {tuple((inside.amin(dim=0) - 1).tolist()) if len(inside) == 8 else None}
+    assert {(0, 0), (1, 0), (-1, 1)} & seen
+    assert all(step is None or (abs(step[0]) <= 3 and abs(step[1]) <= 2) for step in seen)
+
+
+def test_without_a_move_the_sample_is_the_same_and_prob_is_checked() -> None:
+    data = {"image": torch.rand(1, 4, 4), "label": torch.zeros(1, 4, 4)}
+    assert RandMargind(["image", "label"], prob=0.0)(data)["image"] is data["image"]
+    with pytest.raises(ValueError, match="prob must be between 0 and 1, got 2"):
+        RandMargind("image", prob=2)
