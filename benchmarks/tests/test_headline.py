@@ -1,0 +1,15 @@
+"""README.md shows what the cells hold."""
+
+from __future__ import annotations
+
+from benchmarks.headline import PICTURE, README, ROWS, table
+
+
+def test_readme_has_the_table_of_the_committed_cells() -> None:
+    assert table() in README.read_text()
+    assert PICTURE.relative_to(README.parent).as_posix() in README.read_text()
+
+
+def test_a_row_holds_means_of_all_swept_seeds() -> None:
+    """By hand from the three files of each network."""
+    assert table(ROWS[3:4]).splitlines()[-1] == "| CHASE_DB1, Dice | 0.760 | 0.742 | 0.746 | 0.793 | 0.790 |"
