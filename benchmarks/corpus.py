@@ -147,10 +147,10 @@ def corpus() -> Iterator[Network]:
 
 MONAI: dict[str, Callable[[int], nn.Module]] = {
     "BasicUNet++": lambda d: nets.BasicUNetPlusPlus(d, 1, 2, features=(4, 4, 8, 8, 16, 4)),
-    "MedNeXt-S": lambda d: nets.MedNeXtSmall(d, in_channels=1, out_channels=2),
+    "MedNeXt-S": lambda d: nets.MedNeXtSmall(spatial_dims=d, in_channels=1, out_channels=2),
     "SegResNetDS": lambda d: nets.SegResNetDS(d, init_filters=8, in_channels=1, out_channels=2, blocks_down=(1, 1, 1)),
-    "RegUNet": lambda d: nets.RegUNet(d, 1, 4, depth=2, out_channels=d, extract_levels=(0, 1)),
-    "VoxelMorphUNet": lambda d: nets.VoxelMorphUNet(d, 1, (8, 8, 8, 8, 8, 8), (8, 8, 8, 8, 8, 8)),
+    "RegUNet": lambda d: nets.RegUNet(d, 1, 4, depth=2, out_channels=d, extract_levels=(0, 1, 2)),
+    "VoxelMorphUNet": lambda d: nets.VoxelMorphUNet(d, 2, 8, (4, 4, 8, 8), (8, 8)),
     "AutoencoderKL": lambda d: nets.AutoencoderKL(
         d, channels=(8, 8), num_res_blocks=(1, 1), attention_levels=(False, False), latent_channels=2, norm_num_groups=4
     ),
@@ -220,7 +220,8 @@ def examine(network: Network) -> dict[str, Any]:
     for size in SIZES[network.spatial_dims]:
         x = torch.randn(1, network.channels, *size, dtype=torch.float64)
         try:
-            shapes.append(_shapes(original, x))
+            with Unrounded():
+                shapes.append(_shapes(original, x))
         except Exception:  # a size that does not suit it, whatever it raises
             continue
         inputs.append(x)
@@ -239,6 +240,7 @@ def examine(network: Network) -> dict[str, Any]:
         return {**row, **judged(converted, inputs, shapes, network.options)}
 
 
+@torch.no_grad()  # with its graph, what some keep of their last run could not be copied
 def judged(converted: nn.Module, inputs: list[Tensor], shapes: list[Any], options: dict[str, Any]) -> dict[str, Any]:
     """The errors of a converted network."""
     row: dict[str, Any] = {}

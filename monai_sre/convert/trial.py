@@ -59,12 +59,14 @@ def prepared(network: nn.Module) -> Iterator[None]:
 
     Frozen parameters of two axes or more stay as they are: somebody has made them so, such as a filter. Tensors keep their
     identity and only refer to other values, so that shared ones stay shared; afterwards they refer to their own again. What
-    modules keep of their values in dictionaries is put back too. Casts to a shorter dtype do nothing (:class:`Unrounded`).
+    modules keep of a run as attributes, or in lists and dictionaries of tensors, is put back too. Casts to a shorter dtype do
+    nothing (:class:`Unrounded`).
     """
-    registers: list[Any] = [held for m in network.modules() for held in (m._parameters, m._buffers)]
+    registers: list[Any] = [held for m in network.modules() for held in (m._parameters, m._buffers, vars(m))]
     caches = [held for m in network.modules() for name, held in vars(m).items() if _is_cache(name, held)]
     registers += caches
     entries = [dict(held) for held in registers]
+    lists = [(held, held[:]) for m in network.modules() for held in vars(m).values() if _is_list_of_tensors(held)]
     originals = [(tensor, tensor.data) for tensor in (*network.parameters(), *network.buffers())]
     generator = torch.Generator().manual_seed(1)
     with undisturbed(network, training=False), torch.no_grad(), Unrounded():
@@ -79,6 +81,8 @@ def prepared(network: nn.Module) -> Iterator[None]:
             for held, entry in zip(registers, entries, strict=True):
                 held.clear()
                 held.update(entry)
+            for items, kept in lists:
+                items[:] = kept
             for tensor, values in originals:
                 tensor.data = values
 
@@ -107,6 +111,11 @@ _CASTS = (Tensor.float, Tensor.half, Tensor.bfloat16)
 def _is_cache(name: str, held: Any) -> bool:
     """Whether a module keeps tensors that it has computed there, by their device or size."""
     return type(held) is dict and not name.startswith("_") and all(isinstance(v, Tensor) for v in held.values())
+
+
+def _is_list_of_tensors(held: Any) -> bool:
+    """Whether a module may keep maps of its last run there, such as the outputs of deep supervision."""
+    return type(held) is list and all(isinstance(value, Tensor) for value in held)
 
 
 def _trial_values(tensor: Tensor, values: Tensor, generator: torch.Generator) -> Tensor:
