@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from monai_sre.convert import rules
-from monai_sre.convert.report import ConversionReport, Entry
+from monai_sre.convert.report import INTO_CHANNELS, WITHOUT_POSITIONS, ConversionReport, Entry
 from monai_sre.symmetry.error import (
     commutation_error,
     culprits,
@@ -292,7 +292,10 @@ def check(
             report.entries.append(Entry("", "refused", type(network).__name__, why))
             return
         if doubt:
-            why = f"it cannot be checked, as {doubt}; give verify an input that tells, or False"
+            why = (
+                f"it cannot be checked, as {doubt}; give verify an input that tells, convert the part of it that can be "
+                "checked, or give False"
+            )
             report.entries.append(Entry("", "refused", type(network).__name__, why))
             return
         report.errors = {name: max(value, report.errors.get(name, 0.0)) for name, value in errors.items()}
@@ -313,8 +316,9 @@ def check(
             why = f"it does not commute with {worst} (relative error of the network {errors[worst]:.1e})"
             for name in found:
                 if name not in known:
-                    module = network.get_submodule(name)
-                    after = why + cause(module, spatial_dims)
+                    module, parent = network.get_submodule(name), name.rpartition(".")[0]
+                    around = network.get_submodule(parent) if parent else module
+                    after = why + (cause(module, spatial_dims) or cause(around, spatial_dims))
                     report.entries.append(Entry(name, "refused", type(module).__name__, after))
             if found:
                 return
@@ -335,14 +339,14 @@ def cause(module: nn.Module, spatial_dims: int) -> str:
             *((f"{name}.{key}".lstrip("."), "") for key in part._parameters),
         ):
             if _POSITIONS.search(key.rpartition(".")[2]) or _POSITIONS.search(kind):
-                return f"; positions enter by {key or kind}: a network without them can be converted"
+                return f"; positions enter by {key or kind}: {WITHOUT_POSITIONS}"
     if _INTO_CHANNELS.search(type(module).__name__):
-        return "; it turns positions into channels, which a rotation exchanges: put a strided convolution in its place"
+        return f"; {INTO_CHANNELS}"
     for name, part in module.named_modules():
         own = getattr(part, "kernel_size", 1)
         if rules.acts_elsewhere(part, spatial_dims) and own not in (1, (1,)):
             kind = f"{name} ({type(part).__name__})" if name else "it"
-            return f"; {kind} acts along positions in a row, or on channels beside them"
+            return f"; {kind} acts along positions in a row, or on channels beside them: let it act on the map"
     return ""
 
 
