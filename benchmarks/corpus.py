@@ -172,7 +172,7 @@ def corpus() -> Iterator[Network]:
 
 MONAI: dict[str, Callable[[int], nn.Module]] = {
     "BasicUNet++": lambda d: nets.BasicUNetPlusPlus(d, 1, 2, features=(4, 4, 8, 8, 16, 4)),
-    "MedNeXt-S": lambda d: nets.MedNeXtSmall(spatial_dims=d, in_channels=1, out_channels=2),
+    "MedNeXt-S": lambda d: nets.MedNeXt(d, 8, 1, 2, kernel_size=3, use_residual_connection=True),
     "SegResNetDS": lambda d: nets.SegResNetDS(d, init_filters=8, in_channels=1, out_channels=2, blocks_down=(1, 1, 1)),
     "RegUNet": lambda d: nets.RegUNet(d, 1, 4, depth=2, out_channels=d, extract_levels=(0, 1, 2)),
     "VoxelMorphUNet": lambda d: nets.VoxelMorphUNet(d, 2, 8, (4, 4, 8, 8), (8, 8)),

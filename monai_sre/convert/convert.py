@@ -372,13 +372,8 @@ class _Plan:
         calls = self.calls.get(id(module))
         if calls is not None and id(module) not in self.blocks:
             self._read_calls(name, calls)
-        elif rules.map_axes(module, self.spatial_dims) and self.options.axes is self.options.spacing is None:
-            # over the image and, with one tap, over channels beside it
-            options = replace(self.options, axes=rules.map_axes(module, self.spatial_dims), kernel_size=None, conv="radial")
-            self._record(name, module, rules.convert_conv(module, options, None, None))  # type: ignore[arg-type]
         elif rules.acts_elsewhere(module, self.spatial_dims):
-            axes = f"it acts on another number of axes than the {self.spatial_dims} of the image"
-            self._record(name, module, Kept(axes))
+            self._record(name, module, rules.convert_elsewhere(module, self.spatial_dims, self.options))
         elif isinstance(module, _ConvTransposeNd):
             self._record(name, module, rules.convert_transposed(module, self.options, self._spacing(module)))
         elif isinstance(module, _ConvNd):

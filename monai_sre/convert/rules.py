@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -248,17 +248,14 @@ def acts_elsewhere(module: nn.Module, spatial_dims: int) -> bool:
     return int(torch_base(module).__name__[-2]) != spatial_dims
 
 
-def map_axes(module: nn.Module, spatial_dims: int) -> tuple[int, ...]:
-    """The axes along which a convolution of more axes than the image has more than one tap, if these may be the image's.
-
-    Example:
-        >>> map_axes(nn.Conv3d(1, 4, (3, 3, 1)), 2), map_axes(nn.Conv1d(1, 1, 3), 2)
-        ((0, 1), ())
-    """
-    if not isinstance(module, _ConvNd) or isinstance(module, _ConvTransposeNd) or len(module.kernel_size) <= spatial_dims:
-        return ()
-    wide = tuple(axis for axis, taps in enumerate(module.kernel_size) if taps > 1)
-    return wide if len(wide) == spatial_dims else ()
+def convert_elsewhere(module: nn.Module, spatial_dims: int, options: Options) -> Replaced | Kept:
+    """The counterpart of a layer that :func:`acts_elsewhere`: radial over the map, if it has one tap along all else."""
+    if isinstance(module, _ConvNd) and not isinstance(module, _ConvTransposeNd):
+        wide = tuple(axis for axis, taps in enumerate(module.kernel_size) if taps > 1)
+        over_map = spatial_dims == len(wide) < len(module.kernel_size)
+        if over_map and options.axes is None and options.spacing is None:
+            return convert_conv(module, replace(options, axes=wide, kernel_size=None, conv="radial"), None, None)
+    return Kept(f"it acts on another number of axes than the {spatial_dims} of the image")
 
 
 def radial_kernel(
