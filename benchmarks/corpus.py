@@ -424,7 +424,7 @@ def obstacles(rows: Sequence[dict[str, Any]]) -> str:
     more = sum(count for name, count in found.items() if name)
     exact = sum(row["state"] == "exact" for row in rows)
     lines = [
-        f"{more} networks have another obstacle than grids, pads and pools; of the other {len(rows) - more}, {exact} are exact.",
+        f"{more} networks have obstacles besides grids, pads and pools; of the other {len(rows) - more}, {exact} are exact.",
         "",
         markdown(["obstacle", "networks"], [[name, str(found[name])] for name in OBSTACLES]),
     ]

@@ -525,9 +525,9 @@ def _what_it_mixes(here: CentredFunctions, x: Any, *more: Any) -> str:
     """What a change of shape does to positions that a head or a map cannot take, and the way out; ``""`` for nothing."""
     ndim = here.spatial_dims
     sizes = tuple(more[0] if len(more) == 1 and isinstance(more[0], Sequence) else more)
-    if _is_map(here, x, ndim) and x.shape[2:].numel() > 1:
-        if sizes in ((1,), (1, -1), (len(x), -1), (len(x), x[0].numel())):
-            return ", which makes features of positions: take a global pool in front of it"
+    of_map = _is_map(here, x, ndim) and x.shape[2:].numel() > 1
+    if of_map and sizes in ((1,), (1, -1), (len(x), -1), (len(x), x[0].numel())):
+        return ", which makes features of positions: take a global pool in front of it"
     rows = isinstance(x, Tensor) and x.dim() == 3 and len(sizes) == ndim + 2 and sizes[0] == len(x)
     if rows and math.prod(sizes[2:]) == x.shape[1] != x.shape[2]:
         return ", which makes a map of rows of channels: transpose it first"

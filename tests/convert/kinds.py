@@ -245,7 +245,11 @@ class BesideChannels(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.down, self.across, self.mix = stage(1, 4, 2), nn.Conv3d(1, 2, (3, 3, 1), padding=(1, 1, 0)), nn.Conv2d(8, 3, 1)
+        self.down, self.across, self.mix = (
+            stage(1, 4, 2),
+            nn.Conv3d(1, 2, (3, 3, 1), padding=(1, 1, 0)),
+            nn.Conv2d(8, 3, 1),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         maps = self.across(self.down(x).movedim(1, -1).unsqueeze(1))
