@@ -397,7 +397,6 @@ def table(content: dict[str, Any]) -> str:
         "",
         markdown(["package", *states], summary),
         obstacles(rows),
-        "",
         "A step of training (SGD, float32), then `fold_sre`, `torch.onnx.export`, and ONNX Runtime at each size: the",
         "relative difference of its outputs from those of the converted network.",
         "",

@@ -350,7 +350,7 @@ def cause(module: nn.Module, spatial_dims: int) -> str:
     return ""
 
 
-_INTO_CHANNELS = re.compile(r"space_?to_?depth|unshuffle|focus|patch_?merg", re.I)
+_INTO_CHANNELS = re.compile(r"space_?to_?depth|unshuffle|focus|patch_?merg|dct", re.I)
 #: Names of what tells positions apart.
 _POSITIONS = re.compile(
     r"pos(ition(al)?)?_?(emb|enc|bias)|rel(ative)?_?pos|attention_bias|(height|width)_rel|rel_(h|w|height|width)$|rope",
