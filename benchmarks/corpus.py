@@ -6,9 +6,11 @@
 
 ``fill`` converts one network after the other, with random weights, each in a process of its own with a limit of processor
 time and of memory, and writes ``benchmarks/results/corpus.json`` after each; networks that are there already are left out.
-``report`` writes ``corpus.md``. The error is the largest of :func:`monai_sre.equivariance_error` in float64, over sizes that
-the network accepts (odd, even and unequal ones where it does) and over the symmetries of the grid (all 8 in 2-D, those that
-generate the 48 in 3-D and for images of more than 128 pixels a side). Exact: at most 1e-9; networks amplify rounding.
+``report`` writes ``corpus.md``. Some networks (:data:`DEPLOYED`) also take a step of training, are folded and go to ONNX.
+
+The error is the largest of :func:`monai_sre.equivariance_error` in float64, over sizes that the network accepts (odd, even
+and unequal ones where it does) and over the symmetries of the grid (all 8 in 2-D, those that generate the 48 in 3-D and for
+images of more than 128 pixels a side). Exact: at most 1e-9; networks amplify rounding.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from __future__ import annotations
 import argparse
 import copy
 import fnmatch
+import io
 import json
 import multiprocessing
 import re
@@ -50,7 +53,7 @@ SECONDS, BYTES = 150, 8 << 30
 #: Sizes to measure at; the first three that the network accepts.
 SIZES = {
     2: ((75, 61), (64, 96), (96, 64), (128, 128), (224, 224), (256, 256), (320, 320), (512, 512)),
-    3: ((33, 36, 32), (37, 37, 37), (32, 48, 32), (64, 64, 64), (32, 112, 112)),
+    3: ((33, 36, 32), (37, 37, 37), (32, 48, 32), (64, 64, 64), (32, 112, 112), (16, 224, 224)),
 }
 
 
@@ -79,6 +82,25 @@ TIMM = _names("""
     swiftformer_xs shvit_s1 iformer_t csatv2
     inception_v3 inception_v4 inception_resnet_v2 xception41 legacy_xception nasnetalarge pnasnet5large vgg11_bn
 """)
+#: Without the tables of positions that they are refused for.
+WITHOUT_POSITIONS = {"edgenext_xx_small": "use_pos_emb", "xcit_nano_12_p16_224": "use_pos_embed"}
+#: Trained for a step, folded and run by ONNX Runtime.
+DEPLOYED = (
+    "smp Unet resnet18",
+    "smp Unet tu-convnext_atto",
+    "timm tf_efficientnet_b0",
+    "timm nf_resnet50",
+    "nnU-Net PlainConvUNet 2-D",
+)
+#: What a network may have besides grids, pads and pools that cannot be made symmetric, by words of its refusal.
+OBSTACLES = {
+    "tables of positions, windows": r"position embedding|positions enter by",
+    "a flattened map in front of the head": "makes features of positions",
+    "positions turned into channels, or channels into positions": "positions into channels|rows of channels",
+    "pools or convolutions along flattened positions": "along positions in a row",
+    "kernels of unequal sides that change the size": "kernel_size=.* differs",
+    "random numbers in eval mode": "draws random numbers",
+}
 TORCHVISION = _names("""
     alexnet vgg11_bn resnet18 resnext50_32x4d densenet121 squeezenet1_1 googlenet inception_v3 mobilenet_v2
     mobilenet_v3_small mnasnet0_5 shufflenet_v2_x0_5 efficientnet_b0 efficientnet_v2_s regnet_y_400mf convnext_tiny maxvit_t
@@ -123,6 +145,9 @@ def corpus() -> Iterator[Network]:
     timm, vision, smp = (import_module(name) for name in ("timm", "torchvision", "segmentation_models_pytorch"))
     for name in TIMM:
         yield Network(f"timm {name}", partial(timm.create_model, name, num_classes=10))
+    for name, option in WITHOUT_POSITIONS.items():
+        build = partial(timm.create_model, name, num_classes=10, **{option: False})
+        yield Network(f"timm {name} {option}=False", build)
     for name in (*TORCHVISION, *TORCHVISION_3D):
         kwargs = {"weights": None, "num_classes": 10}
         kwargs |= {"weights_backbone": None} if name.startswith(("fcn", "deeplab", "lraspp")) else {}
@@ -147,10 +172,10 @@ def corpus() -> Iterator[Network]:
 
 MONAI: dict[str, Callable[[int], nn.Module]] = {
     "BasicUNet++": lambda d: nets.BasicUNetPlusPlus(d, 1, 2, features=(4, 4, 8, 8, 16, 4)),
-    "MedNeXt-S": lambda d: nets.MedNeXtSmall(d, in_channels=1, out_channels=2),
+    "MedNeXt-S": lambda d: nets.MedNeXt(d, 8, 1, 2, kernel_size=3, use_residual_connection=True),
     "SegResNetDS": lambda d: nets.SegResNetDS(d, init_filters=8, in_channels=1, out_channels=2, blocks_down=(1, 1, 1)),
-    "RegUNet": lambda d: nets.RegUNet(d, 1, 4, depth=2, out_channels=d, extract_levels=(0, 1)),
-    "VoxelMorphUNet": lambda d: nets.VoxelMorphUNet(d, 1, (8, 8, 8, 8, 8, 8), (8, 8, 8, 8, 8, 8)),
+    "RegUNet": lambda d: nets.RegUNet(d, 1, 4, depth=2, out_channels=d, extract_levels=(0, 1, 2)),
+    "VoxelMorphUNet": lambda d: nets.VoxelMorphUNet(d, 2, 8, (4, 4, 8, 8), (8, 8)),
     "AutoencoderKL": lambda d: nets.AutoencoderKL(
         d, channels=(8, 8), num_res_blocks=(1, 1), attention_levels=(False, False), latent_channels=2, norm_num_groups=4
     ),
@@ -220,7 +245,8 @@ def examine(network: Network) -> dict[str, Any]:
     for size in SIZES[network.spatial_dims]:
         x = torch.randn(1, network.channels, *size, dtype=torch.float64)
         try:
-            shapes.append(_shapes(original, x))
+            with Unrounded():
+                shapes.append(_shapes(original, x))
         except Exception:  # a size that does not suit it, whatever it raises
             continue
         inputs.append(x)
@@ -236,9 +262,11 @@ def examine(network: Network) -> dict[str, Any]:
     report = conversion_report(converted)
     row["replaced"] = len(report.replaced)
     with Unrounded():
-        return {**row, **judged(converted, inputs, shapes, network.options)}
+        row |= judged(converted, inputs, shapes, network.options)
+    return {**row, **deployed(converted.float(), inputs)} if network.name in DEPLOYED else row
 
 
+@torch.no_grad()  # with its graph, what some keep of their last run could not be copied
 def judged(converted: nn.Module, inputs: list[Tensor], shapes: list[Any], options: dict[str, Any]) -> dict[str, Any]:
     """The errors of a converted network."""
     row: dict[str, Any] = {}
@@ -253,6 +281,34 @@ def judged(converted: nn.Module, inputs: list[Tensor], shapes: list[Any], option
         row["folded"] = max(gaps)
     exact = row["error"] <= EXACT and row.get("folded", 0.0) <= EXACT
     return {**row, "state": "exact" if exact else "failed"}
+
+
+def deployed(network: nn.Module, inputs: list[Tensor]) -> dict[str, Any]:
+    """Losses before and after a step of training; then the relative differences of ONNX Runtime's outputs. In float32."""
+    import onnxruntime
+
+    x, *others = (image.float() for image in inputs)
+    target = torch.zeros_like(network(x))
+    optimiser = torch.optim.SGD(network.parameters(), lr=1e-3)
+    losses = []
+    network.train()
+    for _ in range(2):
+        optimiser.zero_grad()
+        loss = nn.functional.mse_loss(network(x), target)
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    folded, file = fold_sre(copy.deepcopy(network.eval())), io.BytesIO()
+    sizes = {0: torch.export.Dim("batch"), 2: torch.export.Dim("height"), 3: torch.export.Dim("width")}
+    torch.onnx.export(folded, (x,), file, input_names=["x"], dynamo=True, dynamic_shapes=(sizes,), verbose=False)
+    session = onnxruntime.InferenceSession(file.getvalue(), providers=["CPUExecutionProvider"])
+    gaps = {}
+    for image in (x, *others):
+        with torch.no_grad():
+            expected = network(image)
+        gap = (torch.from_numpy(session.run(None, {"x": image.numpy()})[0]) - expected).norm() / expected.norm()
+        gaps["x".join(map(str, image.shape[2:]))] = float(gap)
+    return {"losses": losses, "onnx": gaps, "onnx_bytes": len(file.getvalue())}
 
 
 @torch.no_grad()
@@ -340,6 +396,11 @@ def table(content: dict[str, Any]) -> str:
         "Error: the largest over the sizes and the symmetries of the grid; folded: of the outputs after `fold_sre`.",
         "",
         markdown(["package", *states], summary),
+        obstacles(rows),
+        "A step of training (SGD, float32), then `fold_sre`, `torch.onnx.export`, and ONNX Runtime at each size: the",
+        "relative difference of its outputs from those of the converted network.",
+        "",
+        markdown(["network", "loss before", "after", "differences in ONNX Runtime", "MB"], exported(rows)),
     ]
     cells = []
     for row in rows:
@@ -350,6 +411,37 @@ def table(content: dict[str, Any]) -> str:
         cells.append([row["network"], sizes, row["state"], *errors, text])
     lines.append(markdown(["network", "sizes", "", "error", "folded", "why"], cells))
     return "\n".join(lines)
+
+
+def obstacles(rows: Sequence[dict[str, Any]]) -> str:
+    """How many networks have an obstacle besides grids, pads and pools, and how many of the others are exact."""
+    found: Counter[str] = Counter()
+    for row in rows:
+        if row["state"] == "refused":
+            why = " ".join(row["why"])
+            found[next((name for name, words in OBSTACLES.items() if re.search(words, why)), "")] += 1
+    more = sum(count for name, count in found.items() if name)
+    exact = sum(row["state"] == "exact" for row in rows)
+    lines = [
+        f"{more} networks have obstacles besides grids, pads and pools; of the other {len(rows) - more}, {exact} are exact.",
+        "",
+        markdown(["obstacle", "networks"], [[name, str(found[name])] for name in OBSTACLES]),
+    ]
+    return "\n".join(lines)
+
+
+def exported(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """The cells of those of :data:`DEPLOYED`."""
+    return [
+        [
+            row["network"],
+            *(f"{loss:.4g}" for loss in row["losses"]),
+            ", ".join(f"{size}: {gap:.0e}" for size, gap in row["onnx"].items()),
+            f"{row['onnx_bytes'] / 1e6:.0f}",
+        ]
+        for row in rows
+        if "onnx" in row
+    ]
 
 
 def main() -> None:

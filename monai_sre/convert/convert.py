@@ -20,6 +20,8 @@ from monai_sre.convert.carried import carry_hooks, share_parameters
 from monai_sre.convert.options import Options
 from monai_sre.convert.report import (
     ATTRIBUTE,
+    INTO_CHANNELS,
+    WITHOUT_POSITIONS,
     ConversionReport,
     Entry,
     RefusedError,
@@ -40,17 +42,17 @@ _ABSENT = object()
 #: Modules without an equivariant counterpart, by a base class of theirs.
 _WITHOUT_COUNTERPART: dict[type[nn.Module], str] = {
     nn.RNNBase: "a recurrent layer reads positions in an order",
-    nn.Unfold: "unfolding turns positions into channels",
-    nn.Fold: "folding turns channels into positions",
-    nn.PixelUnshuffle: "it turns positions into channels, which a rotation exchanges",
-    nn.FractionalMaxPool2d: "its windows are random",
-    nn.FractionalMaxPool3d: "its windows are random",
-    nn.MaxUnpool1d: "it takes positions on the grid",
-    nn.MaxUnpool2d: "it takes positions on the grid",
-    nn.MaxUnpool3d: "it takes positions on the grid",
-    nn.LPPool1d: "it has no centred counterpart",
-    nn.LPPool2d: "it has no centred counterpart",
-    nn.LPPool3d: "it has no centred counterpart",
+    nn.Unfold: "unfolding turns positions into channels: take a convolution",
+    nn.Fold: "folding turns channels into positions: take a transposed convolution",
+    nn.PixelUnshuffle: INTO_CHANNELS,
+    nn.FractionalMaxPool2d: "its windows are random: take a max pool",
+    nn.FractionalMaxPool3d: "its windows are random: take a max pool",
+    nn.MaxUnpool1d: "it takes positions on the grid: take an upsampling",
+    nn.MaxUnpool2d: "it takes positions on the grid: take an upsampling",
+    nn.MaxUnpool3d: "it takes positions on the grid: take an upsampling",
+    nn.LPPool1d: "it has no centred counterpart: take an average pool",
+    nn.LPPool2d: "it has no centred counterpart: take an average pool",
+    nn.LPPool3d: "it has no centred counterpart: take an average pool",
 }
 
 
@@ -349,7 +351,7 @@ class _Plan:
     def _read_shortcut(self, name: str, module: nn.Module) -> None:
         shortcut: Any = module.downsample
         if getattr(shortcut.func, "__name__", "") != "_downsample_basic_block":
-            raise RefusedError("its downsample is a function that is not known here")
+            raise RefusedError("its downsample is a function that is not known here: take a module, or shortcut type B")
         new = monai_blocks.CentredPadShortcut(
             shortcut.keywords["planes"], shortcut.keywords["stride"], self.options.antialias
         )
@@ -364,15 +366,14 @@ class _Plan:
             raise RefusedError(reasons[0])
         positions = [key for key in module._parameters if "pos_emb" in key or "position_emb" in key]
         if positions:
-            raise RefusedError(f"its parameter {positions[0]} is a position embedding")
+            raise RefusedError(f"its parameter {positions[0]} is a position embedding: {WITHOUT_POSITIONS}")
         if isinstance(module, nn.LayerNorm) and len(module.normalized_shape) > 1 and module.elementwise_affine:
-            raise RefusedError("it has weights of its own for each position")
+            raise RefusedError("it has weights of its own for each position: take one with elementwise_affine=False")
         calls = self.calls.get(id(module))
         if calls is not None and id(module) not in self.blocks:
             self._read_calls(name, calls)
         elif rules.acts_elsewhere(module, self.spatial_dims):
-            axes = f"it acts on another number of axes than the {self.spatial_dims} of the image"
-            self._record(name, module, Kept(axes))
+            self._record(name, module, rules.convert_elsewhere(module, self.spatial_dims, self.options))
         elif isinstance(module, _ConvTransposeNd):
             self._record(name, module, rules.convert_transposed(module, self.options, self._spacing(module)))
         elif isinstance(module, _ConvNd):

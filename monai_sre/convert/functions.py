@@ -16,6 +16,7 @@ Which modules these are is found by running the network in eval mode (:func:`cal
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -34,7 +35,7 @@ from torch.utils._pytree import tree_leaves
 
 from monai_sre.convert.monai_blocks import CentredShuffle
 from monai_sre.convert.options import Options
-from monai_sre.convert.report import RefusedError
+from monai_sre.convert.report import INDICES, INTO_CHANNELS, RefusedError
 from monai_sre.convert.rules import has_own_forward, radial_projection
 from monai_sre.layers.pool import CentredNearest
 from monai_sre.ops.conv import centred_conv, centred_conv_transpose
@@ -151,8 +152,8 @@ class _Observer(CentredFunctions):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         rule = _RULES.get(func)
-        flattened = func in _FLATTENING and _flattens(self, *args)
-        frame = _users_frame() if rule is not None or func in _DOUBTFUL or flattened else None
+        reshaped = _what_it_mixes(self, *args, *kwargs.values()) if func in _RESHAPING else ""
+        frame = _users_frame() if rule is not None or func in _DOUBTFUL or reshaped else None
         if frame is None:
             return func(*args, **kwargs)
         owner = self._owner(frame)
@@ -164,8 +165,7 @@ class _Observer(CentredFunctions):
                 calls.left.add(_short(frame))
                 rule = None
         if rule is None:
-            way_out = ", which makes features of positions: take a global pool in front of it" if flattened else ""
-            calls.doubtful.append(where + way_out)
+            calls.doubtful.append(where + reshaped)
             return func(*args, **kwargs)
         self.fixed, self.spacing = is_fixed(owner), self.spacings.get(id(owner), self.options.spacing)
         self.shape, out = None, None
@@ -365,7 +365,7 @@ def _max_pool(ndim: int) -> Callable[..., Tensor | None]:
         if not _is_map(here, input, ndim):
             return None
         if return_indices:
-            raise RefusedError(_POSITIONS)
+            raise RefusedError(INDICES)
         stride = kernel_size if stride is None or stride == [] else stride
         shape = (_per_axis(value, ndim) for value in (kernel_size, stride, padding, dilation))
         return _pooled(here, "CENTREDMAX", input, *shape, ceil_mode)  # type: ignore[misc]
@@ -387,7 +387,7 @@ def _avg_pool(ndim: int) -> Callable[..., Tensor | None]:
         if not _is_map(here, input, ndim):
             return None
         if divisor_override is not None:
-            raise RefusedError(f"divisor_override={divisor_override} has no centred counterpart")
+            raise RefusedError(f"divisor_override={divisor_override} has no centred counterpart: leave it out")
         stride = kernel_size if stride is None or stride == [] else stride
         shape = (_per_axis(value, ndim) for value in (kernel_size, stride, padding))
         return _pooled(here, "CENTREDAVG", input, *shape, ceil_mode, count_include_pad)  # type: ignore[misc]
@@ -507,7 +507,10 @@ def _every(here: CentredFunctions, x: Tensor, index: tuple[Any, ...]) -> Tensor:
     steps = [item.step for item in slices]
     here.options.check_alike("step", steps)
     if any(item.start or item.stop is not None for item in slices):
-        raise RefusedError("as it starts or stops at some pixel: a rotation exchanges what such slices hold")
+        raise RefusedError(
+            "as it starts or stops at some pixel: a rotation exchanges what such slices hold, so put a strided convolution "
+            "in its place"
+        )
     x = x[index[:2]]
     if here.options.antialias:
         return centred_blur_pool(x, steps, blur_width(here.options.antialias))
@@ -518,12 +521,17 @@ def _pixel_shuffle(here: CentredFunctions, input: Tensor, upscale_factor: int) -
     return CentredShuffle(upscale_factor, 2)(input) if _is_map(here, input, 2) else None  # type: ignore[no-any-return]
 
 
-def _flattens(here: CentredFunctions, x: Any, *more: Any) -> bool:
-    """Whether the positions of a map become features: ``(N, C * positions)``."""
-    if not _is_map(here, x, here.spatial_dims) or x.shape[2:].numel() == 1:
-        return False
-    sizes = more[0] if len(more) == 1 and isinstance(more[0], Sequence) else more
-    return tuple(sizes) in ((1,), (1, -1), (len(x), -1), (len(x), x[0].numel()))
+def _what_it_mixes(here: CentredFunctions, x: Any, *more: Any) -> str:
+    """What a change of shape does to positions that a head or a map cannot take, and the way out; ``""`` for nothing."""
+    ndim = here.spatial_dims
+    sizes = tuple(more[0] if len(more) == 1 and isinstance(more[0], Sequence) else more)
+    of_map = _is_map(here, x, ndim) and x.shape[2:].numel() > 1
+    if of_map and sizes in ((1,), (1, -1), (len(x), -1), (len(x), x[0].numel())):
+        return ", which makes features of positions: take a global pool in front of it"
+    rows = isinstance(x, Tensor) and x.dim() == 3 and len(sizes) == ndim + 2 and sizes[0] == len(x)
+    if rows and math.prod(sizes[2:]) == x.shape[1] != x.shape[2]:
+        return ", which makes a map of rows of channels: transpose it first"
+    return ""
 
 
 def _refused(reason: str) -> Callable[..., None]:
@@ -534,12 +542,11 @@ def _refused(reason: str) -> Callable[..., None]:
     return rule
 
 
-_POSITIONS = "return_indices gives positions on the grid, which turn with it"
 _RULES: dict[Any, Callable[..., Tensor | None]] = {
     functional.interpolate: _interpolate,
     functional.pad: _pad,
     torch.pixel_shuffle: _pixel_shuffle,
-    torch.pixel_unshuffle: _refused("as it turns positions into channels, which a rotation exchanges"),
+    torch.pixel_unshuffle: _refused(f"as {INTO_CHANNELS}"),
     Tensor.__getitem__: _getitem,
 }
 #: What may or may not break the symmetry, which the check finds: named with its place where it does.
@@ -551,15 +558,15 @@ _DOUBTFUL = {
     Tensor.unfold,
     torch.roll,
 }
-_FLATTENING = {torch.flatten, Tensor.flatten, Tensor.view, Tensor.reshape, torch.reshape}
+_RESHAPING = {torch.flatten, Tensor.flatten, Tensor.view, Tensor.reshape, torch.reshape}
 for _n in (1, 2, 3):
     _RULES |= {
         getattr(functional, f"max_pool{_n}d"): _max_pool(_n),
         getattr(torch, f"max_pool{_n}d"): _max_pool(_n),
-        getattr(functional, f"max_pool{_n}d_with_indices"): _refused(_POSITIONS),
-        getattr(functional, f"adaptive_max_pool{_n}d_with_indices"): _refused(_POSITIONS),
+        getattr(functional, f"max_pool{_n}d_with_indices"): _refused(INDICES),
+        getattr(functional, f"adaptive_max_pool{_n}d_with_indices"): _refused(INDICES),
         getattr(functional, f"avg_pool{_n}d"): _avg_pool(_n),
         getattr(torch, f"conv{_n}d"): _conv,
         getattr(torch, f"conv_transpose{_n}d"): _conv_transpose,
-        getattr(functional, f"lp_pool{_n}d"): _refused("as it has none"),
+        getattr(functional, f"lp_pool{_n}d"): _refused("as it has none: take an average pool"),
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd, _AvgPoolNd, _MaxPoolNd
 
 from monai_sre.convert.options import Options, add_energies, embed, fill, make_layer, project
-from monai_sre.convert.report import RefusedError
+from monai_sre.convert.report import INDICES, RefusedError
 from monai_sre.layers import centred
 from monai_sre.layers.pool import CentredNearest, CentredPad
 from monai_sre.ops.arguments import on_cpu
@@ -61,6 +61,8 @@ def convert_conv(
     Raises:
         RefusedError: it cannot be made equivariant; so does every rule here.
     """
+    if has_own_forward(conv) and max(*conv.kernel_size, *conv.stride) == 1:
+        return Kept("a 1-tap kernel is radial; it was not seen to run")
     ndim = _spatial_dims(conv, "CONV")
     taps, stride, dilation = list(conv.kernel_size), conv.stride, conv.dilation
     pads = _conv_pads(conv)
@@ -190,7 +192,7 @@ def convert_pool(pool: nn.Module, options: Options) -> Replaced | Kept:
     ndim = int(_torch_base(pool, "pools").__name__[-2])
     if isinstance(pool, (_AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd)):
         if getattr(pool, "return_indices", False):
-            raise RefusedError("return_indices gives positions on the grid, which turn with it")
+            raise RefusedError(INDICES)
         size: Any = pool.output_size
         options.check_alike("output_size", [size] * ndim if not isinstance(size, Sequence) else list(size))
         return Kept("adaptive windows lie alike at both ends")
@@ -204,7 +206,7 @@ def convert_pool(pool: nn.Module, options: Options) -> Replaced | Kept:
         dilation = _per_axis(pool.dilation, ndim)
         options.check_alike("dilation", dilation)
         if pool.return_indices:
-            raise RefusedError("return_indices gives positions on the grid, which turn with it")
+            raise RefusedError(INDICES)
         if not strided:
             return Kept("stride 1")
         new: nn.Module = Pool["CENTREDMAX", ndim](
@@ -214,7 +216,7 @@ def convert_pool(pool: nn.Module, options: Options) -> Replaced | Kept:
     if not strided:
         return Kept("stride 1")
     if getattr(pool, "divisor_override", None) is not None:
-        raise RefusedError(f"divisor_override={pool.divisor_override} has no centred counterpart")
+        raise RefusedError(f"divisor_override={pool.divisor_override} has no centred counterpart: leave it out")
     ceil_mode, count_include_pad = bool(pool.ceil_mode), bool(pool.count_include_pad)
     new = Pool["CENTREDAVG", ndim](kernel, stride, padding, ceil_mode, count_include_pad, antialias=options.antialias)
     return Replaced(new)
@@ -244,6 +246,16 @@ def acts_elsewhere(module: nn.Module, spatial_dims: int) -> bool:
     if not (isinstance(module, _ConvNd) or is_pool(module)):
         return False
     return int(torch_base(module).__name__[-2]) != spatial_dims
+
+
+def convert_elsewhere(module: nn.Module, spatial_dims: int, options: Options) -> Replaced | Kept:
+    """The counterpart of a layer that :func:`acts_elsewhere`: radial over the map, if it has one tap along all else."""
+    if isinstance(module, _ConvNd) and not isinstance(module, _ConvTransposeNd):
+        wide = tuple(axis for axis, taps in enumerate(module.kernel_size) if taps > 1)
+        over_map = spatial_dims == len(wide) < len(module.kernel_size)
+        if over_map and options.axes is None and options.spacing is None:
+            return convert_conv(module, replace(options, axes=wide, kernel_size=None, conv="radial"), None, None)
+    return Kept(f"it acts on another number of axes than the {spatial_dims} of the image")
 
 
 def radial_kernel(
@@ -316,7 +328,9 @@ def _torch_base(module: nn.Module, verb: str) -> type[nn.Module]:
     """PyTorch's own class of a module, unless a subclass of it does something else."""
     base = torch_base(module)
     if has_own_forward(module):
-        raise RefusedError(f"{type(module).__name__} changes how {base.__name__} {verb}, and was not seen to run")
+        raise RefusedError(
+            f"{type(module).__name__} changes how {base.__name__} {verb}, and was not seen to run: remove it"
+        )
     return base
 
 

@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from monai_sre.convert import rules
-from monai_sre.convert.report import ConversionReport, Entry
+from monai_sre.convert.report import INTO_CHANNELS, WITHOUT_POSITIONS, ConversionReport, Entry
 from monai_sre.symmetry.error import (
     commutation_error,
     culprits,
@@ -59,12 +59,14 @@ def prepared(network: nn.Module) -> Iterator[None]:
 
     Frozen parameters of two axes or more stay as they are: somebody has made them so, such as a filter. Tensors keep their
     identity and only refer to other values, so that shared ones stay shared; afterwards they refer to their own again. What
-    modules keep of their values in dictionaries is put back too. Casts to a shorter dtype do nothing (:class:`Unrounded`).
+    modules keep of a run as attributes, or in lists and dictionaries of tensors, is put back too. Casts to a shorter dtype do
+    nothing (:class:`Unrounded`).
     """
-    registers: list[Any] = [held for m in network.modules() for held in (m._parameters, m._buffers)]
+    registers: list[Any] = [held for m in network.modules() for held in (m._parameters, m._buffers, vars(m))]
     caches = [held for m in network.modules() for name, held in vars(m).items() if _is_cache(name, held)]
     registers += caches
     entries = [dict(held) for held in registers]
+    lists = [(held, held[:]) for m in network.modules() for held in vars(m).values() if _is_list_of_tensors(held)]
     originals = [(tensor, tensor.data) for tensor in (*network.parameters(), *network.buffers())]
     generator = torch.Generator().manual_seed(1)
     with undisturbed(network, training=False), torch.no_grad(), Unrounded():
@@ -79,6 +81,8 @@ def prepared(network: nn.Module) -> Iterator[None]:
             for held, entry in zip(registers, entries, strict=True):
                 held.clear()
                 held.update(entry)
+            for items, kept in lists:
+                items[:] = kept
             for tensor, values in originals:
                 tensor.data = values
 
@@ -107,6 +111,11 @@ _CASTS = (Tensor.float, Tensor.half, Tensor.bfloat16)
 def _is_cache(name: str, held: Any) -> bool:
     """Whether a module keeps tensors that it has computed there, by their device or size."""
     return type(held) is dict and not name.startswith("_") and all(isinstance(v, Tensor) for v in held.values())
+
+
+def _is_list_of_tensors(held: Any) -> bool:
+    """Whether a module may keep maps of its last run there, such as the outputs of deep supervision."""
+    return type(held) is list and all(isinstance(value, Tensor) for value in held)
 
 
 def _trial_values(tensor: Tensor, values: Tensor, generator: torch.Generator) -> Tensor:
@@ -283,7 +292,10 @@ def check(
             report.entries.append(Entry("", "refused", type(network).__name__, why))
             return
         if doubt:
-            why = f"it cannot be checked, as {doubt}; give verify an input that tells, or False"
+            why = (
+                f"it cannot be checked, as {doubt}; give verify an input that tells, convert the part of it that can be "
+                "checked, or give False"
+            )
             report.entries.append(Entry("", "refused", type(network).__name__, why))
             return
         report.errors = {name: max(value, report.errors.get(name, 0.0)) for name, value in errors.items()}
@@ -304,8 +316,9 @@ def check(
             why = f"it does not commute with {worst} (relative error of the network {errors[worst]:.1e})"
             for name in found:
                 if name not in known:
-                    module = network.get_submodule(name)
-                    after = why + cause(module, spatial_dims)
+                    module, parent = network.get_submodule(name), name.rpartition(".")[0]
+                    around = network.get_submodule(parent) if parent else module
+                    after = why + (cause(module, spatial_dims) or cause(around, spatial_dims))
                     report.entries.append(Entry(name, "refused", type(module).__name__, after))
             if found:
                 return
@@ -326,18 +339,18 @@ def cause(module: nn.Module, spatial_dims: int) -> str:
             *((f"{name}.{key}".lstrip("."), "") for key in part._parameters),
         ):
             if _POSITIONS.search(key.rpartition(".")[2]) or _POSITIONS.search(kind):
-                return f"; positions enter by {key or kind}: a network without them can be converted"
+                return f"; positions enter by {key or kind}: {WITHOUT_POSITIONS}"
     if _INTO_CHANNELS.search(type(module).__name__):
-        return "; it turns positions into channels, which a rotation exchanges: put a strided convolution in its place"
+        return f"; {INTO_CHANNELS}"
     for name, part in module.named_modules():
         own = getattr(part, "kernel_size", 1)
         if rules.acts_elsewhere(part, spatial_dims) and own not in (1, (1,)):
             kind = f"{name} ({type(part).__name__})" if name else "it"
-            return f"; {kind} acts along positions in a row, or on channels beside them"
+            return f"; {kind} acts along positions in a row, or on channels beside them: let it act on the map"
     return ""
 
 
-_INTO_CHANNELS = re.compile(r"space_?to_?depth|unshuffle|focus|patch_?merg", re.I)
+_INTO_CHANNELS = re.compile(r"space_?to_?depth|unshuffle|focus|patch_?merg|dct", re.I)
 #: Names of what tells positions apart.
 _POSITIONS = re.compile(
     r"pos(ition(al)?)?_?(emb|enc|bias)|rel(ative)?_?pos|attention_bias|(height|width)_rel|rel_(h|w|height|width)$|rope",

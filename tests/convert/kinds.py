@@ -240,6 +240,22 @@ def attentive() -> nn.Module:
 
 
 #: What becomes exact.
+class BesideChannels(nn.Module):
+    """A convolution over the map with the channels as a third axis, as in lambda layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.across, self.mix = (
+            stage(1, 4, 2),
+            nn.Conv3d(1, 2, (3, 3, 1), padding=(1, 1, 0)),
+            nn.Conv2d(8, 3, 1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = self.across(self.down(x).movedim(1, -1).unsqueeze(1))
+        return self.mix(maps.movedim(-1, 2).flatten(1, 2))
+
+
 KINDS = {
     "U-Net": SkipUNet,
     "U-Net with pads": ConcatUNet,
@@ -253,4 +269,5 @@ KINDS = {
     "shared": lambda: nn.Sequential(nn.Conv2d(1, 2, 1), Halved()),
     "dataclass": WithDataclass,
     "rows": RowsOfPositions,
+    "beside channels": BesideChannels,
 }

@@ -200,6 +200,10 @@ class Calling(nn.Module):
         (lambda x: F.avg_pool2d(x, 2, divisor_override=3), "avg_pool2d .*divisor_override=3"),
         (lambda x: F.interpolate(x, scale_factor=(1.5, 1.0)), r"interpolate .*scale_factor=\(1\.5, 1\.0\) differs"),
         (lambda x: F.unfold(x, 3, padding=1), r"does not commute.*; it calls unfold \(.*test_functions.py:"),
+        (
+            lambda x: x.flatten(2).transpose(1, 2).reshape(len(x), -1, *x.shape[2:]).mean(1),
+            r"does not commute.*; it calls reshape \(.*test_functions.py:\d+\), which makes a map of rows of channels",
+        ),
         (lambda x: torch.roll(x, 1, 2), r"does not commute.*; it calls roll \(.*test_functions.py:"),
     ],
 )

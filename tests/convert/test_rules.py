@@ -275,6 +275,10 @@ def test_subclasses_with_a_forward_of_their_own() -> None:
     class Named(nn.MaxPool2d):
         pass
 
+    class Own(nn.Conv2d):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x)
+
     x = torch.randn(1, 2, 8, 11, dtype=torch.float64)
     for module, plain in ((DoublePool2d(2), nn.AvgPool2d(2)), (Twice(scale_factor=2.5), nn.Upsample(scale_factor=2.5))):
         found, twin = (
@@ -287,6 +291,12 @@ def test_subclasses_with_a_forward_of_their_own() -> None:
     with pytest.raises(
         ValueError, match=r"1\.unused .*DoublePool2d changes how AvgPool2d pools, and was not seen to run"
     ):
+        convert_to_sre(network)
+    network[1].unused = Own(1, 2, 1)
+    kept = {entry.name: entry.after for entry in conversion_report(convert_to_sre(network)).kept}
+    assert kept["1.unused"].endswith("not seen to run")
+    network[1].unused = Own(1, 2, 3)
+    with pytest.raises(ValueError, match=r"1\.unused .*Own changes how Conv2d convolves, and was not seen to run"):
         convert_to_sre(network)
     converted = convert_to_sre(nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), Named(2)))
     assert type(converted[1]).__name__ == "CentredMaxPool2d"

@@ -220,6 +220,26 @@ def test_prepared_networks_are_what_they_were_afterwards() -> None:
     network(torch.randn(2, 1, 5, 5).half()).sum().backward()
 
 
+def test_what_a_forward_keeps_of_the_trial_is_put_back() -> None:
+    """As DynUNet keeps its deep supervision: the user's maps, with their graph, and no map of the trial."""
+
+    def forward(net: Any, x: Tensor) -> Tensor:
+        net.heads[0] = net.last = net.body(x)
+        net.seen.append(x)
+        net.size = x.shape[2:]
+        return net.last  # type: ignore[no-any-return]
+
+    network = Custom(forward)
+    network.heads, network.seen, network.last = [torch.zeros(1)], [], None
+    network(torch.randn(2, 1, 8, 8)).sum().backward()
+    heads, last = network.heads, network.last
+    convert_to_sre(network)
+    assert network.heads is heads
+    assert heads[0] is last is network.last
+    assert [tuple(x.shape) for x in network.seen] == [(2, 1, 8, 8)]
+    assert network.size == (8, 8)
+
+
 def test_the_check_blames_the_innermost_module() -> None:
     network = nn.Sequential(nn.Conv2d(1, 2, 1), nn.Sequential(nn.ReLU(), nn.Sequential(nn.MaxPool2d(2))))
     report = conversion_report(convert_to_sre(nn.Conv2d(1, 1, 1)))
