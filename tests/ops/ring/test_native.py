@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 import torch
 
-from monai_sre.ops.ring import native
+from monai_sre.ops.ring import compiler
 from monai_sre.ops.ring.native import NativeLibrary
 
 COMPILER = next(filter(None, map(shutil.which, (os.environ.get("CC", "cc"), "gcc", "clang"))), None)
@@ -86,7 +86,7 @@ class Machine:
     def load(self, declare: Callable[[ctypes.CDLL], None] = declare) -> ctypes.CDLL | None:
         """As a new process does."""
         with self._log.at_level(logging.WARNING, logger="monai_sre"):
-            return NativeLibrary(self.source, [], "doubles", declare).get(torch.float32)
+            return NativeLibrary(self.source, "doubles", declare).get(torch.float32)
 
     def works(self) -> bool:
         """Whether a new process has a library that is right and uses OpenMP where torch does."""
@@ -406,7 +406,7 @@ class TestCompiler:
         os.mkfifo(pipe)
         end = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
         machine.use_compiler(f"sh -c 'sleep 30; exit 1' 3> {pipe}; exit 1")
-        monkeypatch.setattr(native, "COMPILE_SECONDS", 1.5)
+        monkeypatch.setattr(compiler, "COMPILE_SECONDS", 1.5)
         assert machine.load() is None
         (message,) = machine.messages
         assert message.endswith("cc: ended after 1.5 s")
