@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import os
+import platform
 import shlex
 import shutil
 import signal
 import subprocess
+import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 #: Seconds that one command of the compiler may take.
@@ -86,6 +90,23 @@ def library_name(source: Path, real: str, instruction_set: str) -> str:
     """File name of a library in a wheel; the hash in it stands for the sources, of which it must never be an older form."""
     digest = hashlib.sha256(repr(sources(source)).encode()).hexdigest()
     return f"{source.stem}_{real}_{instruction_set}_{digest[:12]}.so"
+
+
+def wheel_libraries(folder: Path, command: list[str]) -> dict[str, bytes]:
+    """All libraries of a wheel for this machine, by name: each source in ``folder``, element type and instruction set."""
+    openmp = b"clang" not in run(
+        [*command, "--version"]
+    )  # the functions of GCC's runtime are those that torch has loaded
+    sets = INSTRUCTION_SETS.get(platform.machine(), {})
+
+    def build(case: tuple[Path, str, str]) -> tuple[str, bytes]:
+        source, real, instruction_set = case
+        with tempfile.TemporaryDirectory() as place:
+            chosen = options(sets[instruction_set], real, openmp)
+            return library_name(*case), compile_source(command, chosen, None, source, Path(place))
+
+    with ThreadPoolExecutor() as pool:
+        return dict(pool.map(build, itertools.product(sorted(folder.glob("*.c")), REALS, sets)))
 
 
 def reason(command: list[str], error: Exception) -> str:

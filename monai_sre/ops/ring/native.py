@@ -49,7 +49,7 @@ class NativeLibrary:
     """
 
     def __init__(self, source: Path, purpose: str, declare: Callable[[ctypes.CDLL], None]) -> None:
-        self._source, self._purpose, self._declare = source, purpose, declare
+        self.source, self._purpose, self._declare = source, purpose, declare
         self._lock = threading.Lock()
         self.libraries: dict[torch.dtype, ctypes.CDLL | None] = {}
 
@@ -81,17 +81,13 @@ class NativeLibrary:
 
     def _shipped(self, real: str) -> ctypes.CDLL | None:
         """The library that came in the wheel for this processor, or ``None``."""
-        sets = compiler.INSTRUCTION_SETS.get(platform.machine(), {})
-        capability = torch.backends.cpu.get_cpu_capability()
-        name = compiler.library_name(self._source, real, capability if capability in sets else compiler.BASELINE)
-        path = self._source.with_name(name)
-        try:
+        for name in instruction_sets()[:1]:
+            path = self.source.with_name(compiler.library_name(self.source, real, name))
             if path.is_file():
-                library = ctypes.CDLL(str(path))  # OpenMP's functions are those that torch has loaded for all
-                self._declare(library)
-                return library
-        except (AttributeError, OSError) as error:  # torch without OpenMP
-            _warn_once(f"the library that came with the package is not used: {error}")
+                try:
+                    return self.load_file(path)
+                except (AttributeError, *_FAILURES) as error:  # torch without the OpenMP runtime of GCC
+                    _warn_once(f"the library that came with the package is not used: {error}")
         return None
 
     def _open(self, command: list[str], runtime: str | None, real: str) -> ctypes.CDLL:
@@ -99,28 +95,42 @@ class NativeLibrary:
         native = "-mcpu=native" if platform.machine() in ("arm64", "aarch64") else "-march=native"
         options = compiler.options([native], real, openmp=runtime is not None)
         version = compiler.run([*command, "--version"])
-        identity = repr((compiler.sources(self._source), command, version, options, runtime, _processor()))
+        identity = repr((compiler.sources(self.source), command, version, options, runtime, _processor()))
         # the OpenMP runtime is part of the name: a library without it is never found in place of one with it
-        name = f"{self._source.stem}_{real}_{hashlib.sha256(identity.encode()).hexdigest()[:24]}.so"
+        name = f"{self.source.stem}_{real}_{hashlib.sha256(identity.encode()).hexdigest()[:24]}.so"
         cache = _cache_folder()
         places: list[Path | None] = [None, cache] if cache else [None]
         kept = _read(cache / name) if cache else None
         if kept is not None:
             with contextlib.suppress(AttributeError, *_FAILURES):  # another system made it: it is built anew
                 return _privately(functools.partial(self._link, kept), places)
-        built = _privately(functools.partial(compiler.compile_source, command, options, runtime, self._source), places)
+        built = _privately(functools.partial(compiler.compile_source, command, options, runtime, self.source), places)
         library = _privately(functools.partial(self._link, built), places)
         if cache:
             _keep(cache / name, built)
         return library
 
     def _link(self, content: bytes, folder: Path) -> ctypes.CDLL:
-        """The library with this content; ``AttributeError`` where it lacks a function."""
+        """The library with this content."""
         path = folder / "library.so"  # a name in a new folder: an open library would be taken for another of its name
         path.write_bytes(content)
+        return self.load_file(path)
+
+    def load_file(self, path: Path) -> ctypes.CDLL:
+        """The library in a file; ``AttributeError`` where it lacks a function."""
         library = ctypes.CDLL(str(path))
         self._declare(library)
         return library
+
+
+def instruction_sets() -> list[str]:
+    """Those of this machine's wheels that the processor has, best first.
+
+    ``ATEN_CPU_CAPABILITY``, a variable of torch, can leave out the best.
+    """
+    names = list(compiler.INSTRUCTION_SETS.get(platform.machine(), ()))
+    capability = torch.backends.cpu.get_cpu_capability()
+    return names[names.index(capability) if capability in names else -1 :]
 
 
 _local = threading.local()
