@@ -11,6 +11,7 @@ import functools
 import json
 import shlex
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from monai_sre.files import write_whole
@@ -81,13 +82,14 @@ def _list() -> str:
     return "\n".join(lines)
 
 
-if __name__ == "__main__":
+def main(words: Sequence[str] | None = None) -> None:
+    """The command, with its words or those of the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m monai_sre.bundles", description="List the bundles of this package, or copy one."
     )
     parser.add_argument("name", nargs="?", help="of the bundle to copy; without it, all are listed")
     parser.add_argument("folder", nargs="?", type=Path, help="what becomes the bundle's root: new or empty")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     if arguments.name is None:
         print(_list())
     elif arguments.folder is None:
@@ -97,7 +99,11 @@ if __name__ == "__main__":
             root = copy_bundle(arguments.name, arguments.folder)
         except (OSError, ValueError) as error:
             parser.error(str(error))
-        print(f"copied. What to run: {root / 'docs' / 'README.md'}; for example, to read your own images:")
+        print(f"copied. What can be run: {root / 'docs' / 'README.md'}; for example, on your own images:")
         print(
             f"cd {shlex.quote(str(root))} && python -m monai.bundle run --config_file configs/inference.json --input FOLDER"
         )
+
+
+if __name__ == "__main__":
+    main()

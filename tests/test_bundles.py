@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,15 +11,11 @@ from monai_sre import bundles
 ROOT = Path(__file__).parents[1]
 
 
-def command(*arguments: object) -> subprocess.CompletedProcess[str]:
-    words = [sys.executable, "-m", "monai_sre.bundles", *map(str, arguments)]
-    return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=200)
-
-
-def test_a_line_for_each_bundle() -> None:
-    lines = command().stdout.splitlines()
+def test_a_line_for_each_bundle(capsys: pytest.CaptureFixture[str]) -> None:
+    bundles.main([])
+    lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == sorted(path.name for path in (ROOT / "bundles").iterdir())
-    assert all("MiB" in line and len(line) < 160 for line in lines)
+    assert all(" MiB  " in line and len(line) < 160 for line in lines)
 
 
 def test_a_copy_is_the_bundle_without_what_runs_left_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,16 +34,21 @@ def test_a_copy_is_the_bundle_without_what_runs_left_there(tmp_path: Path, monke
         assert all(path.stat().st_mode & 0o200 for path in copied)
 
 
-def test_errors_name_what_is_accepted(tmp_path: Path) -> None:
+def test_what_to_run_in_a_copy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bundles.main([bundles.names()[0], str(tmp_path / "a folder")])
+    assert f"cd '{tmp_path}/a folder' && python -m monai.bundle run " in capsys.readouterr().out
+
+
+def test_errors_name_what_is_accepted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").touch()
-    for arguments, message in (
-        (["none", tmp_path / "new"], f"name must be one of {', '.join(bundles.names())}, got 'none'"),
-        ([bundles.names()[0], tmp_path], f"folder must be new or empty, got {str(tmp_path)!r}"),
-        ([bundles.names()[0]], "folder is missing: where to copy the bundle to"),
+    first = bundles.names()[0]
+    for words, message in (
+        (["none", str(tmp_path / "new")], f"name must be one of {', '.join(bundles.names())}, got 'none'"),
+        ([first, str(tmp_path)], f"folder must be new or empty, got {str(tmp_path)!r}"),
+        ([first, str(tmp_path / "file")], f"folder must be new or empty, got {str(tmp_path / 'file')!r}"),
+        ([first], "folder is missing: where to copy the bundle to"),
     ):
-        done = command(*arguments)
-        assert done.returncode == 2
-        assert done.stderr.splitlines()[-1] == f"python -m monai_sre.bundles: error: {message}"
-    with pytest.raises(ValueError, match="new or empty"):
-        bundles.copy_bundle(bundles.names()[0], tmp_path / "file")
+        with pytest.raises(SystemExit):
+            bundles.main(words)
+        assert capsys.readouterr().err.splitlines()[-1] == f"python -m monai_sre.bundles: error: {message}"
     assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -119,7 +119,11 @@ class TestInstalled:
         folder = tmp_path_factory.mktemp("environment")
         venv.create(folder, symlinks=True)
         python = folder / "bin/python"
-        run([sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index", wheel])
+        here = {
+            name: value for name, value in os.environ.items() if name != "PYTHONPATH"
+        }  # where a checkout may be found
+        words = ["-m", "pip", "--python", python, "install", "--no-deps", "--no-index", wheel]
+        run([sys.executable, *words], cwd=folder, env=here)
         (site,) = folder.glob("lib/python*/site-packages")
         others = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
         (site / "others.pth").write_text("\n".join(others))
