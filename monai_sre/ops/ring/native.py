@@ -82,12 +82,12 @@ class NativeLibrary:
     def _shipped(self, real: str) -> ctypes.CDLL | None:
         """The library that came in the wheel for this processor, or ``None``."""
         for name in instruction_sets()[:1]:
-            path = self.source.with_name(compiler.library_name(self.source, real, name))
-            if path.is_file():
-                try:
+            try:
+                path = self.source.with_name(compiler.library_name(self.source, real, name))
+                if path.is_file():
                     return self.load_file(path)
-                except (AttributeError, *_FAILURES) as error:  # torch without the OpenMP runtime of GCC
-                    _warn_once(f"the library that came with the package is not used: {error}")
+            except (AttributeError, *_FAILURES) as error:  # torch without the OpenMP runtime of GCC
+                _warn_once(f"the library that came with the package is not used: {error}")
         return None
 
     def _open(self, command: list[str], runtime: str | None, real: str) -> ctypes.CDLL:
