@@ -47,7 +47,7 @@ def build(folder: Path, kind: str, **environment: str) -> Path:
 
 def run(command: list[Any], **options: Any) -> str:
     """What a command prints."""
-    done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=900, **options)
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=1800, **options)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
