@@ -23,14 +23,13 @@ import numpy as np
 from monai.bundle import run
 from PIL import Image
 
+from monai_sre.bundles import FOLDER
 from monai_sre.data import load_dataset
 from monai_sre.evaluation import SweepResult, draw_sweep
 
 _DATASET = "demo_2d"
-
-
-#: The bundle's configs, which the wheel holds too.
-BUNDLE = Path(__file__).parent / "bundles/medmnist_2d_classification"
+#: The bundle whose configs are run.
+BUNDLE = FOLDER / "medmnist_2d_classification"
 
 
 def main(output_dir: str | Path, bundle: str | Path = BUNDLE, epochs: int = 10) -> str:

@@ -1,9 +1,9 @@
-"""The compiled CPU backend of the ring engine: builds ``ring_cpu.c`` once for a machine, loads it, calls it.
+"""The compiled CPU backend of the ring engine: the library of ``ring_cpu.c``, and the call of it.
 
-The C source is compiled at first use (:mod:`monai_sre.ops.ring.native`; 1 to 3 s, once for float32 and once for float64). It
-serves every size, so nothing is ever compiled again: the first training step of a new machine's first SRE-ResNet18 takes 2
-to 4 s longer than the next ones, that of every later process 0.2 s (plans of the kernels). Without a compiler
-:mod:`monai_sre.ops.ring.portable` takes over.
+A wheel holds the library; otherwise the C source is compiled at first use (:mod:`monai_sre.ops.ring.native`; 1 to 3 s, once
+for float32 and once for float64). It serves every size, so nothing is ever compiled again: without a wheel, the first
+training step of a new machine's first SRE-ResNet18 takes 2 to 4 s longer than the next ones, that of every later process
+0.2 s (plans of the kernels). Without either :mod:`monai_sre.ops.ring.portable` takes over.
 """
 
 from __future__ import annotations
@@ -34,9 +34,7 @@ def _declare(library: ctypes.CDLL) -> None:
     library.ring_run.argtypes = [ctypes.c_void_p] * 12
 
 
-_SOURCE = Path(__file__).with_name("ring_cpu.c")
-_HEADERS = [_SOURCE.with_name(name) for name in ("ring_cpu.h", "ring_cpu_sums.h", "ring_cpu_products.h")]
-LIBRARY = NativeLibrary(_SOURCE, _HEADERS, "ring sums", _declare)
+LIBRARY = NativeLibrary(Path(__file__).with_name("ring_cpu.c"), "ring sums", _declare)
 
 
 class _Call(ctypes.Structure):

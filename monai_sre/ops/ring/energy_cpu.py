@@ -76,9 +76,7 @@ def _declare(library: ctypes.CDLL) -> None:
         function.restype = None
 
 
-_SOURCE = Path(__file__).with_name("energy_cpu.c")
-_HEADERS = [_SOURCE.with_name(name) for name in ("vectors.h", "energy_cpu_mix.h")]
-LIBRARY = NativeLibrary(_SOURCE, _HEADERS, "harmonic energies", _declare)
+LIBRARY = NativeLibrary(Path(__file__).with_name("energy_cpu.c"), "harmonic energies", _declare)
 
 
 def available(dtype: torch.dtype) -> bool:

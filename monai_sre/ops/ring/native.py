@@ -1,12 +1,12 @@
-"""C sources, compiled at first use for the processor at hand, and loaded.
+"""Libraries of C sources, loaded: those that came in the wheel, or else compiled at first use for the processor at hand.
 
-The compiler is ``CC`` (a path, or a command with options, such as ``ccache gcc``), ``cc``, ``gcc`` or ``clang``; a command
-that takes longer than :data:`COMPILE_SECONDS` is ended, with all that it started. Libraries are kept in the user's cache
-folder (``MONAI_SRE_CACHE``, or ``monai_sre`` under ``XDG_CACHE_HOME`` or ``~/.cache``; paths must be absolute), whole and
-with a hash. The folder and the file are used only where they belong to this user and nobody else can write to them. What
-is loaded is a copy in a private folder, which nobody can exchange or truncate: in the temporary folder, or in the cache
-where nothing can be run from there. Libraries share the OpenMP runtime that torch has loaded. Where none can be had, one
-line is logged, and the caller takes another path.
+A wheel holds one library for each instruction set of its machine; the processor decides which one is loaded. What is
+compiled at first use (:mod:`monai_sre.ops.ring.compiler`) is kept in the user's cache folder (``MONAI_SRE_CACHE``, or
+``monai_sre`` under ``XDG_CACHE_HOME`` or ``~/.cache``; paths must be absolute), whole and with a hash. The folder and the
+file are used only where they belong to this user and nobody else can write to them. What is loaded is a copy in a private
+folder, which nobody can exchange or truncate: in the temporary folder, or in the cache where nothing can be run from there.
+Libraries share the OpenMP runtime that torch has loaded. Where none can be had, one line is logged, and the caller takes
+another path.
 """
 
 from __future__ import annotations
@@ -20,9 +20,6 @@ import logging
 import os
 import platform
 import re
-import shlex
-import shutil
-import signal
 import stat
 import subprocess
 import tempfile
@@ -34,8 +31,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-#: Seconds that one command of the compiler may take.
-COMPILE_SECONDS = 60
+from monai_sre.ops.ring import compiler
 
 _logger = logging.getLogger(__name__)
 _REAL = {torch.float32: "float", torch.float64: "double"}
@@ -44,19 +40,16 @@ _Result = TypeVar("_Result")
 
 
 class NativeLibrary:
-    """One C source, compiled for each of float32 and float64 when it is first asked for.
+    """One C source as a library for each of float32 and float64, when it is first asked for.
 
     Args:
-        source: the C file; it reads the element type from the macro ``REAL``.
-        headers: what it includes.
+        source: the C file; it reads the element type from the macro ``REAL``, and includes files of its folder alone.
         purpose: what it does, for the line that says that it cannot be had.
         declare: sets the argument and result types of the library's functions.
     """
 
-    def __init__(
-        self, source: Path, headers: Sequence[Path], purpose: str, declare: Callable[[ctypes.CDLL], None]
-    ) -> None:
-        self._source, self._headers, self._purpose, self._declare = source, list(headers), purpose, declare
+    def __init__(self, source: Path, purpose: str, declare: Callable[[ctypes.CDLL], None]) -> None:
+        self.source, self._purpose, self._declare = source, purpose, declare
         self._lock = threading.Lock()
         self.libraries: dict[torch.dtype, ctypes.CDLL | None] = {}
 
@@ -71,49 +64,73 @@ class NativeLibrary:
     def _load(self, dtype: torch.dtype) -> ctypes.CDLL | None:
         if dtype not in _REAL:
             return None
+        shipped = self._shipped(_REAL[dtype])
+        if shipped is not None:
+            return shipped
         reason = "no C compiler (CC, cc, gcc or clang) was found"
         runtimes = dict.fromkeys((_openmp_runtime(), None))  # without OpenMP rather than not at all
-        for command, runtime in itertools.product(_compilers(), runtimes):
+        for command, runtime in itertools.product(compiler.compilers(), runtimes):
             try:
                 return self._open(command, runtime, _REAL[dtype])
-            except subprocess.TimeoutExpired:  # so would be the next attempts
-                reason = f"{command[0]}: ended after {COMPILE_SECONDS} s"
-                break
-            except (AttributeError, *_FAILURES) as error:
-                stderr = getattr(error, "stderr", None) or b""
-                lines = (stderr.decode(errors="replace").strip() or str(error) or type(error).__name__).splitlines()
-                reason = f"{command[0]}: {next((line for line in lines if 'error' in line), lines[-1])}"
+            except (AttributeError, subprocess.TimeoutExpired, *_FAILURES) as error:
+                reason = compiler.reason(command, error)
+                if isinstance(error, subprocess.TimeoutExpired):  # so would be the next attempts
+                    break
         _logger.warning("%s run uncompiled, several times slower: %s", self._purpose, reason)
+        return None
+
+    def _shipped(self, real: str) -> ctypes.CDLL | None:
+        """The library that came in the wheel for this processor, or ``None``."""
+        for name in instruction_sets()[:1]:
+            try:
+                path = self.source.with_name(compiler.library_name(self.source, real, name))
+                if path.is_file():
+                    return self.load_file(path)
+            except (AttributeError, *_FAILURES) as error:  # torch without the OpenMP runtime of GCC
+                _warn_once(f"the library that came with the package is not used: {error}")
         return None
 
     def _open(self, command: list[str], runtime: str | None, real: str) -> ctypes.CDLL:
         """The library for this source, compiler and processor, compiled unless an earlier process did it."""
         native = "-mcpu=native" if platform.machine() in ("arm64", "aarch64") else "-march=native"
-        options = ["-O3", native, "-std=gnu11", "-fPIC", "-fno-math-errno", f"-DREAL={real}"]
-        options += ["-fopenmp"] if runtime else []
-        sources = [path.read_bytes() for path in (self._source, *self._headers)]
-        identity = repr((sources, command, _run([*command, "--version"]), options, runtime, _processor()))
+        options = compiler.options([native], real, openmp=runtime is not None)
+        version = compiler.run([*command, "--version"])
+        identity = repr((compiler.sources(self.source), command, version, options, runtime, _processor()))
         # the OpenMP runtime is part of the name: a library without it is never found in place of one with it
-        name = f"{self._source.stem}_{real}_{hashlib.sha256(identity.encode()).hexdigest()[:24]}.so"
+        name = f"{self.source.stem}_{real}_{hashlib.sha256(identity.encode()).hexdigest()[:24]}.so"
         cache = _cache_folder()
         places: list[Path | None] = [None, cache] if cache else [None]
         kept = _read(cache / name) if cache else None
         if kept is not None:
             with contextlib.suppress(AttributeError, *_FAILURES):  # another system made it: it is built anew
                 return _privately(functools.partial(self._link, kept), places)
-        built = _privately(functools.partial(_compile, command, options, runtime, self._source), places)
+        built = _privately(functools.partial(compiler.compile_source, command, options, runtime, self.source), places)
         library = _privately(functools.partial(self._link, built), places)
         if cache:
             _keep(cache / name, built)
         return library
 
     def _link(self, content: bytes, folder: Path) -> ctypes.CDLL:
-        """The library with this content; ``AttributeError`` where it lacks a function."""
+        """The library with this content."""
         path = folder / "library.so"  # a name in a new folder: an open library would be taken for another of its name
         path.write_bytes(content)
+        return self.load_file(path)
+
+    def load_file(self, path: Path) -> ctypes.CDLL:
+        """The library in a file; ``AttributeError`` where it lacks a function."""
         library = ctypes.CDLL(str(path))
         self._declare(library)
         return library
+
+
+def instruction_sets() -> list[str]:
+    """Those of this machine's wheels that the processor has, best first.
+
+    ``ATEN_CPU_CAPABILITY``, a variable of torch, can leave out the best.
+    """
+    names = list(compiler.INSTRUCTION_SETS.get(platform.machine(), ()))
+    capability = torch.backends.cpu.get_cpu_capability()
+    return names[names.index(capability) if capability in names else -1 :]
 
 
 _local = threading.local()
@@ -130,19 +147,6 @@ def workspace(name: str, count: int, dtype: torch.dtype) -> Tensor:
         if buffer.nbytes <= _KEPT_BYTES:
             held[name, dtype] = buffer
     return buffer
-
-
-def _compilers() -> list[list[str]]:
-    """The commands to try, as lists of words."""
-    chosen = os.environ.get("CC")
-    commands = [["cc"], ["gcc"], ["clang"]]
-    if chosen:
-        try:
-            commands = [[chosen] if shutil.which(chosen) else shlex.split(chosen)]
-        except ValueError:  # a quotation mark without its partner
-            return []
-    found = [(shutil.which(first), rest) for first, *rest in filter(None, commands)]
-    return [[path, *rest] for path, rest in found if path]
 
 
 def _openmp_runtime() -> str | None:
@@ -169,29 +173,6 @@ def _privately(action: Callable[[Path], _Result], places: Sequence[Path | None])
         if not others:
             raise
     return _privately(action, others)
-
-
-def _compile(command: list[str], options: list[str], runtime: str | None, source: Path, folder: Path) -> bytes:
-    parts = folder / "part.o", folder / "part.so"
-    _run([*command, *options, "-c", str(source), "-o", str(parts[0])], folder)
-    _run([*command, "-shared", str(parts[0]), "-o", str(parts[1]), *([runtime] if runtime else [])], folder)
-    return parts[1].read_bytes()
-
-
-def _run(command: list[str], folder: Path | None = None) -> bytes:
-    """What the command prints; its temporary files go to ``folder``."""
-    environment = {**os.environ, "TMPDIR": str(folder)} if folder else None
-    pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdout=pipe, stderr=pipe, env=environment, start_new_session=True) as process:
-        try:
-            output, messages = process.communicate(timeout=COMPILE_SECONDS)
-        except BaseException:  # too slow, or interrupted: the compiler ends with all that it started
-            with contextlib.suppress(OSError, AttributeError):  # Windows has no groups
-                os.killpg(process.pid, signal.SIGKILL)
-            raise
-    if process.returncode:
-        raise subprocess.CalledProcessError(process.returncode, command, output, messages)
-    return output
 
 
 def _cache_folder() -> Path | None:

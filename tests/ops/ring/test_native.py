@@ -1,4 +1,4 @@
-"""Libraries compiled at first use: compilers, and the folder where what they made is kept."""
+"""Libraries of a wheel, and those compiled at first use: compilers, and the folder where what they made is kept."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 import torch
 
-from monai_sre.ops.ring import native
+from monai_sre.ops.ring import compiler, native
 from monai_sre.ops.ring.native import NativeLibrary
 
 COMPILER = next(filter(None, map(shutil.which, (os.environ.get("CC", "cc"), "gcc", "clang"))), None)
@@ -86,7 +86,7 @@ class Machine:
     def load(self, declare: Callable[[ctypes.CDLL], None] = declare) -> ctypes.CDLL | None:
         """As a new process does."""
         with self._log.at_level(logging.WARNING, logger="monai_sre"):
-            return NativeLibrary(self.source, [], "doubles", declare).get(torch.float32)
+            return NativeLibrary(self.source, "doubles", declare).get(torch.float32)
 
     def works(self) -> bool:
         """Whether a new process has a library that is right and uses OpenMP where torch does."""
@@ -406,7 +406,7 @@ class TestCompiler:
         os.mkfifo(pipe)
         end = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
         machine.use_compiler(f"sh -c 'sleep 30; exit 1' 3> {pipe}; exit 1")
-        monkeypatch.setattr(native, "COMPILE_SECONDS", 1.5)
+        monkeypatch.setattr(compiler, "COMPILE_SECONDS", 1.5)
         assert machine.load() is None
         (message,) = machine.messages
         assert message.endswith("cc: ended after 1.5 s")
@@ -414,6 +414,51 @@ class TestCompiler:
         assert select.select([end], [], [], 10)[0]  # nobody holds the other end any more
         os.close(end)
         assert not machine.left()
+
+
+@pytest.mark.skipif(not native.instruction_sets(), reason="there are no wheels for this machine")
+class TestShipped:
+    """Libraries that came in a wheel, and lie beside their source."""
+
+    @staticmethod
+    def ship(machine: Machine) -> list[Path]:
+        """Does what the build of a wheel does."""
+        libraries = compiler.wheel_libraries(machine.folder, compiler.compilers()[0])
+        for name, content in libraries.items():
+            (machine.folder / name).write_bytes(content)
+        return [machine.folder / name for name in libraries]
+
+    def test_one_for_each_type_and_instruction_set(self, machine: Machine) -> None:
+        shipped = self.ship(machine)
+        assert len(shipped) == machine.compiled == 2 * len(compiler.INSTRUCTION_SETS[os.uname().machine])
+        assert machine.works()
+        assert machine.compiled == len(shipped)
+        assert not machine.cache.exists()
+        assert not machine.messages
+
+    def test_of_other_sources_is_not_used(self, machine: Machine) -> None:
+        shipped = self.ship(machine)
+        (machine.folder / "included.h").write_text("/* changed since */")
+        assert machine.works()
+        assert machine.compiled == len(shipped) + 1
+
+    @pytest.mark.parametrize("options", ["-Dtwice=thrice", "-include unknown_symbol.h"])
+    def test_that_cannot_be_loaded(self, options: str, machine: Machine) -> None:
+        (machine.folder / "unknown_symbol.h").write_text("void nowhere(void); void also(void) { nowhere(); }")
+        machine.use_compiler("", options=options.replace("unknown", str(machine.folder / "unknown")))
+        shipped = self.ship(machine)
+        machine.use_compiler("")
+        assert machine.works()
+        assert machine.compiled == len(shipped) + 1
+        (message,) = machine.messages
+        assert message.startswith("the library that came with the package is not used: ")
+        assert ("twice" if "twice" in options else "nowhere") in message
+
+    def test_only_what_the_processor_has(self) -> None:
+        program = "from monai_sre.ops.ring.native import instruction_sets; print(*instruction_sets())"
+        environment = {**os.environ, "ATEN_CPU_CAPABILITY": "default"}
+        done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+        assert done.stdout.split() == [compiler.BASELINE] == native.instruction_sets()[-1:]
 
 
 class TestOtherLibraries:
