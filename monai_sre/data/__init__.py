@@ -23,6 +23,7 @@ from monai_sre.data.inference import ImageFiles, find_images
 from monai_sre.data.info import DatasetInfo
 from monai_sre.data.loaders import BatchLoader, EpochLoader, LabelledImages, mix_seed
 from monai_sre.data.medmnist import medmnist_flags
+from monai_sre.data.memory import free_gib, volumes_in
 from monai_sre.data.pairs import find_pairs, load_pairs, pair_classes
 from monai_sre.data.reader import ReadImaged
 from monai_sre.data.sources import dataset_info, load_dataset
@@ -62,6 +63,7 @@ __all__ = [
     "find_pairs",
     "fit_images",
     "flip_batch",
+    "free_gib",
     "load_datalist",
     "load_dataset",
     "load_pairs",
@@ -73,4 +75,5 @@ __all__ = [
     "rotate_batch",
     "scale_to_unit",
     "turn_volumes",
+    "volumes_in",
 ]

@@ -268,7 +268,7 @@ def test_class_numbers_stay() -> None:
     ("mask", "classes", "message"),
     [
         (torch.zeros(1, 2, 3), 2, r"has shape \(2, 3\) and its image \(3, 2\); they must be alike"),
-        (torch.rand(3, 3, 2), 2, "has 3 channels that differ; expected one map of classes"),
+        (torch.rand(3, 3, 2), 2, "has 3 channels that differ; expected one map of class numbers"),
         (torch.full((1, 3, 2), 3.0), 3, "holds 3, which is no class number from 0 to 2"),
         (torch.full((1, 3, 2), 1.0011), 3, "holds 1.0010999.*, which is no class number from 0 to 2"),
         (torch.full((1, 3, 2), 0.5), 3, "holds 0.5, which is no class number from 0 to 2"),
