@@ -28,22 +28,15 @@ import torch
 from monai.transforms import Orientationd
 from tqdm import tqdm
 
-from monai_sre.data import ClassMapd, ReadImaged, find_pairs, free_gib, load_pairs, volumes_in
+from monai_sre.data import ClassMapd, ReadImaged, find_pairs, find_source, free_gib, load_pairs, volumes_in
 from monai_sre.data.datalist import find_file, numbered_titles, open_datalist
 from monai_sre.files import write_whole
 from monai_sre.ops.arguments import listed
 
-__all__ = ["Fingerprint", "choose_classes", "choose_geometry", "find_source", "look_at", "main"]
+__all__ = ["Fingerprint", "choose_classes", "choose_geometry", "choose_spacing", "look_at", "main", "make_plan"]
 
 #: The bundle's configs, which the wheel holds too.
 CONFIGS = Path(__file__).parent / "bundles/hippocampus_segmentation/configs"
-#: Where folders usually have their volumes and maps; nnU-Net's have the number of the channel behind the name.
-PATTERNS = [
-    (f"{images}/*{channel}{ending}", f"{labels}/*{ending}")
-    for ending in (".nii.gz", ".nii")
-    for images, labels in (("imagesTr", "labelsTr"), ("images", "labels"))
-    for channel in ("_0000", "")
-]
 #: Bytes of a training step per voxel of its patches, measured with 16 maps at the first level, kernels of 5 and energies.
 _BYTES = 3000
 #: Most voxels of a step on a CPU, for the time it takes, and of a patch.
@@ -73,48 +66,6 @@ class Fingerprint:
     values: dict[int, int]
     lowest: np.ndarray
     foreground: np.ndarray
-
-
-def find_source(source: str | Path, images: str | None = None, labels: str | None = None) -> dict[str, str]:
-    """Where the bundle finds the volumes: its options ``dataset_name``, ``dataset_dir``, ``images`` and ``labels``.
-
-    Args:
-        source: a MONAI datalist, a folder with a ``dataset.json``, or a folder of volumes and maps.
-        images: pattern of the volumes, see :func:`monai_sre.data.find_pairs`; None: a list, or one of :data:`PATTERNS`.
-        labels: likewise, of the maps.
-
-    Raises:
-        FileNotFoundError: there is nothing of the kind.
-        ValueError: one pattern is given without the other, or channels are in several files.
-
-    Example:
-        >>> import tempfile
-        >>> folder = Path(tempfile.mkdtemp())
-        >>> for name in ("images/a.nii.gz", "labels/a.nii.gz"):
-        ...     (folder / name).parent.mkdir()
-        ...     (folder / name).touch()
-        >>> found = find_source(folder)
-        >>> found["dataset_name"], found["images"], found["labels"]
-        ('', 'images/*.nii.gz', 'labels/*.nii.gz')
-    """
-    path = Path(source).expanduser().resolve()
-    if (images is None) != (labels is None):
-        raise ValueError(f"images and labels must be given together, got {images!r} and {labels!r}")
-    if images is None and (path / "dataset.json").is_file():
-        path = path / "dataset.json"
-    if images is None and path.suffix == ".json" and path.is_file():
-        return {"dataset_name": path.name, "dataset_dir": str(path.parent)}
-    if not path.is_dir():
-        raise FileNotFoundError(f"{source} is no folder and no JSON datalist")
-    for pair in PATTERNS if images is None else [(images, labels)]:
-        if images is not None or all(next(path.glob(pattern), None) for pattern in pair):
-            if "_0000" in pair[0] and next(path.glob(pair[0].replace("_0000", "_0001")), None):
-                raise ValueError(f"{source} has a file per channel; save those of a volume as one, channels last")
-            return {"dataset_name": "", "dataset_dir": str(path), "images": str(pair[0]), "labels": str(pair[1])}
-    raise FileNotFoundError(
-        f"{source} has no dataset.json, and no volumes where they usually are, such as {PATTERNS[1][0]} with "
-        f"{PATTERNS[1][1]}; give the patterns of both, --images and --labels"
-    )
 
 
 def look_at(pairs: Sequence[Mapping[str, str]]) -> Fingerprint:
@@ -255,7 +206,7 @@ def choose_geometry(spacing: Sequence[float], shape: Sequence[float], voxels: in
         strides, kernels, scale = [[2, 2, 2]], 2 * kernels, [2, 2, 2]
     return {
         "patch_size": [
-            (math.ceil(size / factor) if size == length else max(1, int(size / factor))) * factor
+            (math.ceil(length / factor) if math.isclose(size, length) else max(1, int(size / factor))) * factor
             for size, length, factor in zip(patch, shape, scale, strict=True)
         ],
         "channels": [min(16 * 2**level, 128) for level in range(len(kernels))],
@@ -271,7 +222,7 @@ def make_plan(
     """Look at volumes and propose how to train on them.
 
     Args:
-        source: see :func:`find_source`.
+        source: see :func:`monai_sre.data.find_source`.
         modality: ``"CT"`` or ``"MR"``; None: what the datalist says, or the intensities.
         memory: GiB to use; None: half of what is free, and on a GPU all that is free there for a step.
 
@@ -295,7 +246,7 @@ def make_plan(
     step = torch.cuda.mem_get_info()[0] / 2**30 if cuda else memory
     voxels = int(step * 2**30 / _BYTES) if cuda else min(int(step * 2**30 / _BYTES), _CPU_STEP)
     spacing = choose_spacing(seen.spacings, seen.shapes)
-    shape = np.median(seen.shapes * seen.spacings / np.array(spacing), axis=0).round().tolist()
+    shape = np.median(seen.shapes * seen.spacings / np.array(spacing), axis=0).round().astype(int).tolist()
     geometry = choose_geometry(spacing, shape, min(voxels // 2, _MOST))
     patch = geometry.pop("patch_size")
     count, cores = len(splits["train"]), len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
@@ -320,51 +271,16 @@ def make_plan(
     }
     low, high = (" x ".join(f"{step:g}" for step in ends) for ends in (seen.spacings.min(0), seen.spacings.max(0)))
     rows = [
-        (
-            "volumes",
-            f"{len(pairs)}",
-            f"{count} train, {len(splits['val'])} validate",
-            "the datalist, or 1 of 5 each validates and tests",
-        ),
-        (
-            "class_names",
-            f"values {listed([*map(str, seen.values)], separator=', ')}",
-            ", ".join(titles),
-            "the maps and the datalist",
-        ),
-        (
-            "pixdim",
-            low if low == high else f"{low} to {high} mm",
-            str(spacing),
-            "median; of thick slices, 10th percentile",
-        ),
-        (
-            "intensity_range",
-            reason,
-            str(window or "z-score"),
-            "CT: 0.5 to 99.5 % of the foreground; else z-score of each volume",
-        ),
-        (
-            "patch_size",
-            f"median {[int(length) for length in shape]}",
-            str(patch),
-            f"near to a cube in mm, about {voxels // 2} voxels or less",
-        ),
-        (
-            "batch_size",
-            f"{step:.1f} GiB on {'the GPU' if cuda else 'the CPU'}",
-            f"{batch}",
-            "2 to 8, as memory and, on a CPU, time allow",
-        ),
-        ("strides", "", str(geometry["strides"]), "from 16 voxels on, thick slices later"),
-        ("kernel_size", "", str(geometry["kernel_size"]), "2 of the shortest voxels to each side, at each level"),
-        (
-            "cache_gib",
-            f"{kept} of {count} fit",
-            f"{memory:.1f}",
-            "half of what is free; other volumes are read anew in each epoch",
-        ),
-        ("num_workers", f"{cores} cores", str(workers), "0 where all volumes stay in memory, else 1 to 4"),
+        ("volumes", f"{len(pairs)}", f"{count} train, {len(splits['val'])} validate", "as listed, or 1 of 5 each"),
+        ("class_names", f"values {listed([*map(str, seen.values)], 9, ', ')}", ", ".join(titles), "maps, datalist"),
+        ("pixdim", low if low == high else f"{low} to {high}", str(spacing), "median; thick slices: 10th percentile"),
+        ("intensity_range", reason, str(window or "z-score"), "CT: 0.5 to 99.5 % of the foreground"),
+        ("patch_size", f"median {shape}", str(patch), f"near to a cube in mm, about {voxels // 2} voxels"),
+        ("batch_size", f"{step:.1f} GiB, {'GPU' if cuda else 'CPU'}", str(batch), "2 to 8; few on a CPU, for its time"),
+        ("strides", "", str(geometry["strides"]), "from 16 voxels on, along thick slices later"),
+        ("kernel_size", "", str(geometry["kernel_size"]), "reach 2 of the shortest voxels"),
+        ("cache_gib", f"{kept} of {count} fit", f"{memory:.2f}", "half of what is free; others are read anew"),
+        ("num_workers", f"{cores} cores", str(workers), "0 where all volumes are kept, else 1 to 4"),
     ]
     return plan, rows, notes
 

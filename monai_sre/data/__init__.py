@@ -24,7 +24,7 @@ from monai_sre.data.info import DatasetInfo
 from monai_sre.data.loaders import BatchLoader, EpochLoader, LabelledImages, mix_seed
 from monai_sre.data.medmnist import medmnist_flags
 from monai_sre.data.memory import free_gib, volumes_in
-from monai_sre.data.pairs import find_pairs, load_pairs, pair_classes
+from monai_sre.data.pairs import find_pairs, find_source, load_pairs, pair_classes
 from monai_sre.data.reader import ReadImaged
 from monai_sre.data.sources import dataset_info, load_dataset
 from monai_sre.data.transforms import (
@@ -61,6 +61,7 @@ __all__ = [
     "demo_info",
     "find_images",
     "find_pairs",
+    "find_source",
     "fit_images",
     "flip_batch",
     "free_gib",
