@@ -28,7 +28,7 @@ import torch
 from monai.transforms import Orientationd
 from tqdm import tqdm
 
-from monai_sre.data import ClassMapd, ReadImaged, find_pairs, find_source, free_gib, load_pairs, volumes_in
+from monai_sre.data import ClassMapd, ReadImaged, find_source, free_gib, load_pairs, volumes_in
 from monai_sre.data.datalist import find_file, numbered_titles, open_datalist
 from monai_sre.files import write_whole
 from monai_sre.ops.arguments import listed
@@ -218,7 +218,7 @@ def choose_geometry(spacing: Sequence[float], shape: Sequence[float], voxels: in
 
 def make_plan(
     source: Mapping[str, str], modality: str | None = None, memory: float | None = None
-) -> tuple[dict[str, Any], list[tuple[str, ...]], list[str]]:
+) -> tuple[dict[str, Any], list[tuple[str, str, str, str]], list[str]]:
     """Look at volumes and propose how to train on them.
 
     Args:
@@ -235,9 +235,9 @@ def make_plan(
     name, folder = source["dataset_name"], source["dataset_dir"]
     path = find_file(name, folder, (".json",)) if name else None
     content: dict[str, Any] = open_datalist(path, []) if path else {}
-    every = {**source, "every": 5, "num_val": None, "num_test": None}
-    splits = {split: load_pairs(split=split, **every) for split in ("train", "val")}  # type: ignore[arg-type]
-    pairs = load_pairs(**source) if path else find_pairs(folder, source["images"], source["labels"])
+    given: dict[str, Any] = dict(source)
+    splits = {part: load_pairs(**given, split=part, every=5, num_val=None, num_test=None) for part in ("train", "val")}
+    pairs = load_pairs(**given)
     seen = look_at(pairs)
     names = numbered_titles(path, content["labels"]) if path and content.get("labels") else None
     values, titles, notes = choose_classes(seen.values, names)

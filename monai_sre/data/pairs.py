@@ -99,7 +99,7 @@ def find_source(source: str | Path, images: str | None = None, labels: str | Non
     if images is None and (path / "dataset.json").is_file():
         path = path / "dataset.json"
     if images is None and path.suffix == ".json" and path.is_file():
-        return {"dataset_name": path.name, "dataset_dir": str(path.parent)}
+        return {"dataset_name": str(path), "dataset_dir": str(path.parent)}
     if not path.is_dir():
         raise FileNotFoundError(f"{source} is no folder and no JSON datalist")
     for pair in PATTERNS if images is None else [(images, labels)]:

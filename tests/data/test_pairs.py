@@ -230,7 +230,7 @@ def test_folders_as_usual_need_no_patterns(tmp_path: Path, folders: tuple[str, s
             (tmp_path / folder / f"{case}{behind}{ending}").touch()
     assert len(load_pairs(**find_source(tmp_path))) == 2
     (tmp_path / "dataset.json").write_text("{}")
-    listed = {"dataset_name": "dataset.json", "dataset_dir": str(tmp_path)}
+    listed = {"dataset_name": str(tmp_path / "dataset.json"), "dataset_dir": str(tmp_path)}
     assert find_source(tmp_path) == find_source(tmp_path / "dataset.json") == listed
     (tmp_path / folders[0] / f"a_0001{ending}").touch()
     (tmp_path / "dataset.json").unlink()
