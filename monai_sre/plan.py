@@ -29,7 +29,7 @@ from monai.transforms import Orientationd
 from tqdm import tqdm
 
 from monai_sre.data import ClassMapd, ReadImaged, find_source, free_gib, load_pairs, volumes_in
-from monai_sre.data.datalist import find_file, numbered_titles, open_datalist
+from monai_sre.data.datalist import numbered_titles, open_datalist
 from monai_sre.files import write_whole
 from monai_sre.ops.arguments import listed
 
@@ -232,8 +232,7 @@ def make_plan(
     Raises:
         ValueError: the volumes cannot be used; the message names the file and says why.
     """
-    name, folder = source["dataset_name"], source["dataset_dir"]
-    path = find_file(name, folder, (".json",)) if name else None
+    path = Path(source["dataset_name"]) if source["dataset_name"] else None
     content: dict[str, Any] = open_datalist(path, []) if path else {}
     given: dict[str, Any] = dict(source)
     splits = {part: load_pairs(**given, split=part, every=5, num_val=None, num_test=None) for part in ("train", "val")}

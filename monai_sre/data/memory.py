@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -81,7 +82,7 @@ def volumes_in(
 def _voxels(path: Path, pixdim: Sequence[float] | None) -> float:
     """Number of voxels of an image, resampled."""
     if is_nifti(path):
-        header = nibabel.load(path).header  # type: ignore[attr-defined]
+        header: Any = nibabel.load(path).header  # type: ignore[attr-defined]
         shape, steps = header.get_data_shape()[:3], header.get_zooms()[:3]
     else:
         image = ReadImaged("image", spatial_dims=None)({"image": path})["image"]

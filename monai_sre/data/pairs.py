@@ -102,11 +102,11 @@ def find_source(source: str | Path, images: str | None = None, labels: str | Non
         return {"dataset_name": str(path), "dataset_dir": str(path.parent)}
     if not path.is_dir():
         raise FileNotFoundError(f"{source} is no folder and no JSON datalist")
-    for pair in PATTERNS if images is None else [(images, labels)]:
+    for pair in [(images, labels)] if images is not None and labels is not None else PATTERNS:
         if images is not None or all(next(path.glob(pattern), None) for pattern in pair):
             if "_0000" in pair[0] and next(path.glob(pair[0].replace("_0000", "_0001")), None):
                 raise ValueError(f"{source} has a file per channel; save those of a volume as one, channels last")
-            return {"dataset_name": "", "dataset_dir": str(path), "images": str(pair[0]), "labels": str(pair[1])}
+            return {"dataset_name": "", "dataset_dir": str(path), "images": pair[0], "labels": pair[1]}
     raise FileNotFoundError(
         f"{source} has no dataset.json, and no volumes where they usually are, such as {PATTERNS[1][0]} with "
         f"{PATTERNS[1][1]}; give the patterns of both, --images and --labels"
