@@ -86,10 +86,11 @@ KINDS: dict[str, Callable[[str, Any], object]] = {
     **dict.fromkeys(("rotation", "sweep"), as_flag),
     **dict.fromkeys(("batch_size", "image_size", "max_epochs", "num_channels", "patches_per_image"), _from_1),
     **dict.fromkeys(("size", "val_interval"), _from_1),
-    **dict.fromkeys(("early_stopping", "every", "seed"), _from_0),
+    **dict.fromkeys(("early_stopping", "every", "num_workers", "seed"), _from_0),
     **dict.fromkeys(("num_test", "num_val"), partial(_unless_none, _from_0)),
     **dict.fromkeys(
-        ("field_threshold", "learning_rate", "margins", "weight_decay"), partial(_number, least=0, whole=False)
+        ("cache_gib", "field_threshold", "learning_rate", "margins", "weight_decay"),
+        partial(_number, least=0, whole=False),
     ),
     "intensity_range": _range,
     **dict.fromkeys(("ckpt_dir", "dataset_dir", "dataset_name", "input", "output_dir"), _text),

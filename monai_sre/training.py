@@ -306,10 +306,10 @@ def _sentence(error: Exception) -> str:
 def _check_labels(training: Any, validation: Any) -> None:
     """Refuse validation images that are all of one class, and warn of classes that no image of the training has."""
     masks = getattr(validation, "dataset", None)
-    if isinstance(masks, CacheDataset):  # in memory already; each process has a share
+    if isinstance(masks, CacheDataset):  # the first are in memory already; each process has a share
         items = (masks[index] for index in range(len(masks)))
-        found = [bool((item["label"] > 0).any()) for item in items if "label" in item]
-        if not idist.all_reduce(int(any(found) or not found)):
+        found = any("label" not in item or bool((item["label"] > 0).any()) for item in items)
+        if not idist.all_reduce(int(found)):
             raise ValueError("no validation mask has any foreground, so no epoch can be chosen by them")
     for loader in (validation, training):
         data = getattr(loader, "dataset", None)

@@ -23,7 +23,8 @@ from monai_sre.data.inference import ImageFiles, find_images
 from monai_sre.data.info import DatasetInfo
 from monai_sre.data.loaders import BatchLoader, EpochLoader, LabelledImages, mix_seed
 from monai_sre.data.medmnist import medmnist_flags
-from monai_sre.data.pairs import find_pairs, load_pairs, pair_classes
+from monai_sre.data.memory import free_gib, volumes_in
+from monai_sre.data.pairs import find_pairs, find_source, load_pairs, pair_classes
 from monai_sre.data.reader import ReadImaged
 from monai_sre.data.sources import dataset_info, load_dataset
 from monai_sre.data.transforms import (
@@ -62,8 +63,10 @@ __all__ = [
     "demo_info",
     "find_images",
     "find_pairs",
+    "find_source",
     "fit_images",
     "flip_batch",
+    "free_gib",
     "load_datalist",
     "load_dataset",
     "load_pairs",
@@ -75,4 +78,5 @@ __all__ = [
     "rotate_batch",
     "scale_to_unit",
     "turn_volumes",
+    "volumes_in",
 ]

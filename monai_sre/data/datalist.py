@@ -31,7 +31,7 @@ from monai_sre.data.reader import ReadImaged
 from monai_sre.data.transforms import FitSquared, ScaleToUnitd
 from monai_sre.ops.arguments import listed
 
-__all__ = ["datalist_info", "find_file", "load_datalist", "open_datalist"]
+__all__ = ["class_titles", "datalist_info", "find_file", "load_datalist", "numbered_titles", "open_datalist"]
 
 #: Names that are taken for those of the sections.
 _MISTAKEN = {"train": "training", "val": "validation", "valid": "validation", "testing": "test"}
@@ -135,17 +135,24 @@ def _labels(path: Path, content: dict[str, Any], names: Sequence[str]) -> dict[s
 
 
 def class_titles(path: Path, labels: Any) -> list[str]:
-    """The names in a datalist's ``"labels"``, in the order of their numbers; the path is for messages."""
+    """The names in a datalist's ``"labels"``, in the order of their numbers, of which none may be left out."""
+    return list(numbered_titles(path, labels, gaps=False).values())
+
+
+def numbered_titles(path: Path, labels: Any, gaps: bool = True) -> dict[int, str]:
+    """The names in a datalist's ``"labels"`` by their numbers, in the order of these; the path is for messages."""
     if isinstance(labels, list) and len({str(name) for name in labels}) == len(labels):
-        return [str(name) for name in labels]
+        return {number: str(name) for number, name in enumerate(labels)}
     if isinstance(labels, dict):
         turned = all(isinstance(value, int) for value in labels.values())
         try:
             numbers = {int(value if turned else key): key if turned else str(value) for key, value in labels.items()}
-        except ValueError:
+        except (TypeError, ValueError):
             numbers = {}
-        if sorted(numbers) == list(range(len(labels))):
-            return [numbers[number] for number in range(len(labels))]
+        if sorted(numbers) == list(range(len(labels))) or (
+            gaps and len(numbers) == len(labels) and min(numbers, default=-1) >= 0
+        ):
+            return dict(sorted(numbers.items()))
     raise ValueError(
         f"{path}: 'labels' is {labels!r}; expected a list of class names that differ, or {{'0': name, '1': name, ...}}"
     )

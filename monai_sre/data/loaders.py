@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from monai.data import DataLoader, Dataset, set_rnd
+from monai.data import DataLoader, Dataset, SmartCacheDataset, set_rnd
 from torch.utils.data import Sampler
 
 from monai_sre.data.info import DatasetInfo
@@ -204,7 +204,7 @@ class EpochLoader(DataLoader):
         options: the other arguments of MONAI's ``DataLoader``.
 
     Raises:
-        ValueError: the items of an epoch do not fill one batch.
+        ValueError: the items of an epoch do not fill one batch, or the data set replaces its items between epochs.
 
     Example:
         >>> loader = EpochLoader(Dataset(range(4), float), batch_size=2, repeats=3)
@@ -226,6 +226,11 @@ class EpochLoader(DataLoader):
         (batch_size,), (repeats,) = (
             int_tuple(name, value, 1, minimum=1) for name, value in (("batch_size", batch_size), ("repeats", repeats))
         )
+        if isinstance(dataset, SmartCacheDataset):
+            raise ValueError(
+                "dataset is a SmartCacheDataset, which replaces its items between epochs, so that a resumed training would "
+                "see others; CacheDataset with cache_num, or PersistentDataset, bounds the memory too"
+            )
         if len(dataset) * repeats < batch_size:
             raise ValueError(
                 f"{len(dataset)} images with repeats={repeats} (patches_per_image of a bundle) do not fill one batch of "

@@ -14,7 +14,15 @@ from monai_sre.data.info import SECTIONS
 from monai_sre.data.loaders import process_place
 from monai_sre.ops.arguments import listed
 
-__all__ = ["find_pairs", "load_pairs", "pair_classes"]
+__all__ = ["find_pairs", "find_source", "load_pairs", "pair_classes"]
+
+#: Where folders usually have their volumes and maps; nnU-Net's have the number of the channel behind the name.
+PATTERNS = [
+    (f"{images}/*{channel}{ending}", f"{labels}/*{ending}")
+    for ending in (".nii.gz", ".nii")
+    for images, labels in (("imagesTr", "labelsTr"), ("images", "labels"))
+    for channel in ("_0000", "")
+]
 
 
 def find_pairs(
@@ -61,6 +69,48 @@ def find_pairs(
             f"{len(files)} files have no partner under images={images!r} and labels={labels!r}: {listed(files)}"
         )
     return [{"image": str(found["images"][key]), "label": str(found["labels"][key])} for key in found["images"]]
+
+
+def find_source(source: str | Path, images: str | None = None, labels: str | None = None) -> dict[str, str]:
+    """Where the bundle finds the volumes: its options ``dataset_name``, ``dataset_dir``, ``images`` and ``labels``.
+
+    Args:
+        source: a MONAI datalist, a folder with a ``dataset.json``, or a folder of volumes and maps.
+        images: pattern of the volumes, see :func:`find_pairs`; None: a list, or one of :data:`PATTERNS`.
+        labels: likewise, of the maps.
+
+    Raises:
+        FileNotFoundError: there is nothing of the kind.
+        ValueError: one pattern is given without the other, or channels are in several files.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> for name in ("images/a.nii.gz", "labels/a.nii.gz"):
+        ...     (folder / name).parent.mkdir()
+        ...     (folder / name).touch()
+        >>> found = find_source(folder)
+        >>> found["dataset_name"], found["images"], found["labels"]
+        ('', 'images/*.nii.gz', 'labels/*.nii.gz')
+    """
+    path = Path(source).expanduser().resolve()
+    if (images is None) != (labels is None):
+        raise ValueError(f"images and labels must be given together, got {images!r} and {labels!r}")
+    if images is None and (path / "dataset.json").is_file():
+        path = path / "dataset.json"
+    if images is None and path.suffix == ".json" and path.is_file():
+        return {"dataset_name": str(path), "dataset_dir": str(path.parent)}
+    if not path.is_dir():
+        raise FileNotFoundError(f"{source} is no folder and no JSON datalist")
+    for pair in [(images, labels)] if images is not None and labels is not None else PATTERNS:
+        if images is not None or all(next(path.glob(pattern), None) for pattern in pair):
+            if "_0000" in pair[0] and next(path.glob(pair[0].replace("_0000", "_0001")), None):
+                raise ValueError(f"{source} has a file per channel; save those of a volume as one, channels last")
+            return {"dataset_name": "", "dataset_dir": str(path), "images": pair[0], "labels": pair[1]}
+    raise FileNotFoundError(
+        f"{source} has no dataset.json, and no volumes where they usually are, such as {PATTERNS[1][0]} with "
+        f"{PATTERNS[1][1]}; give the patterns of both, --images and --labels"
+    )
 
 
 def pair_classes(

@@ -259,17 +259,21 @@ class ClassMapd(MapTransform):
     """Masks as files hold them to class numbers, shape ``(1, *spatial)``, float32.
 
     With two classes the background is 0 and the foreground any other value (1, 255, grey or RGB). A picture whose edges are
-    blurred, as JPEG leaves them, is split at half of its largest value. With more classes, the values are the class numbers.
-    A picture and its mask that are turned by different EXIF orientations are logged as a warning.
+    blurred, as JPEG leaves them, is split at half of its largest value. With more classes, the values are the class numbers,
+    unless ``values`` says which value each class has. What is within 0.001 of a whole number is rounded, as writers that
+    scale what they store leave it. A picture and its mask that are turned by different EXIF orientations are
+    logged as a warning.
 
     Args:
         keys: of the masks, shape ``(C, *spatial)``.
         image_key: of the image that a mask must cover.
-        num_classes: number of classes, the background included.
+        num_classes: number of classes, the background included; None: any whole numbers from 0 are taken, and stay.
+        values: those of the classes in the masks, the background's first, such as ``(0, 1, 3)``; None: as above.
 
     Raises:
-        ValueError: a mask differs from its image in shape or, as NIfTI, in its place in space, has channels that differ,
-            values that are no class numbers, or, of two classes, another background than 0; the message names the file.
+        ValueError: there is not one value per class, each another; a mask differs from its image in shape or, as NIfTI, in
+            its place in space, has channels that differ, values that are no class, or, of two classes, another background
+            than 0; the message names the file.
 
     Example:
         >>> mask = torch.tensor([[[0.0, 255.0, 255.0]]])
@@ -277,15 +281,26 @@ class ClassMapd(MapTransform):
         [[[0.0, 1.0, 1.0]]]
     """
 
-    def __init__(self, keys: KeysCollection, image_key: str, num_classes: int) -> None:
+    def __init__(
+        self, keys: KeysCollection, image_key: str, num_classes: int | None, values: Sequence[int] | None = None
+    ) -> None:
         super().__init__(keys)
-        self.image_key, self.num_classes = image_key, num_classes
+        if values is not None and (len(values) != num_classes or len(set(values)) < len(values)):
+            raise ValueError(f"values (label_values of a bundle) must be {num_classes} that differ, got {values!r}")
+        self.image_key, self.num_classes, self.values = image_key, num_classes, values
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
         image = d[self.image_key]
         for key in self.key_iterator(d):
             mask, name = d[key], _name(d[key], key)
+            if not bool(mask.isfinite().all()):
+                raise ValueError(f"{name} holds NaN or infinite values; expected class numbers")
+            if not bool((mask == mask[:1]).all()):
+                raise ValueError(
+                    f"{name} has {mask.shape[0]} channels that differ; expected one map of class numbers (of one-hot "
+                    "channels, save the number of the largest)"
+                )
             turned = _turned_apart(_name(image, self.image_key), name)
             if mask.shape[1:] != image.shape[1:]:
                 shapes = f"shape {tuple(mask.shape[1:])} and its image {tuple(image.shape[1:])}"
@@ -295,20 +310,18 @@ class ClassMapd(MapTransform):
                     "%s%s; if it was not drawn on the picture as displayed, remove the orientation", name, turned
                 )
             _check_place(image, mask, name)
-            if not bool(mask.isfinite().all()):
-                raise ValueError(f"{name} holds NaN or infinite values; expected class numbers")
-            if not bool((mask == mask[:1]).all()):
-                raise ValueError(f"{name} has {mask.shape[0]} channels that differ; expected one map of classes")
             mask = mask[:1].float()
             if bool(((mask - mask.round()).abs() <= 1e-3).all()):  # as a writer that scales what it stores leaves them
                 mask = mask.round()
-            if self.num_classes == 2:
+            if self.values is not None:
+                mask = _numbered(mask, self.values, name)
+            elif self.num_classes == 2:
                 mask = _two_classes(mask, name)
-            wrong = mask[(mask != mask.round()) | (mask < 0) | (mask >= self.num_classes)]
+            top = math.inf if self.num_classes is None else self.num_classes - 1
+            wrong = mask[(mask != mask.round()) | (mask < 0) | (mask > top)]
             if len(wrong):
-                raise ValueError(
-                    f"{name} holds {float(wrong[0]):.9g}, which is no class number from 0 to {self.num_classes - 1}"
-                )
+                last = "" if self.num_classes is None else f" to {top}"
+                raise ValueError(f"{name} holds {float(wrong[0]):.9g}, which is no class number from 0{last}")
             d[key] = mask
         return d
 
@@ -325,6 +338,17 @@ def _turned_apart(image: str, mask: str) -> str:
     if found[0] == found[1]:
         return ""
     return f": the EXIF orientation of the image is {found[0]}, that of the mask {found[1]}"
+
+
+def _numbered(mask: Tensor, values: Sequence[int], name: str) -> Tensor:
+    """The place of each value among those of the classes."""
+    numbers = torch.full_like(mask, -1)
+    for number, value in enumerate(values):
+        numbers[mask == value] = number
+    wrong = mask[numbers < 0]
+    if len(wrong):
+        raise ValueError(f"{name} holds {float(wrong[0]):.9g}, which is none of label_values={list(values)}")
+    return numbers
 
 
 def _two_classes(mask: Tensor, name: str) -> Tensor:

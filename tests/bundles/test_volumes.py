@@ -9,6 +9,7 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
+import torch
 from monai.bundle import ConfigParser
 from monai.data import create_test_image_3d
 
@@ -82,6 +83,29 @@ def test_classes_come_with_the_model(tmp_path: Path) -> None:
     running.run(BUNDLE, "inference", input=str(tmp_path / "imagesTr/3.nii.gz"), output_dir=str(tmp_path), **common)
     (row,) = rows(tmp_path / "segmentations.csv")
     assert {"share of liver", "share of tumour"} <= set(row)
+
+
+def test_worker_processes_and_volumes_that_are_not_kept_change_nothing(slabs: Path, tmp_path: Path) -> None:
+    """Fed by a process from files, interrupted and resumed: the weights of a training on volumes in memory, to the bit."""
+    small = {"network_def#channels": [4, 4], "network_def#kernel_size": 3, "network_def#conv": "radial"}
+    small |= {"lr_scheduler#T_max": 10, "num_val": 1, "learning_rate": 0.01}
+    train(slabs, tmp_path / "kept", max_epochs=2, **small)
+    fed = {**small, "cache_gib": 0, "num_workers": 1}
+    train(slabs, tmp_path / "fed", max_epochs=1, **fed)
+    train(slabs, tmp_path / "fed", max_epochs=2, resume=True, **fed)
+    states = [torch.load(tmp_path / name / "models/last.pt", weights_only=True) for name in ("kept", "fed")]
+    torch.testing.assert_close(*states, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("phase", ["train", "validate"])
+def test_no_more_volumes_are_kept_than_memory_is_given(slabs: Path, phase: str) -> None:
+    """40 x 40 x 12 voxels of 16 bytes are 0.29 MiB."""
+    parser = ConfigParser()
+    parser.read_config(config_files(BUNDLE, "train"))
+    options = {"dataset_dir": str(slabs), **FOLDER, "num_val": 3, "num_test": 2, "pixdim": []}
+    share = {"train": 0.75, "validate": 0.25}[phase]
+    parser.update({**options, "class_names": ["background", "ball"], "cache_gib": 0.6 / 2**10 / share})
+    assert parser.get_parsed_content(f"{phase}#dataset").cache_num == 2
 
 
 def test_spacing_helps_on_slabs(slabs: Path, tmp_path: Path) -> None:

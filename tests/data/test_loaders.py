@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from monai.data import CacheDataset, Dataset
+from monai.data import CacheDataset, Dataset, SmartCacheDataset
 from monai.engines import SupervisedTrainer
 from monai.transforms import Compose, RandScaleIntensity
 
@@ -170,6 +170,12 @@ def test_each_item_is_drawn_anew_in_each_repeat() -> None:
     drawn = epoch(EpochLoader(dataset(), 4, repeats=2), 1)
     assert drawn.round().int().bincount().tolist() == [0, 2, 2, 2, 2, 2, 2]
     assert len(drawn.unique()) == 12
+
+
+def test_a_data_set_that_replaces_its_items_cannot_be_resumed() -> None:
+    data = SmartCacheDataset([{"image": 1.0}], cache_num=1, progress=False)
+    with pytest.raises(ValueError, match="dataset is a SmartCacheDataset, which replaces its items between epochs"):
+        EpochLoader(data, 1)
 
 
 @pytest.mark.parametrize(

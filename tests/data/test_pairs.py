@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from monai_sre.data import find_pairs, load_pairs, pair_classes, pairs
+from monai_sre.data import find_pairs, find_source, load_pairs, pair_classes, pairs
 
 
 def names(pairs: list[dict[str, str]]) -> list[tuple[str, str]]:
@@ -215,3 +215,30 @@ def test_where_classes_have_no_names(folder: Path) -> None:
 def test_a_missing_folder(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="is neither a folder nor a JSON datalist"):
         load_pairs(dataset_dir=tmp_path / "nowhere")
+
+
+# Where a user's volumes are --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("folders", [("imagesTr", "labelsTr"), ("images", "labels")])
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
+@pytest.mark.parametrize("channel", ["", "_0000"])
+def test_folders_as_usual_need_no_patterns(tmp_path: Path, folders: tuple[str, str], ending: str, channel: str) -> None:
+    for folder, behind in zip(folders, (channel, ""), strict=True):
+        (tmp_path / folder).mkdir()
+        for case in "ab":
+            (tmp_path / folder / f"{case}{behind}{ending}").touch()
+    assert len(load_pairs(**find_source(tmp_path))) == 2
+    (tmp_path / "dataset.json").write_text("{}")
+    listed = {"dataset_name": str(tmp_path / "dataset.json"), "dataset_dir": str(tmp_path)}
+    assert find_source(tmp_path) == find_source(tmp_path / "dataset.json") == listed
+    (tmp_path / folders[0] / f"a_0001{ending}").touch()
+    (tmp_path / "dataset.json").unlink()
+    if channel:
+        with pytest.raises(ValueError, match="has a file per channel; save those of a volume as one, channels last"):
+            find_source(tmp_path)
+
+
+def test_patterns_come_in_twos(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"images and labels must be given together, got 'a/\*.nii' and None"):
+        find_source(tmp_path, "a/*.nii")

@@ -265,11 +265,23 @@ def test_class_numbers_stay() -> None:
     assert ClassMapd("label", "image", 2)(data)["label"].tolist() == [[[0.0, 1.0, 1.0]]]
 
 
+def test_values_that_skip_numbers_become_classes() -> None:
+    data = {"image": torch.zeros(1, 1, 4), "label": torch.tensor([[[3.0, 1.0, 2.9999997, 7.0]]])}
+    assert ClassMapd("label", "image", 3, values=[1, 3, 7])(data)["label"].tolist() == [[[1.0, 0.0, 1.0, 2.0]]]
+    assert ClassMapd("label", "image", None)(data)["label"].tolist() == [[[3.0, 1.0, 3.0, 7.0]]]
+    with pytest.raises(ValueError, match=r"the item 'label' holds 7, which is none of label_values=\[1, 3\]"):
+        ClassMapd("label", "image", 2, values=[1, 3])(data)
+    for values in ([0, 1], [0, 1, 1]):
+        with pytest.raises(ValueError, match=r"values \(label_values of a bundle\) must be 3 that differ, got \[0, 1"):
+            ClassMapd("label", "image", 3, values=values)
+
+
 @pytest.mark.parametrize(
     ("mask", "classes", "message"),
     [
         (torch.zeros(1, 2, 3), 2, r"has shape \(2, 3\) and its image \(3, 2\); they must be alike"),
-        (torch.rand(3, 3, 2), 2, "has 3 channels that differ; expected one map of classes"),
+        (torch.rand(3, 3, 2), 2, "has 3 channels that differ; expected one map of class numbers"),
+        (torch.rand(3, 2, 4), 2, "has 3 channels that differ; .*of one-hot channels, save the number of the largest"),
         (torch.full((1, 3, 2), 3.0), 3, "holds 3, which is no class number from 0 to 2"),
         (torch.full((1, 3, 2), 1.0011), 3, "holds 1.0010999.*, which is no class number from 0 to 2"),
         (torch.full((1, 3, 2), 0.5), 3, "holds 0.5, which is no class number from 0 to 2"),
@@ -281,6 +293,7 @@ def test_class_numbers_stay() -> None:
     ids=[
         "shape",
         "channels",
+        "channels first",
         "large",
         "nearly",
         "fraction",

@@ -1,0 +1,48 @@
+"""How much memory there is, and how many volumes are kept in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+
+from monai_sre.data import free_gib, memory, volumes_in
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({}, 4.0),
+        ({"meminfo": "MemTotal: 9 kB\nMemAvailable:   3145728 kB\n"}, 3.0),
+        ({"meminfo": "MemAvailable:   3145728 kB\n", "memory.max": "max\n"}, 3.0),
+        (
+            {
+                "meminfo": "MemAvailable:   3145728 kB\n",
+                "memory.max": str(2**31),
+                "memory.current": str(2**30),
+                "memory.stat": f"file 7\ninactive_file {2**29}\n",
+            },
+            1.5,
+        ),
+    ],
+    ids=["unknown", "system", "no limit", "limit"],
+)
+def test_free_memory(monkeypatch: pytest.MonkeyPatch, files: dict[str, str], expected: float) -> None:
+    monkeypatch.setattr(memory, "_text", lambda path: files.get(Path(path).name, ""))
+    assert free_gib() == expected
+
+
+def test_the_first_volumes_that_fit_are_counted(tmp_path: Path) -> None:
+    """Each voxel of two channels takes 8 bytes, those of its map and its index 12."""
+    pairs = []
+    for number, length in enumerate((10, 20, 10)):
+        path = tmp_path / f"{number}.nii.gz"
+        nibabel.save(nibabel.Nifti1Image(np.zeros((length, 10, 10, 2), np.uint8), np.diag([1.0, 1, 3, 1])), path)
+        pairs.append({"image": str(path)})
+    np.save(tmp_path / "3.npy", np.zeros((10, 10, 10)))
+    pairs.append({"image": str(tmp_path / "3.npy")})
+    for kib, pixdim, expected in ((19, [], 0), (20, [], 1), (59, [], 2), (79, [], 3), (98, [], 4), (98, [1, 1, 1], 1)):
+        assert volumes_in(kib / 2**20, pairs, pixdim, 2) == expected, (kib, pixdim)
+    assert volumes_in(0, pairs, None, 2) == 0
