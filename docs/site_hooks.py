@@ -1,11 +1,12 @@
 """Hooks of the site (``mkdocs.yml``): the repository's own files are its pages, under the addresses that they have in it.
 
-So links between pages, tables and pictures hold in the site as they do in the repository, and nothing is copied. A link to
-any other file of the repository leads to a page that shows it.
+So links between pages, tables and pictures hold in the site as they do in the repository, and nothing is copied. Notebooks
+are pages with the outputs that they hold. A link to any other file of the repository leads to a page that shows it.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,9 @@ from typing import Any
 import griffe
 from latex2mathml.converter import convert
 from mkdocs.config.defaults import MkDocsConfig
-from mkdocs.plugins import event_priority
 from mkdocs.structure.files import File, Files, InclusionLevel
 from mkdocs.structure.pages import Page
+from nbconvert import MarkdownExporter
 
 ROOT = Path(__file__).parents[1]
 PAGES = ("README.md", "CHANGELOG.md", "benchmarks/**/*.md", "bundles/*/docs/*.md")
@@ -26,13 +27,15 @@ REFERENCE_MODULES = ("check", "description", "options", "training")
 _LINK = re.compile(r"(?<=\]\()(?!\w+:|[#/])([^)\s#]+)")
 
 
-@event_priority(100)  # before the notebooks are read
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages, the pictures, what they link to, and the reference."""
-    for file in list(files.documentation_pages()) + list(files.static_pages()) + list(files.css_files()):
+    for file in list(files):
         if file.abs_src_path and Path(file.abs_src_path).is_relative_to(ROOT / "docs"):
             files.remove(file)
             files.append(_file(config, Path(file.abs_src_path)))
+    for path in sorted(ROOT.glob("docs/tutorials/*.ipynb")):
+        for name, content in _notebook(path).items():
+            files.append(File.generated(config, f"docs/tutorials/{name}", content=content))
     for path in sorted(path for pattern in (*PAGES, *PICTURES) for path in ROOT.glob(pattern)):
         files.append(_file(config, path))
     pages = [file for file in files if file.src_uri.endswith(".md")]
@@ -55,7 +58,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
     def point(match: re.Match[str]) -> str:
         shown = _page_of(folder / match[1])
-        return match[1] if shown is None else f"{match[1].rstrip('/')}{shown[len(_uri(folder / match[1])) :]}"
+        return match[1] if shown is None else os.path.relpath(ROOT / shown, folder)
 
     return _LINK.sub(point, markdown)
 
@@ -74,7 +77,9 @@ def _page_of(path: Path) -> str | None:
         return None
     if path.is_dir():
         return f"{_uri(path)}/README.md"
-    return None if path.suffix in (".md", ".png", ".ipynb") else f"{_uri(path)}.md"
+    if path.suffix == ".ipynb":
+        return _uri(path.with_suffix(".md"))
+    return None if path.suffix in (".md", ".png") else f"{_uri(path)}.md"
 
 
 def _shown(path: Path) -> str:
@@ -82,6 +87,15 @@ def _shown(path: Path) -> str:
         lines = [f"* [{item.name}]({item.name})" for item in sorted(path.iterdir()) if item.suffix in (".md", ".py")]
         return f"# {_uri(path)}\n\n" + "\n".join(lines)
     return f"# {_uri(path)}\n\n```{path.suffix[1:]}\n{path.read_text(encoding='utf-8')}\n```\n"
+
+
+def _notebook(path: Path) -> dict[str, str | bytes]:
+    """The page of a notebook, and its pictures by name."""
+    names = {"unique_key": path.stem, "output_files_dir": path.stem}
+    body, resources = MarkdownExporter().from_filename(str(path), resources=names)
+    title, text = body.lstrip().replace("![png]", "![Output of the code above]").split("\n", 1)
+    link = f'<a href="../{path.name}" download>The notebook of this page</a>'
+    return {f"{path.stem}.md": f"{title}\n\n{link}\n{text}", **resources["outputs"]}
 
 
 def _reference(name: str) -> str:

@@ -284,8 +284,12 @@ def _imported(target: str, arguments: Mapping[str, Any]) -> nn.Module:
     return network
 
 
-def _numbers(text: str) -> tuple[float, ...]:
-    return tuple(float(part) if "." in part else int(part) for part in text.split(","))
+def _shape(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(","))
+
+
+def _angles(text: str) -> tuple[float, ...]:
+    return tuple(float(part) for part in text.split(",")) if text else ()
 
 
 def _value(text: str) -> Any:
@@ -301,9 +305,9 @@ def main(words: Sequence[str] | None = None) -> None:
         prog="python -m monai_sre.check", description=(__doc__ or "").split("\n")[0], allow_abbrev=False
     )
     parser.add_argument("network", help="class, function or network to import, folder of a bundle, or TorchScript file")
-    parser.add_argument("--shape", type=_numbers, help="of the input, such as 2,1,64,64 (default: one that it accepts)")
+    parser.add_argument("--shape", type=_shape, help="of the input, such as 2,1,64,64 (default: one that it accepts)")
     parser.add_argument("--weights", help="file of a state dict (default: as it is made; of a bundle models/model.pt)")
-    parser.add_argument("--angles", type=_numbers, default=(15, 30, 45), help="in degrees (default: 15,30,45)")
+    parser.add_argument("--angles", type=_angles, default=(15, 30, 45), help="in degrees (default: 15,30,45)")
     parser.add_argument("--seconds", type=float, default=2.0, help="to measure each time for (default: %(default)g)")
     parser.add_argument("--picture", help="PNG file of the errors of the network and of its layers (default: none)")
     options, others = parser.parse_known_args(words)

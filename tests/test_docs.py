@@ -32,6 +32,13 @@ def test_code_of_a_page_runs(page: Path) -> None:
         exec(compile(block, page.name, "exec"), {"__name__": "page"})
 
 
+def broken(page: Path, site: Path) -> list[str]:
+    """Links of a page of the site to what is not there."""
+    found = re.findall(r'(?:href|src)="(?!\w+:|//|#)([^"#?]+)', page.read_text())
+    targets = [(site / link[1:] if link.startswith("/") else page.parent / link) for link in found]
+    return [f"{page}: {target}" for target in targets if not (target / "index.html").exists() and not target.is_file()]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("notebook", sorted((ROOT / "docs/tutorials").glob("*.ipynb")), ids=lambda path: path.name)
 def test_a_notebook_runs(notebook: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -47,7 +54,7 @@ def test_a_notebook_runs(notebook: Path, monkeypatch: pytest.MonkeyPatch, tmp_pa
 
 @pytest.mark.slow
 def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
-    pytest.importorskip("mkdocs_jupyter")
+    pytest.importorskip("mkdocstrings")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -55,6 +62,8 @@ def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
     assert 'id="monai_sre.symmetry.equivariance_error"' in page
     assert "<math" in page  # formulas of docstrings
     assert ":func:" not in page
+    assert "data:image" not in (tmp_path / "docs/tutorials/layer/index.html").read_text()  # pictures are files
+    assert [link for page in sorted(tmp_path.rglob("*.html")) for link in broken(page, tmp_path)] == []
     table = (tmp_path / "benchmarks/results/corpus/index.html").read_text()
     assert table.count("<tr>") > 100
     for name in (
