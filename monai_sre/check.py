@@ -163,12 +163,11 @@ def _costs(network: nn.Module, x: Tensor, seconds: float) -> tuple[dict[str, flo
             return {}, f"not known: {error}"
         worst = max(equivariance_error(sre, x).values())
         twin = f"convert_to_sre(network), whose largest error on the grid is {worst:.0e}, in ratio to this network"
-    pair = (sre, plain)
-    counts = [sum(parameter.numel() for parameter in each.parameters()) for each in pair]
+    counts = [sum(parameter.numel() for parameter in each.parameters()) for each in (sre, plain)]
     costs = {} if 0 in counts else {"parameters": counts[0] / counts[1]}
-    costs["forward"] = _ratio(*(_forward(each.eval(), x) for each in pair), seconds)
+    costs["forward"] = _ratio(_forward(sre.eval(), x), _forward(plain.eval(), x), seconds)
     try:
-        costs["training step"] = _ratio(*(_training_step(each.train(), x) for each in pair), seconds)
+        costs["training step"] = _ratio(_training_step(sre.train(), x), _training_step(plain.train(), x), seconds)
     except Exception as error:  # such as normalisation over a batch of one, or nothing to learn
         twin += f"; no training step: {type(error).__name__}: {error}"
     return costs, twin
@@ -183,7 +182,8 @@ def _training_step(network: nn.Module, x: Tensor) -> Callable[[], object]:
 
     def step() -> None:
         optimizer.zero_grad()
-        sum(output.square().mean() for output in tensors_of(network(x)) if output.requires_grad).backward()
+        losses = [output.square().mean() for output in tensors_of(network(x)) if output.requires_grad]
+        torch.stack(losses).sum().backward()
         optimizer.step()
 
     return step
