@@ -105,10 +105,15 @@ def _is_bundle_run(words: Sequence[str]) -> bool:
     return "monai.bundle" in words and "run" in words[words.index("monai.bundle") :]
 
 
-def _given(words: Sequence[str]) -> dict[str, str]:
-    """The options on a command line, as they were typed."""
+def given_options(words: Sequence[str]) -> dict[str, str]:
+    """The options on a command line, as they were typed.
+
+    Example:
+        >>> given_options(["--size", "28", "--amp=true"])
+        {'size': '28', 'amp': 'true'}
+    """
     found: dict[str, str] = {}
-    for word, follower in zip(words, [*words[1:], ""], strict=True):
+    for word, follower in zip(words, [*words, ""][1:], strict=True):
         match = re.fullmatch(r"--?([A-Za-z_][\w#:\-]*)(?:=(.*))?", word, flags=re.DOTALL)
         if match:
             found[match[1].replace("-", "_")] = follower if match[2] is None else match[2]
@@ -116,7 +121,7 @@ def _given(words: Sequence[str]) -> dict[str, str]:
 
 
 def _check_command(words: Sequence[str], texts: Mapping[str, Any]) -> None:
-    given = _given(words[words.index("run") :])
+    given = given_options(words[words.index("run") :])
     if "args_file" in given or "config_file" not in given:  # what stands in the file is not known here
         return
     files = given["config_file"]

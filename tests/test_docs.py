@@ -1,8 +1,11 @@
-"""The pages under ``docs/`` name what there is."""
+"""The pages under ``docs/`` name what there is, the notebooks run, and the site is built without a warning."""
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -27,3 +30,44 @@ def test_checks_that_a_page_names_exist() -> None:
 def test_code_of_a_page_runs(page: Path) -> None:
     for block in re.findall(r"^```python\n(.*?)^```", page.read_text(), flags=re.DOTALL | re.MULTILINE):
         exec(compile(block, page.name, "exec"), {"__name__": "page"})
+
+
+def broken(page: Path, site: Path) -> list[str]:
+    """Links of a page of the site to what is not there."""
+    found = re.findall(r'(?:href|src)="(?!\w+:|//|#)([^"#?]+)', page.read_text())
+    targets = [(site / link[1:] if link.startswith("/") else page.parent / link) for link in found]
+    return [f"{page}: {target}" for target in targets if not (target / "index.html").exists() and not target.is_file()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("notebook", sorted((ROOT / "docs/tutorials").glob("*.ipynb")), ids=lambda path: path.name)
+def test_a_notebook_runs(notebook: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
+    pytest.importorskip("ipykernel")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    resources = {"metadata": {"path": str(tmp_path)}}
+    nbclient.NotebookClient(
+        nbformat.read(notebook, 4), timeout=600, kernel_name="python3", resources=resources
+    ).execute()
+    assert list(tmp_path.iterdir()) == []  # results go to folders of their own
+
+
+@pytest.mark.slow
+def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
+    pytest.importorskip("mkdocstrings")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "docs/reference/symmetry/index.html").read_text()
+    assert 'id="monai_sre.symmetry.equivariance_error"' in page
+    assert "<math" in (tmp_path / "docs/reference/ops/index.html").read_text()  # formulas of docstrings
+    assert ":func:" not in page
+    assert "data:image" not in (tmp_path / "docs/tutorials/layer/index.html").read_text()  # pictures are files
+    assert [link for page in sorted(tmp_path.rglob("*.html")) for link in broken(page, tmp_path)] == []
+    table = (tmp_path / "benchmarks/results/corpus/index.html").read_text()
+    assert table.count("<tr>") > 100
+    for name in (
+        "benchmarks/results/speed_growth.png",
+        "bundles/medmnist_2d_classification/docs/rotation_breastmnist.png",
+    ):
+        assert (tmp_path / name).read_bytes() == (ROOT / name).read_bytes()

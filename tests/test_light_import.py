@@ -53,6 +53,7 @@ def test_layers_networks_conversion_and_errors_without_any_extra() -> None:
     done = python(
         """
 import torch, monai_sre
+from monai_sre.check import check_network
 from monai.networks.layers import Conv
 from monai.networks.nets import UNet
 torch.manual_seed(0)
@@ -66,6 +67,7 @@ print(monai_sre.conversion_report(network))
 assert 1e-3 < monai_sre.equivariance_error(network, x, 30.0)["30 deg"] < 10
 assert max(monai_sre.equivariance_error(network, x).values()) < 1e-5
 monai_sre.layer_errors(network, x)
+assert check_network(network, x.shape, seconds=0).breaking == []
 monai_sre.fold_sre(network)(x)
 loaded = {name.split(".")[0] for name in sys.modules}
 print("loaded:", sorted(loaded & set(EXTRAS)))

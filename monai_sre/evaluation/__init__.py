@@ -9,7 +9,7 @@ require("monai_sre.evaluation")
 # ruff: noqa: E402 - what the rest imports is there by now
 
 from monai_sre.evaluation.activation import ClassActivation
-from monai_sre.evaluation.figures import draw_activations, draw_contours, draw_maps, draw_sweep
+from monai_sre.evaluation.figures import draw_activations, draw_contours, draw_errors, draw_maps, draw_sweep
 from monai_sre.evaluation.metrics import (
     ClassificationScore,
     SegmentationScore,
@@ -50,6 +50,7 @@ __all__ = [
     "class_scores",
     "draw_activations",
     "draw_contours",
+    "draw_errors",
     "draw_maps",
     "draw_sweep",
     "map_scores",

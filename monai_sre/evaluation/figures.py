@@ -208,6 +208,49 @@ def draw_contours(
     _save(figure, path, 110)
 
 
+def draw_errors(
+    errors: Mapping[str, Mapping[str, float]],
+    layers: Mapping[str, Mapping[str, float]],
+    path: str | Path,
+    title: str = "",
+) -> None:
+    """Picture of relative errors on a logarithmic axis: of a network on the left, of its layers by themselves on the right.
+
+    Args:
+        errors: of the network by kind of transformation and name, such as ``{"grid": {"flip(0)": 0.1}}``.
+        layers: of each layer by name, in the order of the picture; the 40 with the largest errors are drawn.
+        path: of the PNG file.
+        title: above the picture.
+    """
+    rows = {name: row for kind in errors.values() for name, row in kind.items() if name != "identity"}
+    largest = sorted(layers, key=lambda name: max(layers[name].values()))[-40:]
+    kept = {name: row for name, row in layers.items() if name in largest}
+    figure = new_figure(11 if kept else 6, 1.6 + 0.2 * max(len(rows), len(kept)))
+    if figure is None:
+        return
+    left, *right = figure.subplots(1, 2 if kept else 1, squeeze=False)[0]
+    _dots(left, {name: {"network": error} for name, error in rows.items()})
+    left.set_title("the network")
+    for axes in right:
+        _dots(axes, kept)
+        axes.set_title("each layer by itself")
+        axes.legend(title="worst of", loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    figure.suptitle(title)
+    _save(figure, path, 110)
+
+
+def _dots(axes: Any, rows: Mapping[str, Mapping[str, float]]) -> None:
+    """A row of marks per name, from top to bottom; what is exact or infinite stands at the edge."""
+    for number, column in enumerate(dict.fromkeys(column for row in rows.values() for column in row)):
+        points = [(row[column], index) for index, row in enumerate(rows.values()) if column in row]
+        values, indices = zip(*points, strict=True)
+        mark = "os^Dv<>p"[number % 8]
+        axes.plot(np.clip(values, 1e-9, 10), indices, mark, label=column, markersize=5, clip_on=False)
+    axes.set(xscale="log", xlim=(1e-9, 10), ylim=(len(rows) - 0.5, -0.5), xlabel="relative error")
+    axes.set_yticks(range(len(rows)), rows, fontsize=8)
+    axes.grid(alpha=0.3)
+
+
 def _slice(values: np.ndarray) -> np.ndarray:
     return values if values.ndim == 2 else values[..., values.shape[-1] // 2].T
 
