@@ -145,7 +145,7 @@ print(json.dumps(bound_of(CASES[{place}], "bfloat16", "by input", Launches(90)))
 
 
 def test_the_committed_bounds_are_whole() -> None:
-    """Every case, precision and operation of an architecture in the file; what kernels spill is no more than is known."""
+    """Every case, precision and operation of an architecture in the file; no kernel spills registers."""
     path = RESULTS / "kernel_bounds.json"
     data = json.loads(path.read_text())
     for sm, rows in data["rows"].items():
@@ -154,8 +154,7 @@ def test_the_committed_bounds_are_whole() -> None:
         shapes = {(shape, kernel) for shape, kernel, _, _ in found}
         assert shapes <= {(case.shape, case.kernel) for case in CASES}, sm
         assert found == {(*shape, mode, name) for shape in shapes for mode in MODES for name in OPERATIONS}, sm
-        most = {"80": 144, "90": 0, "100": 16}[sm]
-        assert max(launch["spilled"] for row in rows for launch in row["launches"]) <= most, sm
+        assert not any(launch["spilled"] for row in rows for launch in row["launches"]), sm
 
 
 def test_products_without_tf32_are_three_of_tf32_or_on_the_lanes() -> None:

@@ -36,8 +36,8 @@ MEASURED: frozenset[tuple[int, int]] = frozenset()
 #: Positions of a program in each image; those of its output channels at most, in which case sums are formed again for others.
 POSITIONS = 32
 MOST_OUTPUTS = 64
-#: Options of compilation.
-LAUNCH = {"num_warps": 8, "num_stages": 1}
+#: Places of a window that are summed at once: one product of tensor cores.
+PLACES = 16
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _failed: list[str] = []
 
@@ -113,7 +113,7 @@ class Frame(NamedTuple):
         TILE: positions of a program along each axis, ``BLOCK_P`` in all.
         WINDOW: what all taps of a tile reach of the input along each axis; ``FIRST`` is where it begins, for the first tile.
         BLOCK_I: images of a program, of which it takes ``BLOCK_C`` channels at once, mixed to ``BLOCK_O``.
-        BLOCK_K: places of the window that are summed at once.
+        BLOCK_K: places of the window that are summed at once, padded to whole blocks.
         PRECISION: how Triton multiplies matrices; ``WIDEN``: those of bfloat16 as float32.
     """
 
@@ -150,6 +150,7 @@ def _frame(
     dilation: Sequence[int] = (),
     zoom: Sequence[int] = (),
     block_c: tuple[int, int] = (16, 64),
+    most_rings: int = 6,
 ) -> Frame:
     """The constants of kernels.
 
@@ -160,15 +161,16 @@ def _frame(
         outputs: channels that sums are mixed to; 0 where they are not, but added up ring by ring.
         stride: with the others as of a convolution; where no padding is given, odd kernels lie around each position.
         block_c: least and most channels of a program.
+        most_rings: with more at once, a program takes half as many lines.
     """
     kernel, rings = _triple(basis.shape[1:], 1), basis.shape[0]
     padding = [length // 2 for length in kernel] if padding is None else padding
     geometry = (kernel, _triple(stride, 1), _triple(padding, 0), _triple(dilation, 1), _triple(zoom, 1))
     tiling = _tiling(_triple(size, 1), _triple(x.shape[2:], 1), *geometry)
-    positions, window = math.prod(tiling[0]), math.prod(tiling[1])
+    positions = math.prod(tiling[0])
     whole = 128 // x.element_size()  # lines of a program whose sums are few enough for its registers
     at_once = rings if outputs else 1
-    lines = max(16, whole >> (at_once * x.element_size() > 12) >> (at_once > 8))
+    lines = max(16, whole >> (at_once > min(most_rings, 12 // x.element_size())) >> (at_once > 8))
     channels, outputs = _power(x.shape[1], block_c[0], min(lines, block_c[1])), _power(outputs, 16, MOST_OUTPUTS)
     images = max(1, min(lines // channels, _power(x.shape[0]), 2 * whole**2 // (outputs * positions)))
     interpreted = x.device.type == "cpu"
@@ -181,7 +183,7 @@ def _frame(
         BLOCK_C=channels,
         BLOCK_O=outputs,
         BLOCK_P=positions,
-        BLOCK_K=min(max(16, lines // 2), _power(window, 16)),
+        BLOCK_K=PLACES,
         PRECISION="ieee" if interpreted else precision,
         WIDEN=interpreted and x.dtype == torch.bfloat16,
     )
@@ -240,6 +242,11 @@ def _table(basis: Tensor, frame: Frame, dtype: torch.dtype, mirror: bool = False
     return out
 
 
+def _options(x: Tensor, large: bool, stages: int = 1) -> dict[str, int]:
+    """Of compilation: with these no kernel spills registers (``benchmarks/results/kernel_bounds.md``)."""
+    return {"num_warps": 8 if large or x.element_size() == 2 else 4, "num_stages": stages}
+
+
 def _triple(values: Sequence[int], missing: int) -> tuple[int, ...]:
     return (missing,) * (3 - len(values)) + tuple(values)
 
@@ -284,7 +291,9 @@ def ring_conv_gradients(
         frame = _frame(grad, basis, x.shape[2:], weight.shape[1], (), reach, dilation, stride)
         by_x = _mixed_sums(grad, weight.transpose(0, 1), None, basis, _empty(x, x.shape), frame, mirror=True)
     if wanted[1]:
-        frame = _frame(x, basis, grad.shape[2:], MOST_OUTPUTS, stride, padding, dilation, block_c=(16, 32))
+        frame = _frame(
+            x, basis, grad.shape[2:], MOST_OUTPUTS, stride, padding, dilation, block_c=(16, 32), most_rings=3
+        )
         by_weight = _weight_gradient(grad, x, weight, basis, frame)
     if wanted[2]:
         by_bias = grad.sum(dim=[0, *range(2, grad.dim())])
@@ -314,7 +323,7 @@ def _mixed_sums(
         _strides(out),
         HAS_BIAS=bias is not None,
         F=frame,
-        **LAUNCH,
+        **_options(x, frame.B * frame.BLOCK_O > 256, stages=4 // x.element_size()),
     )
     return out
 
@@ -343,7 +352,7 @@ def _weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, basis: Tensor, fra
         _strides(x),
         _strides(grad),
         F=frame,
-        **LAUNCH,
+        **_options(x, False),
     )
     found = parts.sum(dim=0).permute(1, 2, 0)
     return (found * ring_scales(basis) if x.dtype == torch.float16 else found).to(weight.dtype).contiguous()
@@ -381,7 +390,7 @@ def add_energies(
         STARTS=starts,
         HAS_BIAS=bias is not None,
         F=frame,
-        **LAUNCH,
+        **_options(maps, frame.B > 6, stages=2),
     )
     return out
 
@@ -450,7 +459,7 @@ def energies(
         WITH_SLOPES=grad is not None,
         MIXED=weight is not None,
         F=frame,
-        **LAUNCH,
+        **_options(x, frame.B > 6),
     )
     if grad is None:
         return values, None
@@ -466,7 +475,7 @@ def energies(
         _strides(slopes[:, :, 0]),
         _strides(by_x),
         F=frame,
-        **LAUNCH,
+        **_options(x, frame.B > 6, stages=2 if frame.PRECISION == "tf32x3" else 1),
     )
     return values, by_x
 
