@@ -28,6 +28,7 @@ import torch
 from monai.transforms import Orientationd
 from tqdm import tqdm
 
+from monai_sre.bundles import FOLDER
 from monai_sre.data import ClassMapd, ReadImaged, find_source, free_gib, load_pairs, volumes_in
 from monai_sre.data.datalist import numbered_titles, open_datalist
 from monai_sre.files import write_whole
@@ -36,7 +37,7 @@ from monai_sre.ops.arguments import listed
 __all__ = ["Fingerprint", "choose_classes", "choose_geometry", "choose_spacing", "look_at", "main", "make_plan"]
 
 #: The bundle's configs, which the wheel holds too.
-CONFIGS = Path(__file__).parent / "bundles/hippocampus_segmentation/configs"
+CONFIGS = FOLDER / "hippocampus_segmentation/configs"
 #: Bytes of a training step per voxel of its patches, measured with 16 maps at the first level, kernels of 5 and energies.
 _BYTES = 3000
 #: Most voxels of a step on a CPU, for the time it takes, and of a patch.

@@ -16,6 +16,7 @@ from monai_sre.ops.ring.convolution import (
     keep_subclass,
     may_define_gradient,
     needs_gradient,
+    under_autocast,
     under_transform,
     without_autocast,
 )
@@ -157,6 +158,13 @@ def exported_energy(x: Tensor, stencils: Tensor, eps: float) -> Tensor:
     """
     if x.dim() == 5:  # whose depthwise convolutions are slow in ONNX Runtime
         return _convolved_energy(x, stencils, eps)
+    if torch.jit.is_scripting():
+        return _depthwise_energy(x, stencils, eps)
+    with without_autocast(x.device.type):  # which would take half precision for the convolutions
+        return _depthwise_energy(x, stencils, eps)
+
+
+def _depthwise_energy(x: Tensor, stencils: Tensor, eps: float) -> Tensor:
     stride: list[int] = []
     padding: list[int] = []
     for axis in range(1, stencils.dim()):
@@ -189,7 +197,7 @@ def _convolved_energy(x: Tensor, stencils: Tensor, eps: float) -> Tensor:
     if torch.jit.is_scripting():
         components = _components(computed, stencils)
     else:
-        with without_autocast(x.device.type):  # which would take half precision for the convolutions
+        with without_autocast(x.device.type):
             components = _components(computed, stencils)
     sizes: list[int] = []
     for axis in range(x.dim()):
@@ -259,7 +267,7 @@ def _added_energies(
     asked: bool,
 ) -> Tensor:
     device = y.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device) and y.dtype != torch.float64:
+    if under_autocast(device) and y.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(device)
         y, weight, bias = y.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     maps = None

@@ -239,7 +239,6 @@ def attentive() -> nn.Module:
     return nn.Sequential(stage(1, 6), ChannelAttention(), stage(6, 2))
 
 
-#: What becomes exact.
 class BesideChannels(nn.Module):
     """A convolution over the map with the channels as a third axis, as in lambda layers."""
 
@@ -256,6 +255,7 @@ class BesideChannels(nn.Module):
         return self.mix(maps.movedim(-1, 2).flatten(1, 2))
 
 
+#: What becomes exact.
 KINDS = {
     "U-Net": SkipUNet,
     "U-Net with pads": ConcatUNet,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from monai_sre.ops import add_energies, harmonic_energy, harmonic_stencils
-from monai_sre.ops.energy import cat_groups
+from monai_sre.ops.energy import cat_groups, exported_energy
 from monai_sre.ops.ring.energy_cpu import LIBRARY, available, form_of
 from tests.testers import relative_error
 
@@ -143,7 +144,8 @@ def test_autocast_computes_in_float32(backend: str) -> None:
     """The square of this step overflows in float16."""
     x, stencils = torch.where(torch.arange(16) > 7, 1000.0, 0.0).expand(1, 1, 16, 16), harmonic_stencils(1, 2)
     expected = harmonic_energy(x, stencils)
-    for call in (harmonic_energy, torch.compile(harmonic_energy, backend="eager")):
+    exported = partial(exported_energy, eps=1e-3)
+    for call in (harmonic_energy, exported, torch.compile(harmonic_energy, backend="eager")):
         with torch.autocast("cpu", torch.float16):
             out = call(x, stencils)
         assert out.dtype == torch.float32

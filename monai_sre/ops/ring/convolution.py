@@ -48,6 +48,7 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
+from monai_sre.ops.arguments import constant_of_graphs
 from monai_sre.ops.ring import cpu as ring_cpu
 from monai_sre.ops.ring import gpu
 from monai_sre.ops.ring.plan import Geometry, Plan, Triple, convolution_geometry, plans, spatial_triple
@@ -114,9 +115,19 @@ def is_exporting() -> bool:
     return torch.jit.is_tracing() or torch.onnx.is_in_onnx_export()
 
 
+def under_autocast(device_type: str) -> bool:
+    """Whether autocast is on, on a device that may know none."""
+    return _knows_autocast(device_type) and torch.is_autocast_enabled(device_type)
+
+
+@constant_of_graphs
+def _knows_autocast(device_type: str) -> bool:
+    return torch.amp.is_autocast_available(device_type)
+
+
 def without_autocast(device_type: str) -> AbstractContextManager[Any]:
-    """Operations in the dtypes that they are given, on a device that may know no autocast."""
-    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+    """Operations in the dtypes that they are given."""
+    if under_autocast(device_type):
         return torch.autocast(device_type, enabled=False)
     return nullcontext()
 
@@ -183,7 +194,7 @@ def ring_conv(
     if x.dim() == basis.dim():
         return ring_conv(x.unsqueeze(0), weight, basis, bias, stride, padding, dilation, groups, asked).squeeze(0)
     device = x.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device) and x.dtype != torch.float64:
+    if under_autocast(device) and x.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(device)
         x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     _check_operands(x, weight, basis, bias, (stride, padding, dilation), groups)

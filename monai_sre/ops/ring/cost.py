@@ -26,7 +26,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from monai_sre.ops.ring.convolution import is_eager_cpu_call
+from monai_sre.ops.ring.convolution import is_eager_cpu_call, under_autocast
 from monai_sre.ops.ring.cpu import compiled_for
 from monai_sre.ops.ring.plan import Plan, convolution_geometry, plans, spatial_triple
 
@@ -83,7 +83,7 @@ def choose_algorithm(
     if groups > 1 or taps == 1:
         return "dense"
     dtype = x.dtype
-    if torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type):
+    if under_autocast(x.device.type):
         dtype = dtype if dtype == torch.float64 else torch.get_autocast_dtype(x.device.type)
     if x.device.type != "cpu":
         shrinking = math.prod(stride)
