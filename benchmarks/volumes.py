@@ -9,7 +9,7 @@
 
 The data set is Task04 of the Medical Segmentation Decathlon. ``costs`` measures a step of training of each network.
 ``select`` turns the volumes of the validation set, by which the bundle's weights are chosen.
-``picture`` draws contours of the truth, of the plain network (its training with seed 0) and of the bundle's, upright and
+``picture`` draws contours of the truth, of the plain network (the first seed in ``--work``) and of the bundle's, upright and
 under two rotations.
 """
 
@@ -157,7 +157,8 @@ STUDY = VolumeStudy(
         "the long axis turns too), Dice and cross-entropy, AdamW, cosine. Mean ± standard deviation over the seeds that are",
         "stated; the epoch is selected by validation Dice, the learning rate by validation Dice after 3 epochs with seed 0",
         "(below; a network with random rotations has that of the same without, and the in-plane one that of the bundle). Of",
-        "SegResNet and its conversion another rate validates better after 3 epochs than the one in the table.",
+        "SegResNet and its conversion another rate validates better after 3 epochs than the one in the table. Margins: half",
+        "of the boxes are moved by up to half of their size, and filled with the background as a turned volume is.",
         "",
         "Dice, the 95th percentile of the surface distance (HD95) and the volume error without its sign, for each class: the",
         "46 test volumes upright, at the last or best validated epoch. The columns from `swept` on are the mean of both",
@@ -207,10 +208,9 @@ def picture(arguments: argparse.Namespace) -> None:
     """Contours upright and under two rotations."""
     source = source_of(HIPPOCAMPUS, arguments.dataset_dir)
     tried = read_cells(STUDY.cells, list(MODELS))
-    first = next(members[0] for (_, model), members in choose(tried, "dice").items() if model == "plain")
-    folder = (
-        Path(arguments.work) / f"{HIPPOCAMPUS}_plain_lr{first['learning_rate']:g}_{first['epochs']}_{first['seed']}"
-    )
+    members = next(members for (_, model), members in choose(tried, "dice").items() if model == "plain")
+    names = (f"{HIPPOCAMPUS}_plain_lr{m['learning_rate']:g}_{m['epochs']}_{m['seed']}" for m in members)
+    folder = next(Path(arguments.work) / name for name in names if (Path(arguments.work) / name / "models").is_dir())
     weights = {"plain": folder / "models" / "model.pt", "margins": source.bundle / "models" / "model.pt"}
     networks = {}
     for name, path in weights.items():

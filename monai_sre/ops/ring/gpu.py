@@ -242,9 +242,9 @@ def _table(basis: Tensor, frame: Frame, dtype: torch.dtype, mirror: bool = False
     return out
 
 
-def _options(x: Tensor, large: bool, stages: int = 1) -> dict[str, int]:
-    """Of compilation: with these no kernel spills registers (``benchmarks/results/kernel_bounds.md``)."""
-    return {"num_warps": 8 if large or x.element_size() == 2 else 4, "num_stages": stages}
+def _options(few_warps: bool = False, pipelined: bool = False) -> dict[str, int]:
+    """Of compilation; those that each kernel asks for spill no registers (``benchmarks/results/kernel_bounds.md``)."""
+    return {"num_warps": 4 if few_warps else 8, "num_stages": 2 if pipelined else 1}
 
 
 def _triple(values: Sequence[int], missing: int) -> tuple[int, ...]:
@@ -308,6 +308,7 @@ def _mixed_sums(
         return out
     basis, weight = scaled_rings(basis, weight)
     images, outputs, *size = out.shape
+    half = x.element_size() == 2
     _kernels().ring_conv[(frame.tiles(images, size), _blocks(outputs, frame.BLOCK_O))](
         x,
         weight.permute(2, 0, 1).contiguous(),
@@ -323,7 +324,7 @@ def _mixed_sums(
         _strides(out),
         HAS_BIAS=bias is not None,
         F=frame,
-        **_options(x, frame.B * frame.BLOCK_O > 256, stages=4 // x.element_size()),
+        **_options(not half and frame.B > 3 and frame.BLOCK_O < MOST_OUTPUTS, half),
     )
     return out
 
@@ -336,7 +337,7 @@ def _weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, basis: Tensor, fra
     tiles = frame.tiles(x.shape[0], grad.shape[2:])
     blocks = (_blocks(channels, frame.BLOCK_C), _blocks(outputs, frame.BLOCK_O))
     splits = max(1, min(tiles // 2, _processors(x) // math.prod(blocks)))
-    grid = (*blocks, splits)
+    grid, half = (*blocks, splits), x.element_size() == 2
     parts = torch.empty(splits, rings, outputs, channels, dtype=torch.float32, device=x.device)
     _kernels().ring_weight_gradient[grid](
         grad,
@@ -352,7 +353,7 @@ def _weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, basis: Tensor, fra
         _strides(x),
         _strides(grad),
         F=frame,
-        **_options(x, False),
+        **_options(not half, half),
     )
     found = parts.sum(dim=0).permute(1, 2, 0)
     return (found * ring_scales(basis) if x.dtype == torch.float16 else found).to(weight.dtype).contiguous()
@@ -371,6 +372,7 @@ def add_energies(
     packed, starts = _packed(stencils)
     (images, channels, *size), outputs = maps.shape, weight.shape[0]
     frame, out = _frame(maps, packed, size, outputs), _empty(radial, radial.shape)
+    half, few = maps.element_size() == 2, frame.B <= 4
     _kernels().add_energies[(frame.tiles(images, size), _blocks(outputs, frame.BLOCK_O))](
         radial,
         maps,
@@ -390,7 +392,7 @@ def add_energies(
         STARTS=starts,
         HAS_BIAS=bias is not None,
         F=frame,
-        **_options(maps, frame.B > 6, stages=2),
+        **_options(half and few, half or few),
     )
     return out
 
@@ -459,7 +461,7 @@ def energies(
         WITH_SLOPES=grad is not None,
         MIXED=weight is not None,
         F=frame,
-        **_options(x, frame.B > 6),
+        **_options(),
     )
     if grad is None:
         return values, None
@@ -475,7 +477,7 @@ def energies(
         _strides(slopes[:, :, 0]),
         _strides(by_x),
         F=frame,
-        **_options(x, frame.B > 6, stages=2 if frame.PRECISION == "tf32x3" else 1),
+        **_options(),
     )
     return values, by_x
 
