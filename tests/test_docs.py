@@ -1,4 +1,4 @@
-"""The pages under ``docs/`` name what there is, the notebooks run, and the site is built without a warning."""
+"""README.md and the pages under ``docs/`` name what there is, notebooks run, and the site is built without a warning."""
 
 from __future__ import annotations
 
@@ -11,13 +11,23 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda path: path.name)
-def test_tests_and_modules_that_a_page_names_exist(page: Path) -> None:
-    named = set(re.findall(r"`((?:tests|benchmarks|bundles|monai_sre)/[\w./]*)`", page.read_text()))
-    assert len(named) > 5
-    assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_what_a_page_names_exists(page: Path) -> None:
+    """Files between backquotes, from the root, and targets of links, from the page."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    named = {ROOT / name for name in re.findall(r"`((?:tests|benchmarks|bundles|monai_sre)/[\w./]*)`", text)}
+    named |= {page.parent / name for name in re.findall(r"\]\((?!\w+:|#)([^)#]+)", text)}
+    assert named
+    assert [name for name in sorted(named) if not name.exists()] == []
+
+
+def test_readme_is_short() -> None:
+    lines = (ROOT / "README.md").read_text().splitlines()
+    assert len(lines) <= 120
+    assert max(map(len, lines)) <= 100
 
 
 def test_checks_that_a_page_names_exist() -> None:
@@ -26,10 +36,12 @@ def test_checks_that_a_page_names_exist() -> None:
     assert [name for name in named if f"def {name}(" not in known] == []
 
 
-@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda path: path.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
 def test_code_of_a_page_runs(page: Path) -> None:
+    """One block after the other."""
+    names = {"__name__": "page"}
     for block in re.findall(r"^```python\n(.*?)^```", page.read_text(), flags=re.DOTALL | re.MULTILINE):
-        exec(compile(block, page.name, "exec"), {"__name__": "page"})
+        exec(compile(block, page.name, "exec"), names)
 
 
 def broken(page: Path, site: Path) -> list[str]:
