@@ -208,8 +208,8 @@ def picture(arguments: argparse.Namespace) -> None:
     """Contours upright and under two rotations."""
     source = source_of(HIPPOCAMPUS, arguments.dataset_dir)
     tried = read_cells(STUDY.cells, list(MODELS))
-    members = next(members for (_, model), members in choose(tried, "dice").items() if model == "plain")
-    names = (f"{HIPPOCAMPUS}_plain_lr{m['learning_rate']:g}_{m['epochs']}_{m['seed']}" for m in members)
+    cells = [cell for (_, model), members in choose(tried, "dice").items() if model == "plain" for cell in members]
+    names = [f"{HIPPOCAMPUS}_plain_lr{cell['learning_rate']:g}_{cell['epochs']}_{cell['seed']}" for cell in cells]
     folder = next(Path(arguments.work) / name for name in names if (Path(arguments.work) / name / "models").is_dir())
     weights = {"plain": folder / "models" / "model.pt", "margins": source.bundle / "models" / "model.pt"}
     networks = {}

@@ -96,7 +96,8 @@ def report(results: Path = RESULTS) -> str:
     return (
         "# The compiled engine of a wheel\n\n"
         "Made by `benchmarks/wheels.py report` from `wheels.json`. The libraries of a wheel, one per instruction set, beside "
-        "those that are compiled at first use with `-march=native -mtune=generic`: processor time of a training step by each in turn, "
+        "those that are compiled at first use with `-march=native -mtune=generic`: processor time of a "
+        "training step by each in turn, "
         "median (interquartile range), and ratios of medians. A processor loads the first of a wheel's libraries that it "
         "can run.\n\n"
         f"{about['cpu']}, {about['threads']} thread, torch {about['torch']}, float32; load average "
