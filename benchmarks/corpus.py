@@ -83,15 +83,12 @@ TIMM = _names("""
     inception_v3 inception_v4 inception_resnet_v2 xception41 legacy_xception nasnetalarge pnasnet5large vgg11_bn
 """)
 #: Without the tables of positions that they are refused for.
-WITHOUT_POSITIONS = {"edgenext_xx_small": "use_pos_emb", "xcit_nano_12_p16_224": "use_pos_embed"}
+WITHOUT_POSITIONS: dict[str, dict[str, Any]] = {
+    "edgenext_xx_small": {"use_pos_emb": (False,) * 4},
+    "xcit_nano_12_p16_224": {"use_pos_embed": False},
+}
 #: Trained for a step, folded and run by ONNX Runtime.
-DEPLOYED = (
-    "smp Unet resnet18",
-    "smp Unet tu-convnext_atto",
-    "timm tf_efficientnet_b0",
-    "timm nf_resnet50",
-    "nnU-Net PlainConvUNet 2-D",
-)
+DEPLOYED = ("smp Unet resnet18",)
 #: What a network may have besides grids, pads and pools that cannot be made symmetric, by words of its refusal.
 OBSTACLES = {
     "tables of positions, windows": r"position embedding|positions enter by",
@@ -145,9 +142,8 @@ def corpus() -> Iterator[Network]:
     timm, vision, smp = (import_module(name) for name in ("timm", "torchvision", "segmentation_models_pytorch"))
     for name in TIMM:
         yield Network(f"timm {name}", partial(timm.create_model, name, num_classes=10))
-    for name, option in WITHOUT_POSITIONS.items():
-        build = partial(timm.create_model, name, num_classes=10, **{option: False})
-        yield Network(f"timm {name} {option}=False", build)
+    for name, options in WITHOUT_POSITIONS.items():
+        yield Network(f"timm {name} without positions", partial(timm.create_model, name, num_classes=10, **options))
     for name in (*TORCHVISION, *TORCHVISION_3D):
         kwargs = {"weights": None, "num_classes": 10}
         kwargs |= {"weights_backbone": None} if name.startswith(("fcn", "deeplab", "lraspp")) else {}
