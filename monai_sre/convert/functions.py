@@ -35,7 +35,7 @@ from torch.utils._pytree import tree_leaves
 
 from monai_sre.convert.monai_blocks import CentredShuffle
 from monai_sre.convert.options import Options
-from monai_sre.convert.report import INDICES, INTO_CHANNELS, RefusedError
+from monai_sre.convert.report import AS_FEATURES, INDICES, INTO_CHANNELS, RefusedError
 from monai_sre.convert.rules import has_own_forward, radial_projection
 from monai_sre.layers.pool import CentredNearest
 from monai_sre.ops.conv import centred_conv, centred_conv_transpose
@@ -527,7 +527,7 @@ def _what_it_mixes(here: CentredFunctions, x: Any, *more: Any) -> str:
     sizes = tuple(more[0] if len(more) == 1 and isinstance(more[0], Sequence) else more)
     of_map = _is_map(here, x, ndim) and x.shape[2:].numel() > 1
     if of_map and sizes in ((1,), (1, -1), (len(x), -1), (len(x), x[0].numel())):
-        return ", which makes features of positions: take a global pool in front of it"
+        return f", which {AS_FEATURES}"
     rows = isinstance(x, Tensor) and x.dim() == 3 and len(sizes) == ndim + 2 and sizes[0] == len(x)
     if rows and math.prod(sizes[2:]) == x.shape[1] != x.shape[2]:
         return ", which makes a map of rows of channels: transpose it first"

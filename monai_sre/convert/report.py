@@ -13,6 +13,7 @@ from monai_sre.nets.checkpoints import unwrapped
 #: Attribute under which a converted network carries its report.
 ATTRIBUTE = "_monai_sre_conversion"
 #: Reasons that several rules give, each with the way out.
+AS_FEATURES = "makes features of positions: take a global pool in front of it"
 INDICES = "return_indices gives positions on the grid, which turn with it: leave them out"
 INTO_CHANNELS = "it turns positions into channels, which a rotation exchanges: put a strided convolution in its place"
 WITHOUT_POSITIONS = "a network without them can be converted"

@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from monai_sre.convert import rules
-from monai_sre.convert.report import INTO_CHANNELS, WITHOUT_POSITIONS, ConversionReport, Entry
+from monai_sre.convert.report import AS_FEATURES, INTO_CHANNELS, WITHOUT_POSITIONS, ConversionReport, Entry
 from monai_sre.symmetry.error import (
     commutation_error,
     culprits,
@@ -340,6 +340,8 @@ def cause(module: nn.Module, spatial_dims: int) -> str:
         ):
             if _POSITIONS.search(key.rpartition(".")[2]) or _POSITIONS.search(kind):
                 return f"; positions enter by {key or kind}: {WITHOUT_POSITIONS}"
+    if isinstance(module, nn.Flatten):
+        return f"; it {AS_FEATURES}"
     if _INTO_CHANNELS.search(type(module).__name__):
         return f"; {INTO_CHANNELS}"
     for name, part in module.named_modules():

@@ -298,7 +298,7 @@ class TestRefusals:
             (lambda: nn.Sequential(weight_norm(nn.Conv2d(1, 2, 3))), r"0 \(.*is computed \(by WeightNorm\)"),
             (
                 lambda: nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.Flatten(), nn.Linear(2 * 24 * 40, 3)),
-                r"1 \(Flatten\): it does not commute",
+                r"1 \(Flatten\): it does not commute .*; it makes features of positions: take a global pool in front of it",
             ),
             (
                 lambda: nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.LayerNorm([24, 40])),
