@@ -30,7 +30,7 @@ body {{ font: 15px/1.45 system-ui, sans-serif; margin: 1.5em; color: #222; backg
 table {{ border-collapse: collapse }}
 body > table > tbody > tr > td, body > table > tbody > tr > th {{
   border-top: 1px solid #ccc; padding: .7em 1.2em .7em 0; vertical-align: top; text-align: left }}
-td td, td th {{ padding: 0 .9em .1em 0; text-align: left; font-weight: normal }}
+td td, td th {{ padding: 0 .9em .1em 0; text-align: left; font-weight: normal; white-space: nowrap }}
 img {{ display: block }}
 .name {{ font-weight: 600; overflow-wrap: anywhere; min-width: 12em; max-width: 24em }}
 .path {{ color: #666; font-size: 85%; overflow-wrap: anywhere; max-width: 28em }}

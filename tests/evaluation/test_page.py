@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
+import shutil
+import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from monai_sre.evaluation.page import COLOURS, MAX_PICTURES, Measure, RunPage, d
 from tests.bundles.inferring import reoriented
 from tests.bundles.test_inference import CODES
 
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 RED = tuple(int(COLOURS[0][start : start + 2], 16) for start in (1, 3, 5))
 
 
@@ -70,6 +73,33 @@ def test_a_page_loads_nothing_and_shows_names_as_they_are(tmp_path: Path) -> Non
     np.testing.assert_allclose(np.asarray(found.pictures[0]).mean(axis=(0, 1)), [10, 200, 30], atol=3)
     for text in ("Runs & <b>", *names[:2], "?.png", "a<b", "1 %", "look", "error & more", "the end"):
         assert text in found.texts
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed")
+def test_a_browser_shows_the_picture_and_refuses_nothing(tmp_path: Path) -> None:
+    """The picture has its size and colour, and nothing breaks the page's own policy."""
+    page = RunPage(tmp_path / "report.html", "Runs", "note")
+    page.start()
+    page.add("case", "/in/case.nii", [Measure("liver", ["1 ml"], COLOURS[0], 0.5)], Image.new("RGB", (120, 90), "lime"))
+    page.finish("the end")
+    command = [
+        str(BROWSER),
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--hide-scrollbars",
+        "--enable-logging=stderr",
+    ]
+    command += [f"--user-data-dir={tmp_path / 'profile'}", f"--screenshot={tmp_path / 'shot.png'}"]
+    command += ["--window-size=800,600", page.path.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "CONSOLE" not in done.stderr
+    shot = np.asarray(Image.open(tmp_path / "shot.png").convert("RGB")).astype(int)
+    rows, columns = np.nonzero((shot[..., 1] > 230) & (shot[..., [0, 2]].max(axis=-1) < 40))
+    assert (np.ptp(rows) + 1, np.ptp(columns) + 1) == (90, 120)
+    assert len(rows) == 90 * 120
+    assert (shot == [0x43, 0x63, 0xD8]).all(axis=-1).any()  # the bar of the share
 
 
 def test_a_large_run_has_so_many_pictures_and_all_rows(tmp_path: Path) -> None:
