@@ -54,7 +54,7 @@ def run(*configs: str, **options: Any) -> None:
 
 def toy(folder: Path, **options: Any) -> dict[str, Any]:
     network = {"network_def#channels": [4, 8], "network_def#kernel_size": 3, "network_def#conv": "radial"}
-    small = {"patch_size": 16, "patches_per_image": 8, "val_interval": 1, "learning_rate": 0.02}
+    small = {"patch_size": 16, "patches_per_image": 8, "val_interval": 1, "learning_rate": 0.02, "margins": 0.0}
     return {"dataset_dir": str(folder), "device": "cpu", **small, **network, **options}
 
 

@@ -251,8 +251,8 @@ class BesideChannels(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        maps = self.across(self.down(x).movedim(1, -1).unsqueeze(1))
-        return self.mix(maps.movedim(-1, 2).flatten(1, 2))
+        maps = self.across(self.down(x).permute(0, 2, 3, 1).unsqueeze(1))
+        return self.mix(maps.permute(0, 1, 4, 2, 3).flatten(1, 2))
 
 
 #: What becomes exact.

@@ -96,7 +96,7 @@ def test_gradients_in_float16(channels: tuple[int, int]) -> None:
     call = torch.compile(portable_ring_gradients, backend="eager", dynamic=False)
     for value, wanted in zip(call(slope, x, weight, basis, *sizes, (True, True, False))[:2], exact, strict=True):
         assert value.dtype == torch.float16
-        assert error(value, wanted) < 5e-3
+        assert error(value, wanted) < 2e-2  # some processors' convolutions add up in float16
 
 
 def test_steps_of_400_in_float16() -> None:
