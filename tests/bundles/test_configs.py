@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -74,3 +76,14 @@ def test_a_user_finds_the_parts_where_monai_has_them(name: str) -> None:
         assert {"preprocessing", "dataset", "dataloader", "inferer", "handlers"} <= config[phase].keys()
     assert "trainer" in config["train"]
     assert {"evaluator", "key_metric"} <= config["validate"].keys()
+
+
+def test_imports_bring_what_expressions_name() -> None:
+    """In a process that has imported nothing of the package before, as a command line has not."""
+    program = (
+        "from monai.bundle import ConfigParser; p = ConfigParser(); "
+        f"p.read_config({str(BUNDLES / 'hippocampus_segmentation/configs/train.json')!r}); "
+        "p.get_parsed_content('imports'); print(p.get_parsed_content('cache_gib') > 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.split()[-1:] == ["True"], done.stderr
