@@ -81,20 +81,20 @@ class NativeLibrary:
 
     def _shipped(self, real: str) -> ctypes.CDLL | None:
         """The library that came in the wheel for this processor, or ``None``."""
-        for name in instruction_sets()[:1]:
-            try:
-                path = self.source.with_name(compiler.library_name(self.source, real, name))
-                if path.is_file():
-                    return self.load_file(path)
-            except (AttributeError, *_FAILURES) as error:  # torch without the OpenMP runtime of GCC
-                _warn_once(f"the library that came with the package is not used: {error}")
+        names = instruction_sets()
+        try:
+            path = self.source.with_name(compiler.library_name(self.source, real, names[0])) if names else None
+            if path is not None and path.is_file():
+                return self.load_file(path)
+        except (AttributeError, *_FAILURES) as error:  # torch without the OpenMP runtime of GCC
+            _warn_once(f"the library that came with the package is not used: {error}")
         return None
 
     def _open(self, command: list[str], runtime: str | None, real: str) -> ctypes.CDLL:
         """The library for this source, compiler and processor, compiled unless an earlier process did it."""
         native = ["-mcpu=native" if platform.machine() in ("arm64", "aarch64") else "-march=native"]
         if platform.machine() in ("x86_64", "AMD64"):
-            native.append("-mtune=generic")  # GCC's tuning for Zen 3 costs a tenth
+            native.append("-mtune=generic")  # as the libraries of a wheel; GCC's tuning for Zen 3 is slower
         options = compiler.options(native, real, openmp=runtime is not None)
         version = compiler.run([*command, "--version"])
         identity = repr((compiler.sources(self.source), command, version, options, runtime, _processor()))
