@@ -65,6 +65,13 @@ def _range(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be None or two increasing numbers such as [-100,300], got {value!r}")
 
 
+def _lengths(name: str, value: Any) -> None:
+    """Of a voxel; none, where volumes are not resampled."""
+    for length in value if isinstance(value, (list, tuple)) else [] if value is None else [value]:
+        if isinstance(length, bool) or not isinstance(length, (int, float)) or not 0 < length < math.inf:
+            raise ValueError(f"{name} must be None or lengths above 0 such as [1,1,2.5], got {value!r}")
+
+
 def _text(name: str, value: Any) -> None:
     items = value if isinstance(value, (list, tuple)) else [value]
     if not all(item is None or isinstance(item, (str, Path)) for item in items):
@@ -93,6 +100,7 @@ KINDS: dict[str, Callable[[str, Any], object]] = {
         partial(_number, least=0, whole=False),
     ),
     "intensity_range": _range,
+    "pixdim": _lengths,
     **dict.fromkeys(("ckpt_dir", "dataset_dir", "dataset_name", "input", "output_dir"), _text),
 }
 
