@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from monai_sre.evaluation.sweep import SweepResult
 
 _LOGGER = logging.getLogger(__name__)
+#: Around a number that lies on a curve.
+_LABEL = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
 
 
 def new_figure(width: float, height: float) -> Figure | None:
@@ -127,14 +129,17 @@ def draw_sweep(
         values = [float(np.mean(angles[angle])) for angle in degrees]
         lowest = min(lowest, *values)
         colour = (colours or {}).get(name)
-        axes.plot(np.radians([*degrees, 360.0]), [*values, values[0]], label=name, linewidth=2, color=colour)
-    axes.set_ylim(max(0.0, np.floor(lowest * 10 - 0.5) / 10), 1)
+        turned = np.radians([*degrees, 360.0])
+        axes.plot(turned, [*values, values[0]], "o-", label=name, linewidth=2, markersize=4, color=colour)
+    centre = max(0.0, np.floor(lowest * 10 - 0.5) / 10)
+    axes.set_ylim(centre, 1)
+    axes.text(0, centre, f"{centre:.1f}", ha="center", va="center", fontsize=9, bbox=_LABEL)
     axes.set_theta_zero_location("N")
     axes.set_rlabel_position(45)
     axes.set_axisbelow(False)
     axes.tick_params(axis="y", labelsize=9)
     for label in axes.get_yticklabels():
-        label.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.6})
+        label.set_bbox(_LABEL)
     axes.set_title(f"{metric} against rotation\n{title}" if title else f"{metric} against rotation", fontsize=11)
     figure.legend(loc="outside lower center", ncols=1, frameon=False)
     _save(figure, path, 120)
