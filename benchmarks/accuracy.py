@@ -12,6 +12,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from benchmarks import fronts
 from benchmarks.bundles import Model
 from benchmarks.cells import (
     LOSS,
@@ -142,6 +143,11 @@ def cost_columns(dataset: str) -> dict[str, dict[str, str]]:
     return columns
 
 
+def appendix(chosen: dict[tuple[Task, str], Cells]) -> list[str]:
+    """Pictures of accuracy against cost, and the table of targets."""
+    return [*fronts.pictures(STUDY, chosen, lambda dataset: cost_columns(dataset)["time"]), *targets_table(chosen)]
+
+
 def commonest_row(dataset: str, head: Sequence[str]) -> list[list[str]]:
     """Row of a network that gives one answer to all images."""
     share = COMMONEST.get(dataset.split("_")[0])
@@ -160,7 +166,7 @@ STUDY = Study(
     epochs=EPOCHS,
     more_columns=cost_columns,
     more_rows=commonest_row,
-    appendix=targets_table,
+    appendix=appendix,
     intro=[
         "# Accuracy under rotation",
         "",
