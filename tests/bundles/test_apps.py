@@ -44,9 +44,9 @@ def wanted(folder: Path, dims: int, path: Path) -> np.ndarray:
     return np.asarray(nibabel.load(folder / "own/image_seg.nii.gz").dataobj)
 
 
-def served(config: ConfigParser, image: Any, network: torch.nn.Module) -> np.ndarray:
+def served(config: ConfigParser, item: dict[str, Any], network: torch.nn.Module) -> np.ndarray:
     """What both applications do: transforms of one item, a batch of one through the inferer, transforms of its first item."""
-    data = config.get_parsed_content("preprocessing")({"image": image})
+    data = config.get_parsed_content("preprocessing")(item)
     with torch.no_grad():
         found = config.get_parsed_content("inferer")(data["image"][None], network)
     data["pred"] = MetaTensor(found[0], meta=data["image"].meta)
@@ -57,7 +57,7 @@ def served(config: ConfigParser, image: Any, network: torch.nn.Module) -> np.nda
 
 @pytest.mark.parametrize("dims", [2, 3])
 def test_monai_label(dims: int, tmp_path: Path) -> None:
-    """One file of configs, made from both; the path of an image; the device as a text."""
+    """One file of configs, made from both; an image's path, under two names; the device as a text."""
     bundle, (path, _) = BUNDLES[dims], source(tmp_path, dims)
     config = ConfigParser()
     config.read_config(running.config_files(bundle, "inference", "apps"))
@@ -69,7 +69,8 @@ def test_monai_label(dims: int, tmp_path: Path) -> None:
     network.load_state_dict(torch.load(bundle / "models/model.pt", weights_only=True))
     expected = wanted(tmp_path, dims, path)
     assert len(np.unique(expected)) > 1
-    np.testing.assert_array_equal(served(config, str(path), network), expected)
+    item = {"image": str(path), "image_path": str(path)}
+    np.testing.assert_array_equal(served(config, item, network), expected)
 
 
 @pytest.mark.parametrize("dims", [2, 3])
@@ -99,4 +100,4 @@ def test_monai_deploy(dims: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     config.parse()
     shapes = config["_meta_"]["network_data_format"]
     assert (list(shapes["inputs"]), list(shapes["outputs"])) == (["image"], ["pred"])
-    np.testing.assert_array_equal(served(config, image, torch.jit.load("model.ts")), expected)
+    np.testing.assert_array_equal(served(config, {"image": image}, torch.jit.load("model.ts")), expected)
