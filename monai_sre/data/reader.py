@@ -65,8 +65,12 @@ class ReadImaged(MapTransform):
     file feeds a network of three channels, and an image of three equal channels one of a single channel. What fails is
     one sentence that names the file; MONAI's ``LoadImaged`` would list what each of its readers says.
 
+    An application that reads files itself, such as MONAI Deploy, gives the image in place of a path: a ``MetaTensor`` whose
+    ``original_channel_dim`` says where the channels are, as MONAI's readers write it; without it the axes are those of an
+    array.
+
     Args:
-        keys: of the paths; the DICOM files of one series are a list of paths, or a folder.
+        keys: of the paths; the DICOM files of one series are a list of paths, or a folder; or of the images themselves.
         spatial_dims: number of spatial axes, 2 or 3; None: those of the file.
         num_channels: channels that the network takes, one number for all keys or one per key; None: any.
         as_classes: likewise, keep the entries of a palette, which are class numbers in masks, unless all its colours are
@@ -103,6 +107,10 @@ class ReadImaged(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
         for key, channels, as_classes in self.key_iterator(d, self.num_channels, self.as_classes):
+            if isinstance(d[key], Tensor):
+                content, meta = _given(MetaTensor(d[key]))
+                d[key] = self._checked(f"the image {key!r}", content, channels, meta)
+                continue
             files = [Path(path) for path in (d[key] if isinstance(d[key], (list, tuple)) else [d[key]])]
             if files[0].is_dir():
                 files = [path for path in sorted(files[0].iterdir()) if is_dicom(path)] or files
@@ -121,13 +129,17 @@ class ReadImaged(MapTransform):
         if len(files) > 1 and not as_series:
             raise ValueError(f"{path} is one of {len(files)} files of an image; only those of a DICOM series are read")
         try:
-            array, affine, has_channels = read_series(files) if as_series else _opener(path)(path, as_classes)
+            content = read_series(files) if as_series else _opener(path)(path, as_classes)
         except ImportError as error:
             raise ValueError(str(error)) from error
         except Image.DecompressionBombError as error:
             raise ValueError(f"{path}: {error} {_MAX_PIXELS}=N in the environment allows N pixels") from error
         except Exception as error:  # each reader has its own exceptions for a damaged file
             raise ValueError(f"{path} cannot be read as an image: {type(error).__name__}: {error}") from error
+        return self._checked(path, content, num_channels, {"filename_or_obj": str(path), "space": "RAS"})
+
+    def _checked(self, path: Path | str, content: _Content, num_channels: int | None, meta: dict[str, Any]) -> Tensor:
+        array, affine, has_channels = content
         if array.dtype.kind not in "buif":
             raise ValueError(f"{path} holds {array.dtype} values; expected numbers")
         if array.size == 0:
@@ -142,8 +154,18 @@ class ReadImaged(MapTransform):
         array, affine = _channels_first(path, array, affine, has_channels, self.spatial_dims)
         array = np.ascontiguousarray(array, dtype=np.uint8 if array.dtype == np.uint8 else np.float32)
         image = _with_channels(path, torch.from_numpy(array.copy()), num_channels, shape)
-        meta = {"filename_or_obj": str(path), "spatial_shape": np.asarray(image.shape[1:]), "space": "RAS"}
+        meta["spatial_shape"] = np.asarray(image.shape[1:])
         return MetaTensor(image, affine=torch.from_numpy(affine), meta=meta)
+
+
+def _given(image: MetaTensor) -> tuple[_Content, dict[str, Any]]:
+    """What an application has read, and its metadata; ``original_channel_dim`` is a number, or NaN or a text for none."""
+    array, meta = image.numpy(), {name: value for name, value in image.meta.items() if name != "affine"}
+    channel_dim = meta.pop("original_channel_dim", None)
+    has_channels = None if channel_dim is None else channel_dim in range(-array.ndim, array.ndim)
+    if has_channels:
+        array = np.moveaxis(array, int(channel_dim), -1)
+    return (array, np.asarray(image.affine, dtype=np.float64), has_channels), meta
 
 
 def is_nifti(path: str | Path) -> bool:
@@ -286,7 +308,7 @@ def _as_displayed(picture: Any, palette: bool) -> Any:
 
 
 def _channels_first(
-    path: Path, array: np.ndarray, affine: np.ndarray, has_channels: bool | None, spatial_dims: int | None
+    path: Path | str, array: np.ndarray, affine: np.ndarray, has_channels: bool | None, spatial_dims: int | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """The array as ``(C, *spatial)``, without axes of one voxel beyond ``spatial_dims``, and the affine of what is left."""
     shape = array.shape
@@ -306,7 +328,7 @@ def _channels_first(
     return np.moveaxis(array, -1, 0) if has_channels else array[None], affine
 
 
-def _own_axes(path: Path, shape: tuple[int, ...], has_channels: bool | None) -> int:
+def _own_axes(path: Path | str, shape: tuple[int, ...], has_channels: bool | None) -> int:
     """Number of spatial axes of a file; of an array, a last axis of 1, 3 or 4 is that of the channels."""
     if has_channels is not None:
         return len(shape) - has_channels
@@ -318,7 +340,7 @@ def _own_axes(path: Path, shape: tuple[int, ...], has_channels: bool | None) -> 
     return axes
 
 
-def _with_channels(path: Path, image: Tensor, num_channels: int | None, shape: tuple[int, ...]) -> Tensor:
+def _with_channels(path: Path | str, image: Tensor, num_channels: int | None, shape: tuple[int, ...]) -> Tensor:
     """A grey image repeated, or one of equal colours reduced, to the channels that the network takes."""
     channels = image.shape[0]
     if num_channels is None or channels == num_channels:

@@ -30,7 +30,12 @@ def components(entry: Any) -> Iterator[dict[str, Any]]:
 
 @pytest.mark.parametrize(
     ("pattern", "count"),
-    [("multi_gpu_*.json", 2 * len(NAMES)), ("logging.conf", len(NAMES)), ("../LICENSE", len(NAMES))],
+    [
+        ("multi_gpu_*.json", 2 * len(NAMES)),
+        ("logging.conf", len(NAMES)),
+        ("../LICENSE", len(NAMES)),
+        ("apps.json", 2),
+    ],
 )
 def test_copies_are_equal(pattern: str, count: int) -> None:
     texts = [path.read_text() for name in NAMES for path in (BUNDLES / name / "configs").glob(pattern)]

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+from monai.data import MetaTensor
 from PIL import ExifTags, Image
 
 from monai_sre.data import ReadImaged
@@ -88,6 +89,30 @@ def test_axes_of_nifti(tmp_path: Path, shape: tuple[int, ...], dims: int | None,
 def test_axes_of_arrays_that_nobody_states(tmp_path: Path, shape: tuple[int, ...], expected: int) -> None:
     save(tmp_path / "a.npy", np.zeros(shape))
     assert read(tmp_path / "a.npy", None).dim() == expected + 1
+
+
+@pytest.mark.parametrize(
+    ("channel_dim", "dims"),
+    [("no_channel", 3), (float("nan"), 3), (-1, 3), (0, 3), (None, 3), (-1, 2), (None, 2)],
+)
+def test_images_that_an_application_has_read(channel_dim: Any, dims: int) -> None:
+    """MONAI's readers say in the metadata where the channels are; where nothing does, an image is an array."""
+    values = torch.arange(2.0 * 3 * 4).reshape(2, 3, 4)
+    values = values if dims == 3 else values.movedim(0, -1)
+    stored = {0: values[None], -1: values[..., None] if dims == 3 else values}.get(channel_dim, values)
+    meta = {} if channel_dim is None else {"original_channel_dim": channel_dim}
+    image = MetaTensor(stored, affine=torch.diag(torch.tensor([2.0, 2, 3, 1])), meta=meta)
+    found = ReadImaged("image", dims, 1 if dims == 3 else 2)({"image": image})["image"]
+    torch.testing.assert_close(found.as_tensor(), values[None] if dims == 3 else values.movedim(-1, 0), rtol=0, atol=0)
+    assert found.pixdim.tolist() == [2, 2, 3][:dims]
+    assert list(found.meta["spatial_shape"]) == list(found.shape[1:])
+
+
+def test_images_that_an_application_has_read_are_checked() -> None:
+    with pytest.raises(ValueError, match="the image 'image' has 4 channels; the network takes 3"):
+        ReadImaged("image", 2, 3)({"image": torch.zeros(5, 6, 4)})
+    with pytest.raises(ValueError, match="the image 'image' holds NaN or infinite values"):
+        ReadImaged("image", 2)({"image": torch.full((5, 6), torch.nan)})
 
 
 def test_the_affine_says_where_the_axes_lie(tmp_path: Path) -> None:
