@@ -1,10 +1,11 @@
 """Trainings in cells (data set x model x learning rate x epochs x seed), each a JSON file, and the tables made of them.
 
 ``fill`` trains where the work folder holds no complete training (it resumes an interrupted one), evaluates the network of
-the best validation epoch under the rotation sweep, and stores the cell at once; a cell that exists is skipped. Each learning
-rate and number of epochs has cells of its own, and ``--validation_only`` leaves the evaluation out until a rate is chosen:
-the same command without it adds the sweep. ``shipped`` sweeps the bundles' own weights. ``report`` turns all cells into
-tables and pictures; a model enters them with the learning rate that validates best, the mean of its seeds.
+the best validation epoch under the rotation sweep, and stores the cell at once, with what each test image was given in an
+npz beside it; a cell that has both is skipped. Each learning rate and number of epochs has cells of its own, and
+``--validation_only`` leaves the evaluation out until a rate is chosen: the same command without it adds the sweep.
+``shipped`` sweeps the bundles' own weights. ``report`` turns all cells into tables and pictures; a model enters them with
+the learning rate that validates best, the mean of its seeds.
 """
 
 from __future__ import annotations
@@ -19,9 +20,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.bundles import BUNDLES, HIPPOCAMPUS, VESSELS, Model, evaluate, source_of, summary, train
+from benchmarks.bundles import (
+    BUNDLES,
+    HIPPOCAMPUS,
+    VESSELS,
+    Model,
+    evaluate,
+    images_of,
+    source_of,
+    summary,
+    train,
+    upright_of,
+)
 from monai_sre.evaluation import SweepResult, draw_sweep
 from monai_sre.evaluation.sweep import PROTOCOLS
+from monai_sre.files import write_arrays
 
 RESULTS = Path(__file__).with_name("results")
 BACKGROUND, ZERO = PROTOCOLS
@@ -109,7 +122,7 @@ class Study:
 
 
 def fill(study: Study, chosen: argparse.Namespace) -> None:
-    """Train and evaluate one cell, unless its JSON exists."""
+    """Train and evaluate one cell, unless its JSON and its images exist."""
     source = source_of(chosen.dataset, chosen.dataset_dir, chosen.size)
     averaged = study.models[chosen.model].averaged
     trained = averaged or chosen.model
@@ -118,7 +131,7 @@ def fill(study: Study, chosen: argparse.Namespace) -> None:
     epochs = chosen.epochs or study.epochs.get(source.name) or recipe["max_epochs"]
     ending = f"lr{rate:g}_{epochs}_{chosen.seed}"
     cell = study.cells / f"{source.name}_{chosen.model}_{ending}.json"
-    if cell.is_file() and (chosen.validation_only or "sweep" in json.loads(cell.read_text())):
+    if cell.is_file() and (chosen.validation_only or cell.with_suffix(".npz").is_file()):
         print(f"{cell.name} exists")
         return
     work = Path(chosen.work) / f"{source.name}_{trained}_{ending}"
@@ -131,10 +144,16 @@ def fill(study: Study, chosen: argparse.Namespace) -> None:
         if study.swept:
             options |= {"num_test": study.swept, **study.models[chosen.model].sweep}
         content |= evaluate(source, model, folder, bool(averaged), **options)
+        images = images_of(folder)
         if study.swept:
             options = {"split": study.split, "ckpt_dir": options["ckpt_dir"], "sweep": False}
-            content |= evaluate(source, model, folder.with_name(f"upright_{chosen.model}"), bool(averaged), **options)
+            folder = folder.with_name(f"upright_{chosen.model}")
+            content |= evaluate(source, model, folder, bool(averaged), **options)
+            images |= upright_of(folder)
+        cell.with_suffix(".npz").unlink(missing_ok=True)  # of an earlier training
     store(cell, content)
+    if not chosen.validation_only:
+        write_arrays(cell.with_suffix(".npz"), images)
 
 
 def shipped(study: Study, chosen: argparse.Namespace) -> None:

@@ -91,10 +91,19 @@ def test_a_cell_is_trained_evaluated_and_kept(tmp_path: Path) -> None:
         chosen.validation_only, chosen.dataset_dir, chosen.work = False, str(tmp_path), str(tmp_path / "work")
         fill(study, chosen)
         path = tmp_path / "toys" / f"toy_{name}_lr0.02_1_3.json"
-        cells[name] = json.loads(path.read_text())
+        cells[name], images = json.loads(path.read_text()), path.with_suffix(".npz")
         written = path.stat().st_mtime_ns
-        fill(study, chosen)  # it exists
+        fill(study, chosen)  # both exist
         assert path.stat().st_mtime_ns == written
+        images.unlink()
+        fill(study, chosen)
+        assert path.stat().st_mtime_ns > written
+        for place, protocol in enumerate(np.load(images)["protocols"]):
+            sweep, found = cells[name]["sweep"][protocol], np.load(images)
+            assert found["transformations"].tolist() == [row["transformation"] for row in sweep["rows"]]
+            decided = found["log_odds"][place] > 0  # (transformations, images)
+            shares = (decided == found["labels"]).mean(axis=1)
+            assert shares.tolist() == [row["ACC"] for row in sweep["rows"]]
     assert len(list((tmp_path / "work").iterdir())) == 1
     plain, averaged = cells["plain"], cells["averaged"]
     assert (plain["epochs"], plain["seed"], plain["learning_rate"]) == (1, 3, 0.02)

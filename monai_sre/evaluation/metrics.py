@@ -5,8 +5,10 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import chain, zip_longest
 from typing import Any
 
+import ignite.distributed as idist
 import numpy as np
 import torch
 from monai.handlers import IgniteMetricHandler
@@ -297,6 +299,19 @@ def scalar_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
     return {
         name: float(value.item()) for name, value in arrays.items() if value.size == 1 and value.dtype.kind in "buif"
     }
+
+
+def gather_items(items: list[Any]) -> list[Any]:
+    """The items of all processes in the data set's order: item ``i`` is that of process ``i % world_size``.
+
+    Example:
+        >>> gather_items([1, 2])
+        [1, 2]
+    """
+    missing = object()
+    shares: Any = idist.all_gather(items)  # of one process: a list of its own
+    mixed = chain.from_iterable(zip_longest(*shares, fillvalue=missing))
+    return [item for item in mixed if item is not missing]
 
 
 def as_arrays(score: Tensor, label: Tensor) -> tuple[np.ndarray, np.ndarray]:

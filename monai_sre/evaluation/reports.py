@@ -6,7 +6,6 @@ import csv
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from monai_sre.evaluation.metrics import (
     as_arrays,
     check_metrics,
     check_scores,
+    gather_items,
     map_scores,
     nan_mean,
     scalar_metrics,
@@ -157,11 +157,9 @@ class _Report(ABC):
             writable_folder(self.output_dir)
 
     def _finish(self, _: Engine) -> None:
-        missing = object()
-        shares: Any = idist.all_gather(self._items)
+        items = gather_items(self._items)
         if idist.get_rank() == 0:
-            items = chain.from_iterable(zip_longest(*shares, fillvalue=missing))
-            self._write([item for item in items if item is not missing])
+            self._write(items)
 
     @abstractmethod
     def _collect(self, output: Mapping[str, Tensor]) -> None:
