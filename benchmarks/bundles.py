@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -52,6 +53,8 @@ class Model:
             are segmented, over the orientations of the grid.
         sweep: options of its evaluation in place of those of the study, where a whole sweep takes too long.
         colour: of its curve; a model without one has no curve.
+        few: train on so many percent of the images of a MedMNIST set, or on so many volumes, in as many steps as the whole
+            training set takes, validated as often; 0: on the whole.
     """
 
     title: str
@@ -64,6 +67,7 @@ class Model:
     colour: str = ""
     settings_3d: dict[str, Any] = field(default_factory=dict)
     sweep: dict[str, Any] = field(default_factory=dict)
+    few: int = 0
 
 
 @dataclass(frozen=True)
@@ -162,6 +166,18 @@ def train(source: Source, model: Model, options: dict[str, Any], work: Path) -> 
     done = last.is_file() and torch.load(last, weights_only=True)["epoch"] > 0
     entries = {**config_entries(source, model), **options}
     run(config_file=config_files(source, model), **entries, resume=done, output_dir=str(work))
+
+
+def training_entries(source: Source, model: Model, epochs: int) -> dict[str, Any]:
+    """Entries of the config that say how long to train, and on how many images, where the whole set takes ``epochs``."""
+    if not model.few:
+        return {"max_epochs": epochs}
+    pairs = "pairs" in source.recipe["train"]
+    whole = len(parsed(source, model).get_parsed_content("train#pairs" if pairs else "train#dataset"))
+    number, batch = model.few if pairs else round(whole * model.few / 100), source.recipe["batch_size"]
+    longer = math.ceil(epochs * math.ceil(whole / batch) / math.ceil(number / batch))
+    interval = max(source.recipe["val_interval"] * longer // epochs, 1)
+    return {"max_epochs": longer, "num_train": number, "val_interval": interval}
 
 
 def evaluate(source: Source, model: Model, output_dir: Path, averaged: bool = False, **options: Any) -> dict[str, Any]:

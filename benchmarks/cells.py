@@ -30,6 +30,7 @@ from benchmarks.bundles import (
     source_of,
     summary,
     train,
+    training_entries,
     upright_of,
 )
 from monai_sre.evaluation import SweepResult, draw_sweep
@@ -129,15 +130,17 @@ def fill(study: Study, chosen: argparse.Namespace) -> None:
     model, recipe = study.models[trained], source.recipe
     rate = chosen.learning_rate or recipe["learning_rate"]
     epochs = chosen.epochs or study.epochs.get(source.name) or recipe["max_epochs"]
-    ending = f"lr{rate:g}_{epochs}_{chosen.seed}"
+    entries = training_entries(source, model, epochs)
+    ending = f"lr{rate:g}_{entries['max_epochs']}_{chosen.seed}"
     cell = study.cells / f"{source.name}_{chosen.model}_{ending}.json"
     if cell.is_file() and (chosen.validation_only or cell.with_suffix(".npz").is_file()):
         print(f"{cell.name} exists")
         return
     work = Path(chosen.work) / f"{source.name}_{trained}_{ending}"
-    train(source, model, {"learning_rate": rate, "max_epochs": epochs, "seed": chosen.seed}, work)
+    train(source, model, {"learning_rate": rate, "seed": chosen.seed, **entries}, work)
     content = {"dataset": source.name, "model": chosen.model, "seed": chosen.seed, "learning_rate": rate}
     content |= summary(work, f"val_{study.metric}")
+    content |= {"num_train": entries["num_train"]} if "num_train" in entries else {}
     if not chosen.validation_only:
         folder = work / f"evaluation_{chosen.model}"
         options = {"split": study.split, "step": study.step, "ckpt_dir": str(work / "models")}
@@ -365,7 +368,11 @@ def mean_sweep(members: Cells, metric: str) -> SweepResult:
 
 
 def main(
-    study: Study, about: str, write: Callable[[Study], None] = report, **more: Callable[[argparse.Namespace], None]
+    study: Study,
+    about: str,
+    write: Callable[[Study], None] = report,
+    filler: Callable[[Study, argparse.Namespace], None] = fill,
+    **more: Callable[[argparse.Namespace], None],
 ) -> None:
     """The command line of a study: ``fill``, ``shipped`` where it has such sets, ``report``, and further commands."""
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -379,7 +386,7 @@ def main(
     filling.add_argument("--epochs", type=int, help=f"others than the recipe's {study.epochs or ''}")
     filling.add_argument("--learning_rate", type=float, help="another than the recipe's")
     filling.add_argument("--validation_only", action="store_true", help="no sweep: to choose a learning rate")
-    calls = {"fill": partial(fill, study)}
+    calls = {"fill": partial(filler, study)}
     if study.shipped:
         calls["shipped"] = partial(shipped, study)
         commands.add_parser("shipped", help="sweep the bundles' weights")

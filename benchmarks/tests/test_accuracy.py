@@ -12,7 +12,16 @@ import pytest
 import torch
 
 from benchmarks.accuracy import COMMONEST, MODELS
-from benchmarks.bundles import Model, handler_id, network_of, parsed, source_of, split_id, summary
+from benchmarks.bundles import (
+    Model,
+    handler_id,
+    network_of,
+    parsed,
+    source_of,
+    split_id,
+    summary,
+    training_entries,
+)
 from benchmarks.cells import RESULTS, Cells, Study, Task, choose, fill, into_card, shown_tasks
 from benchmarks.peers import peer
 from benchmarks.studies.improvements import MODELS as VARIANTS
@@ -113,6 +122,20 @@ def test_a_cell_is_trained_evaluated_and_kept(tmp_path: Path) -> None:
     assert rotated == pytest.approx([rotated[0]] * 4)
     assert plain["upright"]["num_images"] == 6
     assert plain["upright"]["ACC"] == plain["sweep"]["bilinear_background"]["ACC upright"]
+
+
+def test_a_part_of_the_data_takes_as_many_steps(tmp_path: Path) -> None:
+    """Of 200 images in batches of 64, 4 steps an epoch; a quarter is one batch."""
+    images, labels = np.zeros((200, 8, 8), dtype=np.uint8), np.arange(200) % 2
+    splits = ("train", "val", "test")
+    np.savez(tmp_path / "a.npz", **{f"{s}_images": images for s in splits}, **{f"{s}_labels": labels for s in splits})
+    source = source_of("a", str(tmp_path))
+    assert training_entries(source, Model(""), 10) == {"max_epochs": 10}
+    found = training_entries(source, Model("", few=25), 10)
+    assert found == {"max_epochs": 40, "num_train": 50, "val_interval": 4}
+    parser = parsed(source, Model("", settings=found))
+    assert len(parser.get_parsed_content("train#dataloader")) == 1
+    assert len(parser.get_parsed_content("train#dataset")) == 50
 
 
 def test_a_table_replaces_the_one_between_its_marks(tmp_path: Path) -> None:
