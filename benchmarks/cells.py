@@ -16,10 +16,13 @@ import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
+from benchmarks import intervals
 from benchmarks.bundles import (
     BUNDLES,
     HIPPOCAMPUS,
@@ -90,6 +93,7 @@ class Study:
         swept: how many images of the test set are swept, where those are fewer than all; the scores upright are of all.
         epochs: of data sets whose trainings are shorter than the recipe says.
         results: folder of the page and of the cells.
+        ours: the model that the others are compared with.
         more_columns: of a data set, further columns behind the parameters: texts by model.
         more_rows: of a data set and the names of the columns, further rows.
         appendix: further lines from the chosen cells.
@@ -106,6 +110,7 @@ class Study:
     swept: int = 0
     epochs: dict[str, int] = field(default_factory=dict)
     results: Path = RESULTS
+    ours: str = "harmonic"
     more_columns: Callable[[str], dict[str, dict[str, str]]] = lambda _: {}
     more_rows: Callable[[str, Sequence[str]], Iterable[Sequence[str]]] = lambda *_: ()
     appendix: Callable[[dict[tuple[Task, str], Cells]], list[str]] = lambda _: []
@@ -122,6 +127,28 @@ class Study:
         return {LOSS: ("final_train_loss",), **validation, **sweep_columns(*self.scores)}
 
 
+def cell_name(dataset: str, model: str, rate: float, epochs: int, seed: int) -> str:
+    """The name of a cell's files, without their ending."""
+    return f"{dataset}_{model}_lr{rate:g}_{epochs}_{seed}"
+
+
+def images_of_seeds(study: Study, members: Cells) -> list[intervals.Images] | None:
+    """What each seed's cell holds of single images; None where one holds nothing, or more than two classes."""
+    keys = ("dataset", "model", "learning_rate", "epochs", "seed")
+    found = [load_images(study.cells / f"{cell_name(*(member[key] for key in keys))}.npz") for member in members]
+    known = [images for images in found if images is not None and "log_probabilities" not in images]
+    return known if len(known) == len(members) > 0 else None
+
+
+@cache
+def load_images(path: Path) -> intervals.Images | None:
+    """The arrays of a cell's npz; None where there is none."""
+    if not path.is_file():
+        return None
+    with np.load(path) as arrays:
+        return dict(arrays)
+
+
 def fill(study: Study, chosen: argparse.Namespace) -> None:
     """Train and evaluate one cell, unless its JSON and its images exist."""
     source = source_of(chosen.dataset, chosen.dataset_dir, chosen.size)
@@ -131,12 +158,14 @@ def fill(study: Study, chosen: argparse.Namespace) -> None:
     rate = chosen.learning_rate or recipe["learning_rate"]
     epochs = chosen.epochs or study.epochs.get(source.name) or recipe["max_epochs"]
     entries = training_entries(source, model, epochs)
-    ending = f"lr{rate:g}_{entries['max_epochs']}_{chosen.seed}"
-    cell = study.cells / f"{source.name}_{chosen.model}_{ending}.json"
+    names = [
+        cell_name(source.name, model, rate, entries["max_epochs"], chosen.seed) for model in (chosen.model, trained)
+    ]
+    cell = study.cells / f"{names[0]}.json"
     if cell.is_file() and (chosen.validation_only or cell.with_suffix(".npz").is_file()):
         print(f"{cell.name} exists")
         return
-    work = Path(chosen.work) / f"{source.name}_{trained}_{ending}"
+    work = Path(chosen.work) / names[1]
     train(source, model, {"learning_rate": rate, "seed": chosen.seed, **entries}, work)
     content = {"dataset": source.name, "model": chosen.model, "seed": chosen.seed, "learning_rate": rate}
     content |= summary(work, f"val_{study.metric}")
@@ -180,7 +209,7 @@ def report(study: Study) -> None:
     shown = shown_tasks(tasks, {name for name, model in models.items() if model.colour})
     for task, found in tasks.items():
         table = table_of(study, task.dataset, found)
-        lines += ["", f"## {task}", "", *table]
+        lines += ["", f"## {task}", "", *table, *differences_table(study, found)]
         if shown[task.dataset] != task:
             continue
         docs = source_of(task.dataset if task.dataset == VESSELS else task.dataset.split("_")[0]).bundle / "docs"
@@ -251,7 +280,9 @@ def _validation(members: Cells, metric: str) -> float:
 def table_of(study: Study, dataset: str, found: dict[str, Cells]) -> list[str]:
     """Table of a data set's models."""
     more = study.more_columns(dataset)
-    head = ["network", "parameters", *more, "learning rate", "seeds", *study.columns]
+    images = {model: images_of_seeds(study, members) for model, members in found.items()}
+    last = image_columns(images)
+    head = ["network", "parameters", *more, "learning rate", "seeds", *study.columns, *last]
     lines = [row(*head), row(*["---"] * len(head))]
     for model, members in found.items():
         first = [
@@ -260,8 +291,72 @@ def table_of(study: Study, dataset: str, found: dict[str, Cells]) -> list[str]:
             *(texts.get(model, "") for texts in more.values()),
         ]
         first += [f"{members[0]['learning_rate']:g}", str(len(members))]
-        lines.append(row(*first, *(_cell(members, path) for path in study.columns.values())))
+        shown = [_cell(members, path) + bracket(images[model], figure_of(path)) for path in study.columns.values()]
+        lines.append(row(*first, *shown, *(texts.get(model, "") for texts in last.values())))
     return lines + [row(*cells) for cells in study.more_rows(dataset, head)]
+
+
+def figure_of(path: tuple[str, ...]) -> intervals.Figure | None:
+    """The figure of a sweep that a column shows; None of other columns, and of single classes.
+
+    Example:
+        >>> figure_of(("sweep", BACKGROUND, "Dice random mean"))[:2], figure_of(("final_train_loss",))
+        (('Dice', 'random mean'), None)
+    """
+    if path[0] != "sweep" or " of " in path[2]:
+        return None
+    metric, _, part = path[2].partition(" ")
+    return intervals.Figure(metric, part, path[1]) if metric in ("ACC", "AUC", "Dice", "consistency") else None
+
+
+def bracket(images: list[intervals.Images] | None, figure: intervals.Figure | None) -> str:
+    """The interval behind a figure of the sweep that fills with the background; nothing where the cells hold no images."""
+    if (
+        images is None
+        or figure is None
+        or figure.protocol != BACKGROUND
+        or (figure.metric == "consistency" and "log_odds" not in images[0])
+    ):
+        return ""
+    _, low, high = intervals.interval(images, figure)
+    return f" [{low:.3f}, {high:.3f}]"
+
+
+def image_columns(images: dict[str, list[intervals.Images] | None]) -> dict[str, dict[str, str]]:
+    """Calibration and the spread over angles of classifying models that hold images: texts by model; none: no columns."""
+    known = {name: found for name, found in images.items() if found is not None and "log_odds" in found[0]}
+    if not known:
+        return {}
+    columns: dict[str, Callable[[intervals.Images], float]] = {
+        "ECE upright": intervals.calibration,
+        "ECE rotated": partial(intervals.calibration, part="mean"),
+        "spread over angles": intervals.spread_over_angles,
+    }
+    return {
+        title: {name: spread([call(one) for one in found]) for name, found in known.items()}
+        for title, call in columns.items()
+    }
+
+
+def differences_table(study: Study, found: dict[str, Cells]) -> list[str]:
+    """Our figures less those of each other model, with intervals of the paired differences; level where one holds zero."""
+    images = {model: images_of_seeds(study, members) for model, members in found.items()}
+    ours, known = images.pop(study.ours, None), {name: one for name, one in images.items() if one is not None}
+    figures = {title: figure for title, path in study.columns.items() if (figure := figure_of(path))}
+    figures = {
+        title: figure
+        for title, figure in figures.items()
+        if figure.metric in study.scores and figure.protocol == BACKGROUND
+    }
+    if ours is None or not known:
+        return []
+    head = [f"{study.models[study.ours].title}, less", *figures]
+    lines = ["Differences, of the same test images:", "", row(*head), row(*["---"] * len(head))]
+    for name, others in known.items():
+        drawn = [intervals.difference(ours, others, figure) for figure in figures.values()]
+        shown = [one.text("+.3f") + (" level" if one.word() == "level" else "") for one in drawn]
+        lines.append(row(study.models[name].title, *shown))
+    return ["", *lines]
 
 
 def rates_table(

@@ -12,15 +12,64 @@ and :mod:`benchmarks.volumes`.
 from __future__ import annotations
 
 import argparse
+import statistics
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import NamedTuple
+
+from matplotlib.figure import Figure as Picture
 
 from benchmarks import accuracy, volumes
 from benchmarks.bundles import HIPPOCAMPUS, Model
-from benchmarks.cells import Study, Task, choose, fill, main, read_cells
+from benchmarks.cells import (
+    BACKGROUND,
+    Cells,
+    Study,
+    Task,
+    bracket,
+    choose,
+    fill,
+    images_of_seeds,
+    main,
+    read_cells,
+    row,
+    spread,
+    values,
+)
+from benchmarks.intervals import WORDS, Figure, Images, difference
 
 PARTS = (5, 10, 25, 50)
-#: Epochs of the whole set.
+#: Of each data set, epochs and number of labels of the whole training set.
 EPOCHS = {"breastmnist": 40, "pneumoniamnist": 5, "adrenalmnist3d": 15, HIPPOCAMPUS: 10}
+WHOLE = {"breastmnist": 546, "pneumoniamnist": 4708, "adrenalmnist3d": 1188, HIPPOCAMPUS: 138}
+#: How the page calls the networks, their colours and markers.
+NETWORKS = {
+    "plain": ("plain", "tab:blue", "o"),
+    "plain-turned": ("plain, random rotations in training", "tab:orange", "s"),
+    "ours": ("ours", "tab:purple", "^"),
+}
+PICTURE = "few_data.png"
+INTRO = [
+    "# Few data",
+    "",
+    "Made by `benchmarks/few_data.py report`: 5, 10, 25 and 50 % of the training images (hippocampus: so many volumes) and all;",
+    "parts are nested, drawn by the seed, the classes in their shares. Each training takes as many steps as that on the whole",
+    "set, with the learning rate chosen there; the validation set, which chooses the epoch, stays whole. Mean ± standard",
+    "deviation over seeds; rotated: as in `accuracy.md` and, at random, in `volumes.md`.",
+    *WORDS,
+]
+
+
+class Point(NamedTuple):
+    """One network after training on so many labels: its cells, and what they hold of single images."""
+
+    labels: int
+    members: Cells
+    images: list[Images] | None
+
+    def score(self, figure: Figure) -> float:
+        """The mean over the seeds."""
+        return statistics.mean(values(self.members, ("sweep", BACKGROUND, f"{figure.metric} {figure.part}")))
 
 
 def _parts(models: dict[str, Model], ours: str) -> dict[str, Model]:
@@ -55,5 +104,114 @@ def fill_part(_: Study, chosen: argparse.Namespace) -> None:
     fill(VOLUMES if chosen.dataset == HIPPOCAMPUS else STUDY, chosen)
 
 
+def figures_of(dataset: str) -> dict[str, Figure]:
+    """The figures of a data set by their titles: upright and rotated."""
+    if dataset == HIPPOCAMPUS:
+        return {"Dice upright": Figure("Dice", "upright"), "Dice rotated": Figure("Dice", "random mean")}
+    parts = {"upright": "upright", "rotated": "mean"}
+    return {f"{metric} {title}": Figure(metric, part) for metric in ("ACC", "AUC") for title, part in parts.items()}
+
+
+def curves(dataset: str, parts: dict[tuple[Task, str, float], Cells]) -> dict[str, list[Point]]:
+    """Of each network its points, from the fewest labels to the whole set."""
+    study, names = whole_set(dataset)
+    whole = choose(read_cells(study.cells, list(study.models)), study.metric)
+    found: dict[str, list[Point]] = {}
+    for network, name in names.items():
+        points = [
+            Point(members[0]["num_train"], members, images_of_seeds(STUDY, members))
+            for (task, model, _), members in parts.items()
+            if task.dataset == dataset and model.rpartition("-")[0] == network
+        ]
+        members = whole.get((Task(dataset, EPOCHS[dataset]), name), [])
+        members = [member for member in members if "sweep" in member]
+        if members:
+            points.append(Point(WHOLE[dataset], members, images_of_seeds(study, members)))
+        found[network] = sorted(points, key=lambda point: point.labels)
+    return found
+
+
+def claim(dataset: str, title: str, figure: Figure, found: dict[str, list[Point]], other: str) -> str:
+    """How many labels of ours do what all labels do for another network, or that none do."""
+    whole, name = found[other][-1], NETWORKS[other][0]
+    reached = [point.score(figure) >= whole.score(figure) for point in found["ours"]]
+    if not reached[-1]:
+        return f"- {dataset}, {title}: no part reaches what all {whole.labels} labels do for {name} ({whole.score(figure):.3f})."
+    least = next(point for place, point in enumerate(found["ours"]) if all(reached[place:]))
+    text = f"- {dataset}, {title}: {least.labels} labels of ours do what {whole.labels} do for {name}"
+    text += f" ({least.score(figure):.3f} and {whole.score(figure):.3f}"
+    if least.images is not None and whole.images is not None:
+        drawn = difference(least.images, whole.images, figure)
+        text += f", difference {drawn.text('+.3f')}{', level' if drawn.word() == 'level' else ''}"
+    return text + ")."
+
+
+def report_parts(_: Study) -> None:
+    """Write the page and the picture."""
+    parts = read_cells(STUDY.cells, list(STUDY.models))
+    datasets = [name for name in EPOCHS if any(task.dataset == name for task, *_ in parts)]
+    shown = {dataset: curves(dataset, parts) for dataset in datasets}
+    draw(shown)
+    lines = [*INTRO, "", f"![Score against the number of labels]({PICTURE})", "", "## What it saves", ""]
+    for dataset, found in shown.items():
+        for title, figure in list(figures_of(dataset).items())[-2:]:
+            lines += [claim(dataset, title, figure, found, other) for other in ("plain", "plain-turned")]
+    for dataset, found in shown.items():
+        figures = figures_of(dataset)
+        lines += [
+            "",
+            f"## {dataset}",
+            "",
+            row("network", "labels", "seeds", *figures),
+            row(*["---"] * (3 + len(figures))),
+        ]
+        for network, points in found.items():
+            for point in points:
+                paths = [("sweep", BACKGROUND, f"{figure.metric} {figure.part}") for figure in figures.values()]
+                texts = [
+                    spread(values(point.members, path)) + bracket(point.images, figure)
+                    for path, figure in zip(paths, figures.values(), strict=True)
+                ]
+                lines.append(row(NETWORKS[network][0], str(point.labels), str(len(point.members)), *texts))
+    (STUDY.results / "few_data.md").write_text("\n".join(lines) + "\n")
+    print("\n".join(lines))
+
+
+def draw(shown: dict[str, dict[str, list[Point]]]) -> None:
+    """The last score against the number of labels, a panel per data set: upright solid, rotated dashed."""
+    picture = Picture(figsize=(4.6 * len(shown), 4.4), layout="constrained")
+    panels: Sequence = picture.subplots(1, len(shown), squeeze=False)[0]
+    for panel, (dataset, found) in zip(panels, shown.items(), strict=True):
+        upright, rotated = list(figures_of(dataset).values())[-2:]
+        for network, points in found.items():
+            title, colour, marker = NETWORKS[network]
+            numbers = [point.labels for point in points]
+            for figure, style, name in ((upright, "-", "upright"), (rotated, "--", "rotated")):
+                panel.plot(
+                    numbers,
+                    [point.score(figure) for point in points],
+                    style,
+                    color=colour,
+                    marker=marker,
+                    markersize=7,
+                    linewidth=2.2,
+                    label=f"{title}: {name}",
+                )
+        panel.set_xscale("log")
+        ticks = sorted({point.labels for points in found.values() for point in points})
+        panel.set_xticks(ticks, [str(tick) for tick in ticks], fontsize=12)
+        panel.minorticks_off()
+        panel.tick_params(axis="y", labelsize=12)
+        panel.set_title(dataset, fontsize=14)
+        panel.set_xlabel("labels to train on", fontsize=13)
+        panel.set_ylabel(f"{upright.metric}, test set", fontsize=13)
+        panel.grid(alpha=0.3)
+    handles, labels = panels[0].get_legend_handles_labels()
+    picture.legend(
+        handles, labels, loc="outside lower center", ncols=min(3, len(shown) + 1), fontsize=12, frameon=False
+    )
+    picture.savefig(STUDY.results / PICTURE, dpi=100)
+
+
 if __name__ == "__main__":
-    main(STUDY, __doc__, filler=fill_part)
+    main(STUDY, __doc__, write=report_parts, filler=fill_part)

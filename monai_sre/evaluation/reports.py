@@ -23,6 +23,7 @@ from monai_sre.evaluation.metrics import (
     accuracy,
     area_under_curve,
     as_arrays,
+    calibration_error,
     check_metrics,
     check_scores,
     gather_items,
@@ -205,6 +206,7 @@ class ClassificationReport(_Report):
             "num_images": len(truth),
             "ACC": accuracy(scores, truth, self.task),
             "AUC": area_under_curve(scores, truth, self.task, names),
+            "ECE": calibration_error(scores, truth, self.task),
         }
         write_json(self.output_dir / "metrics.json", metrics)
         self._write_confusion(scores, truth)
