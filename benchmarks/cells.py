@@ -291,32 +291,39 @@ def table_of(study: Study, dataset: str, found: dict[str, Cells]) -> list[str]:
             *(texts.get(model, "") for texts in more.values()),
         ]
         first += [f"{members[0]['learning_rate']:g}", str(len(members))]
-        shown = [_cell(members, path) + bracket(images[model], figure_of(path)) for path in study.columns.values()]
+        shown = [_cell(members, path) + bracket(images[model], path) for path in study.columns.values()]
         lines.append(row(*first, *shown, *(texts.get(model, "") for texts in last.values())))
     return lines + [row(*cells) for cells in study.more_rows(dataset, head)]
 
 
 def figure_of(path: tuple[str, ...]) -> intervals.Figure | None:
-    """The figure of a sweep that a column shows; None of other columns, and of single classes.
+    """The figure that a column shows, of which single images tell an interval; None of other columns.
 
     Example:
         >>> figure_of(("sweep", BACKGROUND, "Dice random mean"))[:2], figure_of(("final_train_loss",))
         (('Dice', 'random mean'), None)
     """
+    if path[0] == "upright" and path[1].startswith("Dice"):
+        return intervals.Figure(path[1], "upright", protocol="")
     if path[0] != "sweep" or " of " in path[2]:
         return None
     metric, _, part = path[2].partition(" ")
     return intervals.Figure(metric, part, path[1]) if metric in ("ACC", "AUC", "Dice", "consistency") else None
 
 
-def bracket(images: list[intervals.Images] | None, figure: intervals.Figure | None) -> str:
-    """The interval behind a figure of the sweep that fills with the background; nothing where the cells hold no images."""
-    if (
-        images is None
-        or figure is None
-        or figure.protocol != BACKGROUND
-        or (figure.metric == "consistency" and "log_odds" not in images[0])
-    ):
+def shown_figure(path: tuple[str, ...], images: list[intervals.Images]) -> intervals.Figure | None:
+    """The same of the columns whose intervals the tables show, and that these cells can tell."""
+    figure = figure_of(path)
+    if figure is None or figure.protocol == ZERO:
+        return None
+    known = "log_odds" in images[0] if figure.protocol else "upright" in images[0]
+    return figure if known or (figure.protocol and figure.metric != "consistency") else None
+
+
+def bracket(images: list[intervals.Images] | None, path: tuple[str, ...]) -> str:
+    """The interval behind a figure; nothing where there is none."""
+    figure = None if images is None else shown_figure(path, images)
+    if images is None or figure is None:
         return ""
     _, low, high = intervals.interval(images, figure)
     return f" [{low:.3f}, {high:.3f}]"
@@ -342,14 +349,9 @@ def differences_table(study: Study, found: dict[str, Cells]) -> list[str]:
     """Our figures less those of each other model, with intervals of the paired differences; level where one holds zero."""
     images = {model: images_of_seeds(study, members) for model, members in found.items()}
     ours, known = images.pop(study.ours, None), {name: one for name, one in images.items() if one is not None}
-    figures = {title: figure for title, path in study.columns.items() if (figure := figure_of(path))}
-    figures = {
-        title: figure
-        for title, figure in figures.items()
-        if figure.metric in study.scores and figure.protocol == BACKGROUND
-    }
     if ours is None or not known:
         return []
+    figures = {title: figure for title, path in study.columns.items() if (figure := shown_figure(path, ours))}
     head = [f"{study.models[study.ours].title}, less", *figures]
     lines = ["Differences, of the same test images:", "", row(*head), row(*["---"] * len(head))]
     for name, others in known.items():

@@ -37,7 +37,7 @@ class Figure(NamedTuple):
         metric: ``"ACC"``, ``"AUC"`` or ``"consistency"``; of class maps one of the sweep's metrics.
         part: ``"upright"``, ``"mean"`` or ``"min"`` over the rotations, ``"random mean"`` or ``"orientation mean"``; of the
             consistency, which all transformations make, nothing.
-        protocol: of the sweep.
+        protocol: of the sweep; ``""``: the scores upright of the whole test set, where fewer images were swept.
     """
 
     metric: str
@@ -95,10 +95,9 @@ def contrast(
     Raises:
         ValueError: the two were not evaluated on the same images.
     """
-    if _number(first[0][0]) != _number(second[0][0]):
-        raise ValueError(
-            f"{_number(first[0][0])} and {_number(second[0][0])} images: a paired difference needs the same"
-        )
+    numbers = [_number(seeds[0], figure) for seeds, figure in (first, second)]
+    if numbers[0] != numbers[1]:
+        raise ValueError(f"{numbers[0]} and {numbers[1]} images: a paired difference needs the same")
     one_network = [id(images) for images in first[0]] == [id(images) for images in second[0]]
     (value, drawn), (other, others) = (
         _drawn(*one, draws, network=0 if one_network else place) for place, one in enumerate((first, second))
@@ -113,7 +112,7 @@ def _ends(value: float, drawn: np.ndarray) -> Interval:
 
 def _drawn(seeds: Sequence[Images], figure: Figure, draws: int, network: int) -> tuple[float, np.ndarray]:
     """The figure, and its values in all draws, of which the images depend on their number alone."""
-    number = _number(seeds[0])
+    number = _number(seeds[0], figure)
     weights = np.random.default_rng(SEED).multinomial(number, [1 / number] * number, size=draws)
     weights = np.concatenate([np.ones((1, number)), weights])  # the first: all images once
     found = np.stack([_values(images, figure, weights) for images in seeds])
@@ -121,7 +120,10 @@ def _drawn(seeds: Sequence[Images], figure: Figure, draws: int, network: int) ->
     return float(found[:, 0].mean()), np.take_along_axis(found[:, 1:], taken, axis=0).mean(axis=0)
 
 
-def _number(images: Images) -> int:
+def _number(images: Images, figure: Figure) -> int:
+    """How many images a figure is of."""
+    if not figure.protocol:
+        return len(images["upright"])
     return int(images["log_odds" if "log_odds" in images else "scores"].shape[2])
 
 
@@ -146,10 +148,12 @@ def _values(images: Images, figure: Figure, weights: np.ndarray) -> np.ndarray:
     """A figure of one seed for each row of weights of the images."""
     least = figure.part.endswith("min")
     if "log_odds" not in images:
-        places = chosen_places(images["transformations"].tolist(), figure.part)
-        values = images["scores"][images["protocols"].tolist().index(figure.protocol), places][
-            ..., images["metrics"].tolist().index(figure.metric)
-        ]
+        if figure.protocol:
+            places = chosen_places(images["transformations"].tolist(), figure.part)
+            values = images["scores"][images["protocols"].tolist().index(figure.protocol), places]
+            values = values[..., images["metrics"].tolist().index(figure.metric)]
+        else:
+            values = images["upright"][None, :, images["upright_metrics"].tolist().index(figure.metric)]
         known = ~np.isnan(values)
         with np.errstate(invalid="ignore"):  # a draw of images without a value
             found = weights @ np.where(known, values, 0).T.astype(float) / (weights @ known.T)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from scipy.special import expit
 
+from benchmarks import accuracy, few_data, vessels, volumes
+from benchmarks.cells import Study, load_images
 from benchmarks.intervals import Figure, Images, calibration, contrast, difference, interval, spread_over_angles
 from monai_sre.evaluation import area_under_curve
 
@@ -67,6 +71,15 @@ def test_a_class_that_an_image_lacks_does_not_count() -> None:
     assert interval([{**one, "scores": scores}], Figure("Dice", "upright")).value == 0.75
 
 
+def test_whole_test_set_upright_where_fewer_are_swept() -> None:
+    one = {
+        "upright": np.array([[0.5], [0.7]]),
+        "upright_metrics": np.array(["Dice of a"]),
+        "scores": np.zeros((1, 1, 1, 1)),
+    }
+    assert interval([one], Figure("Dice of a", "upright", protocol="")).value == pytest.approx(0.6)
+
+
 def test_nine_of_ten_intervals_hold_the_truth() -> None:
     """Of accuracies over images and three seeds that are both drawn anew: 0.95, a little more where seeds err apart."""
     rng, hits, trials = np.random.default_rng(1), 0, 300
@@ -104,6 +117,23 @@ def test_networks_on_other_images_have_no_paired_difference() -> None:
     first, second = (cell(noisy(rng, np.arange(number) % 2), np.arange(number) % 2) for number in (20, 30))
     with pytest.raises(ValueError, match="20 and 30 images: a paired difference needs the same"):
         difference([first], [second], UPRIGHT)
+
+
+@pytest.mark.parametrize(
+    "study", [accuracy.STUDY, few_data.STUDY, vessels.STUDY, volumes.STUDY], ids=lambda study: study.name
+)
+def test_the_images_of_a_cell_are_those_of_its_scores(study: Study) -> None:
+    for path in study.cells.glob("*.npz"):
+        cell_content = json.loads(path.with_suffix(".json").read_text())
+        images = load_images(path)
+        for protocol, sweep in cell_content["sweep"].items():
+            for metric in ("ACC", "Dice", "AUC", "consistency"):
+                for part in ("upright", "mean", "random mean", ""):
+                    name = f"{metric} {part}".strip()
+                    if name not in sweep or (metric == "consistency" and "scores" in images):
+                        continue
+                    found = interval([images], Figure(metric, part, protocol), draws=1).value
+                    assert found == pytest.approx(sweep[name], abs=2e-3 if metric == "AUC" else 1e-6), (path, name)
 
 
 def test_calibration_of_rotations_is_the_mean() -> None:
