@@ -483,7 +483,7 @@ def main(
     filling.add_argument("--epochs", type=int, help=f"others than the recipe's {study.epochs or ''}")
     filling.add_argument("--learning_rate", type=float, help="another than the recipe's")
     filling.add_argument("--validation_only", action="store_true", help="no sweep: to choose a learning rate")
-    calls = {"fill": partial(filler, study)}
+    calls: dict[str, Callable[[argparse.Namespace], None]] = {"fill": partial(filler, study)}
     if study.shipped:
         calls["shipped"] = partial(shipped, study)
         commands.add_parser("shipped", help="sweep the bundles' weights")

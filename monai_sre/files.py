@@ -96,7 +96,7 @@ def write_json(path: Path, content: Any) -> None:
     write_whole({path: lambda draft: draft.write_text(text + "\n", encoding="utf-8")})
 
 
-def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
     """Write a compressed npz, whole or not at all."""
     write_whole({path: lambda draft: np.savez_compressed(draft, **arrays)})
 

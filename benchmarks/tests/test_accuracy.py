@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -81,7 +82,7 @@ def test_the_split_that_is_evaluated_is_an_entry_of_the_config(dataset: str) -> 
 
 def test_a_cell_is_trained_evaluated_and_kept(tmp_path: Path) -> None:
     """A plain network and its average over rotations, on squares of two sizes; the second takes the first one's weights."""
-    rng, arrays = np.random.default_rng(0), {}
+    rng, arrays = np.random.default_rng(0), dict[str, Any]()
     for split in ("train", "val", "test"):
         labels = np.arange(6 if split == "val" else 8) % 2
         images = rng.integers(0, 60, (len(labels), 12, 12), dtype=np.uint8)
@@ -100,15 +101,16 @@ def test_a_cell_is_trained_evaluated_and_kept(tmp_path: Path) -> None:
         chosen.validation_only, chosen.dataset_dir, chosen.work = False, str(tmp_path), str(tmp_path / "work")
         fill(study, chosen)
         path = tmp_path / "toys" / f"toy_{name}_lr0.02_1_3.json"
-        cells[name], images = json.loads(path.read_text()), path.with_suffix(".npz")
+        cells[name], kept = json.loads(path.read_text()), path.with_suffix(".npz")
         written = path.stat().st_mtime_ns
         fill(study, chosen)  # both exist
         assert path.stat().st_mtime_ns == written
-        images.unlink()
+        kept.unlink()
         fill(study, chosen)
         assert path.stat().st_mtime_ns > written
-        for place, protocol in enumerate(np.load(images)["protocols"]):
-            sweep, found = cells[name]["sweep"][protocol], np.load(images)
+        found = np.load(kept)
+        for place, protocol in enumerate(found["protocols"]):
+            sweep = cells[name]["sweep"][protocol]
             assert found["transformations"].tolist() == [row["transformation"] for row in sweep["rows"]]
             decided = found["log_odds"][place] > 0  # (transformations, images)
             shares = (decided == found["labels"]).mean(axis=1)
@@ -126,9 +128,10 @@ def test_a_cell_is_trained_evaluated_and_kept(tmp_path: Path) -> None:
 
 def test_a_part_of_the_data_takes_as_many_steps(tmp_path: Path) -> None:
     """Of 200 images in batches of 64, 4 steps an epoch; a quarter is one batch."""
-    images, labels = np.zeros((200, 8, 8), dtype=np.uint8), np.arange(200) % 2
-    splits = ("train", "val", "test")
-    np.savez(tmp_path / "a.npz", **{f"{s}_images": images for s in splits}, **{f"{s}_labels": labels for s in splits})
+    arrays: dict[str, Any] = {}
+    for split in ("train", "val", "test"):
+        arrays |= {f"{split}_images": np.zeros((200, 8, 8), dtype=np.uint8), f"{split}_labels": np.arange(200) % 2}
+    np.savez(tmp_path / "a.npz", **arrays)
     source = source_of("a", str(tmp_path))
     assert training_entries(source, Model(""), 10) == {"max_epochs": 10}
     found = training_entries(source, Model("", few=25), 10)

@@ -107,7 +107,7 @@ def test_pairs_are_narrower_where_networks_err_on_the_same_images() -> None:
         figure = Figure(metric, "upright")
         paired = difference(first, second, figure)
         apart = [interval(seeds, figure) for seeds in (first, second)]
-        unpaired = np.hypot(*(one.high - one.low for one in apart))
+        unpaired = np.linalg.norm([one.high - one.low for one in apart])
         assert paired.high - paired.low < 0.6 * unpaired
         assert paired.value == pytest.approx(apart[0].value - apart[1].value)
 
@@ -125,7 +125,7 @@ def test_networks_on_other_images_have_no_paired_difference() -> None:
 def test_the_images_of_a_cell_are_those_of_its_scores(study: Study) -> None:
     for path in study.cells.glob("*.npz"):
         cell_content = json.loads(path.with_suffix(".json").read_text())
-        images = load_images(path)
+        images = load_images(path) or {}
         for protocol, sweep in cell_content["sweep"].items():
             for metric in ("ACC", "Dice", "AUC", "consistency"):
                 for part in ("upright", "mean", "random mean", ""):

@@ -156,8 +156,9 @@ def calibration_error(scores: np.ndarray, labels: np.ndarray, task: str, num_bin
         found, right = np.maximum(scores, 1 - scores), (scores > 0.5) == (labels > 0.5)
     else:
         found, right = scores.max(axis=1), scores.argmax(axis=1) == labels
-    pair = (torch.as_tensor(np.ravel(part), dtype=torch.float32)[None, None] for part in (found, right))
-    mean, share, counts = (part[0, 0].nan_to_num().double() for part in calibration_binning(*pair, num_bins=num_bins))
+    y_pred, y = (torch.as_tensor(np.ravel(part), dtype=torch.float32)[None, None] for part in (found, right))
+    bins = calibration_binning(y_pred, y, num_bins)
+    mean, share, counts = (part[0, 0].nan_to_num().double() for part in bins)
     return float(((mean - share).abs() * counts).sum() / counts.sum())
 
 
