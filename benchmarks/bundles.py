@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from monai.bundle import ConfigParser, run
 from torch import Tensor, nn
@@ -50,6 +53,8 @@ class Model:
             are segmented, over the orientations of the grid.
         sweep: options of its evaluation in place of those of the study, where a whole sweep takes too long.
         colour: of its curve; a model without one has no curve.
+        few: train on so many percent of the images of a MedMNIST set, or on so many volumes, in as many steps as the whole
+            training set takes, validated as often; 0: on the whole.
     """
 
     title: str
@@ -62,6 +67,7 @@ class Model:
     colour: str = ""
     settings_3d: dict[str, Any] = field(default_factory=dict)
     sweep: dict[str, Any] = field(default_factory=dict)
+    few: int = 0
 
 
 @dataclass(frozen=True)
@@ -162,6 +168,18 @@ def train(source: Source, model: Model, options: dict[str, Any], work: Path) -> 
     run(config_file=config_files(source, model), **entries, resume=done, output_dir=str(work))
 
 
+def training_entries(source: Source, model: Model, epochs: int) -> dict[str, Any]:
+    """Entries of the config that say how long to train, and on how many images, where the whole set takes ``epochs``."""
+    if not model.few:
+        return {"max_epochs": epochs}
+    pairs = "pairs" in source.recipe["train"]
+    whole = len(parsed(source, model).get_parsed_content("train#pairs" if pairs else "train#dataset"))
+    number, batch = model.few if pairs else round(whole * model.few / 100), source.recipe["batch_size"]
+    longer = math.ceil(epochs * math.ceil(whole / batch) / math.ceil(number / batch))
+    interval = max(source.recipe["val_interval"] * longer // epochs, 1)
+    return {"max_epochs": longer, "num_train": number, "val_interval": interval}
+
+
 def evaluate(source: Source, model: Model, output_dir: Path, averaged: bool = False, **options: Any) -> dict[str, Any]:
     """Evaluate a model under rotations, and return what :func:`scores` reads.
 
@@ -209,6 +227,39 @@ def scores(folder: Path) -> dict[str, Any]:
     files = {name: folder / f"sweep_{name}.json" for name in PROTOCOLS}
     sweeps = {name: json.loads(path.read_text()) for name, path in files.items() if path.is_file()}
     return ({"sweep": sweeps} if sweeps else {}) | {"upright": json.loads((folder / "metrics.json").read_text())}
+
+
+def images_of(folder: Path) -> dict[str, np.ndarray]:
+    """What an evaluation's sweeps left of each image, in a tenth of the room.
+
+    Returns:
+        For P protocols, T transformations and N images: ``"protocols"`` and ``"transformations"``, their names; of two
+        classes ``"labels"``, ``(N,)``, and ``"log_odds"``, ``(P, T, N)`` float16, the logarithm of the second class's
+        probability over the first's, which keeps decisions and ranks where float16 probabilities would be equal; of more
+        classes or labels ``"log_probabilities"``, ``(P, T, N, num_classes)``; of class maps ``"metrics"``, ``(M,)``, and
+        ``"scores"``, ``(P, T, N, M)`` float32.
+    """
+    found = {name: folder / f"sweep_{name}.npz" for name in PROTOCOLS}
+    loaded = {name: dict(np.load(path)) for name, path in found.items() if path.is_file()}
+    first = next(iter(loaded.values()))
+    arrays = {"protocols": np.array(list(loaded)), "transformations": first["transformations"]}
+    scores = np.stack([each["scores"] for each in loaded.values()])
+    if "metrics" in first:
+        return arrays | {"metrics": first["metrics"], "scores": scores}
+    arrays["labels"] = first["labels"].astype(np.uint8)
+    with np.errstate(divide="ignore"):  # a probability of 0
+        logs = np.log(scores)
+    if logs.shape[-1] > 2 or arrays["labels"].ndim > 1:
+        return arrays | {"log_probabilities": logs.astype(np.float16)}
+    return arrays | {"log_odds": (logs[..., 1] - logs[..., 0]).astype(np.float16)}
+
+
+def upright_of(folder: Path) -> dict[str, np.ndarray]:
+    """Of an evaluation of class maps, ``"upright_metrics"``, ``(M,)``, and ``"upright"``, ``(N, M)``, of each image."""
+    with (folder / "scores.csv").open(newline="") as file:
+        rows = [{name: value for name, value in row.items() if name != "file"} for row in csv.DictReader(file)]
+    values = [[float(value or "nan") for value in row.values()] for row in rows]
+    return {"upright_metrics": np.array(list(rows[0])), "upright": np.array(values, dtype=np.float32)}
 
 
 def summary(work: Path, metric: str) -> dict[str, Any]:

@@ -1,10 +1,11 @@
 """Trainings in cells (data set x model x learning rate x epochs x seed), each a JSON file, and the tables made of them.
 
 ``fill`` trains where the work folder holds no complete training (it resumes an interrupted one), evaluates the network of
-the best validation epoch under the rotation sweep, and stores the cell at once; a cell that exists is skipped. Each learning
-rate and number of epochs has cells of its own, and ``--validation_only`` leaves the evaluation out until a rate is chosen:
-the same command without it adds the sweep. ``shipped`` sweeps the bundles' own weights. ``report`` turns all cells into
-tables and pictures; a model enters them with the learning rate that validates best, the mean of its seeds.
+the best validation epoch under the rotation sweep, and stores the cell at once, with what each test image was given in an
+npz beside it; a cell that has both is skipped. Each learning rate and number of epochs has cells of its own, and
+``--validation_only`` leaves the evaluation out until a rate is chosen: the same command without it adds the sweep.
+``shipped`` sweeps the bundles' own weights. ``report`` turns all cells into tables and pictures; a model enters them with
+the learning rate that validates best, the mean of its seeds.
 """
 
 from __future__ import annotations
@@ -15,13 +16,29 @@ import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.bundles import BUNDLES, HIPPOCAMPUS, VESSELS, Model, evaluate, source_of, summary, train
+import numpy as np
+
+from benchmarks import intervals
+from benchmarks.bundles import (
+    BUNDLES,
+    HIPPOCAMPUS,
+    VESSELS,
+    Model,
+    evaluate,
+    images_of,
+    source_of,
+    summary,
+    train,
+    training_entries,
+    upright_of,
+)
 from monai_sre.evaluation import SweepResult, draw_sweep
 from monai_sre.evaluation.sweep import PROTOCOLS
+from monai_sre.files import write_arrays
 
 RESULTS = Path(__file__).with_name("results")
 BACKGROUND, ZERO = PROTOCOLS
@@ -76,6 +93,7 @@ class Study:
         swept: how many images of the test set are swept, where those are fewer than all; the scores upright are of all.
         epochs: of data sets whose trainings are shorter than the recipe says.
         results: folder of the page and of the cells.
+        ours: the model that the others are compared with.
         more_columns: of a data set, further columns behind the parameters: texts by model.
         more_rows: of a data set and the names of the columns, further rows.
         appendix: further lines from the chosen cells.
@@ -92,6 +110,7 @@ class Study:
     swept: int = 0
     epochs: dict[str, int] = field(default_factory=dict)
     results: Path = RESULTS
+    ours: str = "harmonic"
     more_columns: Callable[[str], dict[str, dict[str, str]]] = lambda _: {}
     more_rows: Callable[[str, Sequence[str]], Iterable[Sequence[str]]] = lambda *_: ()
     appendix: Callable[[dict[tuple[Task, str], Cells]], list[str]] = lambda _: []
@@ -108,33 +127,65 @@ class Study:
         return {LOSS: ("final_train_loss",), **validation, **sweep_columns(*self.scores)}
 
 
+def cell_name(dataset: str, model: str, rate: float, epochs: int, seed: int) -> str:
+    """The name of a cell's files, without their ending."""
+    return f"{dataset}_{model}_lr{rate:g}_{epochs}_{seed}"
+
+
+def images_of_seeds(study: Study, members: Cells) -> list[intervals.Images] | None:
+    """What each seed's cell holds of single images; None where one holds nothing, or more than two classes."""
+    keys = ("dataset", "model", "learning_rate", "epochs", "seed")
+    found = [load_images(study.cells / f"{cell_name(*(member[key] for key in keys))}.npz") for member in members]
+    known = [images for images in found if images is not None and "log_probabilities" not in images]
+    return known if len(known) == len(members) > 0 else None
+
+
+@cache
+def load_images(path: Path) -> intervals.Images | None:
+    """The arrays of a cell's npz; None where there is none."""
+    if not path.is_file():
+        return None
+    with np.load(path) as arrays:
+        return dict(arrays)
+
+
 def fill(study: Study, chosen: argparse.Namespace) -> None:
-    """Train and evaluate one cell, unless its JSON exists."""
+    """Train and evaluate one cell, unless its JSON and its images exist."""
     source = source_of(chosen.dataset, chosen.dataset_dir, chosen.size)
     averaged = study.models[chosen.model].averaged
     trained = averaged or chosen.model
     model, recipe = study.models[trained], source.recipe
     rate = chosen.learning_rate or recipe["learning_rate"]
     epochs = chosen.epochs or study.epochs.get(source.name) or recipe["max_epochs"]
-    ending = f"lr{rate:g}_{epochs}_{chosen.seed}"
-    cell = study.cells / f"{source.name}_{chosen.model}_{ending}.json"
-    if cell.is_file() and (chosen.validation_only or "sweep" in json.loads(cell.read_text())):
+    entries = training_entries(source, model, epochs)
+    names = [
+        cell_name(source.name, model, rate, entries["max_epochs"], chosen.seed) for model in (chosen.model, trained)
+    ]
+    cell = study.cells / f"{names[0]}.json"
+    if cell.is_file() and (chosen.validation_only or cell.with_suffix(".npz").is_file()):
         print(f"{cell.name} exists")
         return
-    work = Path(chosen.work) / f"{source.name}_{trained}_{ending}"
-    train(source, model, {"learning_rate": rate, "max_epochs": epochs, "seed": chosen.seed}, work)
+    work = Path(chosen.work) / names[1]
+    train(source, model, {"learning_rate": rate, "seed": chosen.seed, **entries}, work)
     content = {"dataset": source.name, "model": chosen.model, "seed": chosen.seed, "learning_rate": rate}
     content |= summary(work, f"val_{study.metric}")
+    content |= {"num_train": entries["num_train"]} if "num_train" in entries else {}
     if not chosen.validation_only:
         folder = work / f"evaluation_{chosen.model}"
         options = {"split": study.split, "step": study.step, "ckpt_dir": str(work / "models")}
         if study.swept:
             options |= {"num_test": study.swept, **study.models[chosen.model].sweep}
         content |= evaluate(source, model, folder, bool(averaged), **options)
+        images = images_of(folder)
         if study.swept:
             options = {"split": study.split, "ckpt_dir": options["ckpt_dir"], "sweep": False}
-            content |= evaluate(source, model, folder.with_name(f"upright_{chosen.model}"), bool(averaged), **options)
+            folder = folder.with_name(f"upright_{chosen.model}")
+            content |= evaluate(source, model, folder, bool(averaged), **options)
+            images |= upright_of(folder)
+        cell.with_suffix(".npz").unlink(missing_ok=True)  # of an earlier training
     store(cell, content)
+    if not chosen.validation_only:
+        write_arrays(cell.with_suffix(".npz"), images)
 
 
 def shipped(study: Study, chosen: argparse.Namespace) -> None:
@@ -158,7 +209,7 @@ def report(study: Study) -> None:
     shown = shown_tasks(tasks, {name for name, model in models.items() if model.colour})
     for task, found in tasks.items():
         table = table_of(study, task.dataset, found)
-        lines += ["", f"## {task}", "", *table]
+        lines += ["", f"## {task}", "", *table, *differences_table(study, found)]
         if shown[task.dataset] != task:
             continue
         docs = source_of(task.dataset if task.dataset == VESSELS else task.dataset.split("_")[0]).bundle / "docs"
@@ -229,7 +280,9 @@ def _validation(members: Cells, metric: str) -> float:
 def table_of(study: Study, dataset: str, found: dict[str, Cells]) -> list[str]:
     """Table of a data set's models."""
     more = study.more_columns(dataset)
-    head = ["network", "parameters", *more, "learning rate", "seeds", *study.columns]
+    images = {model: images_of_seeds(study, members) for model, members in found.items()}
+    last = image_columns(images)
+    head = ["network", "parameters", *more, "learning rate", "seeds", *study.columns, *last]
     lines = [row(*head), row(*["---"] * len(head))]
     for model, members in found.items():
         first = [
@@ -238,8 +291,74 @@ def table_of(study: Study, dataset: str, found: dict[str, Cells]) -> list[str]:
             *(texts.get(model, "") for texts in more.values()),
         ]
         first += [f"{members[0]['learning_rate']:g}", str(len(members))]
-        lines.append(row(*first, *(_cell(members, path) for path in study.columns.values())))
+        shown = [_cell(members, path) + bracket(images[model], path) for path in study.columns.values()]
+        lines.append(row(*first, *shown, *(texts.get(model, "") for texts in last.values())))
     return lines + [row(*cells) for cells in study.more_rows(dataset, head)]
+
+
+def figure_of(path: tuple[str, ...]) -> intervals.Figure | None:
+    """The figure that a column shows, of which single images tell an interval; None of other columns.
+
+    Example:
+        >>> figure_of(("sweep", BACKGROUND, "Dice random mean"))[:2], figure_of(("final_train_loss",))
+        (('Dice', 'random mean'), None)
+    """
+    if path[0] == "upright" and path[1].startswith("Dice"):
+        return intervals.Figure(path[1], "upright", protocol="")
+    if path[0] != "sweep" or " of " in path[2]:
+        return None
+    metric, _, part = path[2].partition(" ")
+    return intervals.Figure(metric, part, path[1]) if metric in ("ACC", "AUC", "Dice", "consistency") else None
+
+
+def shown_figure(path: tuple[str, ...], images: list[intervals.Images]) -> intervals.Figure | None:
+    """The same of the columns whose intervals the tables show, and that these cells can tell."""
+    figure = figure_of(path)
+    if figure is None or figure.protocol == ZERO:
+        return None
+    known = "log_odds" in images[0] if figure.protocol else "upright" in images[0]
+    return figure if known or (figure.protocol and figure.metric != "consistency") else None
+
+
+def bracket(images: list[intervals.Images] | None, path: tuple[str, ...]) -> str:
+    """The interval behind a figure; nothing where there is none."""
+    figure = None if images is None else shown_figure(path, images)
+    if images is None or figure is None:
+        return ""
+    _, low, high = intervals.interval(images, figure)
+    return f" [{low:.3f}, {high:.3f}]"
+
+
+def image_columns(images: dict[str, list[intervals.Images] | None]) -> dict[str, dict[str, str]]:
+    """Calibration and the spread over angles of classifying models that hold images: texts by model; none: no columns."""
+    known = {name: found for name, found in images.items() if found is not None and "log_odds" in found[0]}
+    if not known:
+        return {}
+    columns: dict[str, Callable[[intervals.Images], float]] = {
+        "ECE upright": intervals.calibration,
+        "ECE rotated": partial(intervals.calibration, part="mean"),
+        "spread over angles": intervals.spread_over_angles,
+    }
+    return {
+        title: {name: spread([call(one) for one in found]) for name, found in known.items()}
+        for title, call in columns.items()
+    }
+
+
+def differences_table(study: Study, found: dict[str, Cells]) -> list[str]:
+    """Our figures less those of each other model, with intervals of the paired differences; level where one holds zero."""
+    images = {model: images_of_seeds(study, members) for model, members in found.items()}
+    ours, known = images.pop(study.ours, None), {name: one for name, one in images.items() if one is not None}
+    if ours is None or not known:
+        return []
+    figures = {title: figure for title, path in study.columns.items() if (figure := shown_figure(path, ours))}
+    head = [f"{study.models[study.ours].title}, less", *figures]
+    lines = ["Differences, of the same test images:", "", row(*head), row(*["---"] * len(head))]
+    for name, others in known.items():
+        drawn = [intervals.difference(ours, others, figure) for figure in figures.values()]
+        shown = [one.text("+.3f") + (" level" if one.word() == "level" else "") for one in drawn]
+        lines.append(row(study.models[name].title, *shown))
+    return ["", *lines]
 
 
 def rates_table(
@@ -346,7 +465,11 @@ def mean_sweep(members: Cells, metric: str) -> SweepResult:
 
 
 def main(
-    study: Study, about: str, write: Callable[[Study], None] = report, **more: Callable[[argparse.Namespace], None]
+    study: Study,
+    about: str,
+    write: Callable[[Study], None] = report,
+    filler: Callable[[Study, argparse.Namespace], None] = fill,
+    **more: Callable[[argparse.Namespace], None],
 ) -> None:
     """The command line of a study: ``fill``, ``shipped`` where it has such sets, ``report``, and further commands."""
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -360,7 +483,7 @@ def main(
     filling.add_argument("--epochs", type=int, help=f"others than the recipe's {study.epochs or ''}")
     filling.add_argument("--learning_rate", type=float, help="another than the recipe's")
     filling.add_argument("--validation_only", action="store_true", help="no sweep: to choose a learning rate")
-    calls = {"fill": partial(fill, study)}
+    calls: dict[str, Callable[[argparse.Namespace], None]] = {"fill": partial(filler, study)}
     if study.shipped:
         calls["shipped"] = partial(shipped, study)
         commands.add_parser("shipped", help="sweep the bundles' weights")

@@ -10,7 +10,20 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks import accuracy, vessels, volumes
-from benchmarks.cells import BACKGROUND, RESULTS, Cells, Study, Task, choose, into_card, mean_sweep, read_cells, values
+from benchmarks.cells import (
+    BACKGROUND,
+    RESULTS,
+    Cells,
+    Study,
+    Task,
+    choose,
+    images_of_seeds,
+    into_card,
+    mean_sweep,
+    read_cells,
+    values,
+)
+from benchmarks.intervals import Figure, interval
 from benchmarks.timing import markdown
 from monai_sre.evaluation import draw_sweep
 
@@ -22,6 +35,7 @@ class Row(NamedTuple):
     """A data set: how the table calls it, its score and models, and what the sweep's score turned is called."""
 
     title: str
+    score: str
     study: Study
     task: Task
     ours: str = "harmonic"
@@ -29,13 +43,13 @@ class Row(NamedTuple):
 
 
 ROWS = (
-    Row("BreastMNIST, ACC", accuracy.STUDY, Task("breastmnist", 100)),
-    Row("PneumoniaMNIST, ACC", accuracy.STUDY, Task("pneumoniamnist", 5)),
-    Row("AdrenalMNIST3D, ACC", accuracy.STUDY, Task("adrenalmnist3d", 15)),
-    Row("CHASE_DB1, Dice", vessels.STUDY, Task("CHASE_DB1", 40)),
-    Row("hippocampus, Dice", volumes.STUDY, Task("hippocampus", 10), "margins", "random mean"),
+    Row("BreastMNIST", "AUC", accuracy.STUDY, Task("breastmnist", 100)),
+    Row("PneumoniaMNIST", "AUC", accuracy.STUDY, Task("pneumoniamnist", 5)),
+    Row("AdrenalMNIST3D", "AUC", accuracy.STUDY, Task("adrenalmnist3d", 15)),
+    Row("CHASE_DB1", "Dice", vessels.STUDY, Task("CHASE_DB1", 40)),
+    Row("hippocampus", "Dice", volumes.STUDY, Task("hippocampus", 10), "margins", "random mean"),
 )
-_HEAD = ("data set, score", "plain", "plain, turned", "plain, rotations in training", "ours", "ours, turned")
+_HEAD = ("data set", "plain", "plain, turned", "plain + rotations, turned", "ours", "ours, turned")
 
 
 def _cells(row: Row) -> dict[str, Cells]:
@@ -46,17 +60,19 @@ def _cells(row: Row) -> dict[str, Cells]:
 
 
 def table(rows: Sequence[Row] = ROWS) -> str:
-    """Means over the seeds, upright and turned, in Markdown."""
+    """Means over the seeds in percent, upright and turned, with the intervals of those that hold images, in Markdown."""
     lines = []
     for row in rows:
-        cells, score = _cells(row), row.study.scores[0]
-
-        def mean(name: str, part: str, cells: dict[str, Cells] = cells, score: str = score) -> str:
+        cells, score = _cells(row), row.score
+        shown = [("plain", "upright"), ("plain", row.turned), ("plain-turned", row.turned), (row.ours, "upright")]
+        lines.append([f"{row.title}, {score}"])
+        for name, part in [*shown, (row.ours, row.turned)]:
             numbers = values(cells[name], ("sweep", BACKGROUND, f"{score} {part}"))
-            return f"{sum(numbers) / len(numbers):.3f}"
-
-        lines.append([row.title, mean("plain", "upright"), mean("plain", row.turned), mean("plain-turned", row.turned)])
-        lines[-1] += [mean(row.ours, "upright"), mean(row.ours, row.turned)]
+            images = images_of_seeds(row.study, cells[name])
+            lines[-1].append(f"{100 * sum(numbers) / len(numbers):.1f}")
+            if images is not None:
+                _, low, high = interval(images, Figure(score, part))
+                lines[-1][-1] += f" [{100 * low:.0f}, {100 * high:.0f}]"
     return markdown(_HEAD, lines)
 
 
@@ -65,9 +81,9 @@ def picture(row: Row = ROWS[0]) -> None:
     cells, models = _cells(row), row.study.models
     titles = {name: "ours" if name == row.ours else models[name].title for name in cells}
     draw_sweep(
-        {title: mean_sweep(cells[name], row.study.scores[0]) for name, title in titles.items()},
+        {title: mean_sweep(cells[name], row.score) for name, title in titles.items()},
         PICTURE,
-        title=f"{row.title.split(',')[0]}, test set, mean of {len(cells[row.ours])} seeds",
+        title=f"{row.title}, test set, mean of {len(cells[row.ours])} seeds",
         colours={title: models[name].colour for name, title in titles.items()},
     )
 

@@ -18,6 +18,7 @@ import torch
 
 from benchmarks.bundles import VESSELS, Model, first_test_image, network_of, source_of, windows_of
 from benchmarks.cells import PROTOCOL_WORDS, Study, choose, main, read_cells
+from benchmarks.intervals import WORDS
 from monai_sre.data.geometry import rotate_batch
 from monai_sre.evaluation import draw_maps
 
@@ -48,6 +49,8 @@ STUDY = Study(
         *PROTOCOL_WORDS,
         "Consistency: Dice between the map of the transformed image and the transformed map, mean over all rotations and",
         "flips but the identity.",
+        *WORDS,
+        "Cells that were filled before images were kept have none.",
     ],
 )
 

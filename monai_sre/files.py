@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch.utils._pytree import tree_map
 
 
@@ -93,6 +94,11 @@ def write_json(path: Path, content: Any) -> None:
     """Write indented JSON, whole or not at all; NaN, which JSON does not know, becomes ``null``."""
     text = json.dumps(tree_map(_finite, content), indent=2, allow_nan=False)
     write_whole({path: lambda draft: draft.write_text(text + "\n", encoding="utf-8")})
+
+
+def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
+    """Write a compressed npz, whole or not at all."""
+    write_whole({path: lambda draft: np.savez_compressed(draft, **arrays)})
 
 
 def _finite(value: Any) -> Any:

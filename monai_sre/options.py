@@ -95,6 +95,7 @@ KINDS: dict[str, Callable[[str, Any], object]] = {
     **dict.fromkeys(("size", "val_interval"), _from_1),
     **dict.fromkeys(("early_stopping", "every", "num_workers", "seed"), _from_0),
     **dict.fromkeys(("num_test", "num_val"), partial(_unless_none, _from_0)),
+    "num_train": partial(_unless_none, _from_1),
     **dict.fromkeys(
         ("cache_gib", "field_threshold", "learning_rate", "margins", "weight_decay"),
         partial(_number, least=0, whole=False),

@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from monai_sre.files import draft_of, write_csv, write_json, write_whole
+from monai_sre.files import draft_of, write_arrays, write_csv, write_json, write_whole
 
 
 @contextmanager
@@ -24,13 +25,14 @@ def full_disk(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-@pytest.mark.parametrize("kind", ["csv", "json", "pt"])
+@pytest.mark.parametrize("kind", ["csv", "json", "npz", "pt"])
 def test_a_full_disk_leaves_the_old_file_no_draft_and_one_sentence(tmp_path: Path, kind: str) -> None:
     path = tmp_path / f"a.{kind}"
     path.write_text("old")
     writers = {
         "csv": lambda: write_csv(path, [{"a": 4000 * "x"}]),
         "json": lambda: write_json(path, 4000 * "x"),
+        "npz": lambda: write_arrays(path, {"a": np.random.default_rng(0).random(4000)}),
         "pt": lambda: write_whole({path: lambda draft: torch.save(torch.zeros(4000), draft)}),
     }
     with full_disk(1000), pytest.raises(OSError, match=rf"a\.{kind} cannot be written( \(is the disk full\?\))?: "):

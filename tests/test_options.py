@@ -29,6 +29,7 @@ BUNDLE = ROOT / "bundles/medmnist_2d_classification"
         ("size", "abc", "size must be a whole number from 1, got 'abc'"),
         ("early_stopping", -1, "early_stopping must be a whole number from 0, got -1"),
         ("num_val", -1, "num_val must be a whole number from 0, got -1"),
+        ("num_train", 0, "num_train must be a whole number from 1, got 0"),
         ("every", -1, "every must be a whole number from 0, got -1"),
         ("seed", float("nan"), "seed must be a whole number from 0, got nan"),
         ("learning_rate", -0.1, "learning_rate must be a number from 0, got -0.1"),
@@ -62,6 +63,7 @@ def test_a_wrong_value_is_named(name: str, value: Any, message: str) -> None:
         ("input", ["a folder", Path("x"), ["a.png", "b.png"]]),
         ("dataset_name", [None, "breastmnist"]),
         ("num_test", [None, 0, 8]),
+        ("num_train", [None, 1, 50]),
         ("every", [0, 5]),
     ],
 )

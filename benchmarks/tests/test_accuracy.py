@@ -6,13 +6,23 @@ import argparse
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from benchmarks.accuracy import COMMONEST, MODELS
-from benchmarks.bundles import Model, handler_id, network_of, parsed, source_of, split_id, summary
+from benchmarks.bundles import (
+    Model,
+    handler_id,
+    network_of,
+    parsed,
+    source_of,
+    split_id,
+    summary,
+    training_entries,
+)
 from benchmarks.cells import RESULTS, Cells, Study, Task, choose, fill, into_card, shown_tasks
 from benchmarks.peers import peer
 from benchmarks.studies.improvements import MODELS as VARIANTS
@@ -72,7 +82,7 @@ def test_the_split_that_is_evaluated_is_an_entry_of_the_config(dataset: str) -> 
 
 def test_a_cell_is_trained_evaluated_and_kept(tmp_path: Path) -> None:
     """A plain network and its average over rotations, on squares of two sizes; the second takes the first one's weights."""
-    rng, arrays = np.random.default_rng(0), {}
+    rng, arrays = np.random.default_rng(0), dict[str, Any]()
     for split in ("train", "val", "test"):
         labels = np.arange(6 if split == "val" else 8) % 2
         images = rng.integers(0, 60, (len(labels), 12, 12), dtype=np.uint8)
@@ -91,10 +101,20 @@ def test_a_cell_is_trained_evaluated_and_kept(tmp_path: Path) -> None:
         chosen.validation_only, chosen.dataset_dir, chosen.work = False, str(tmp_path), str(tmp_path / "work")
         fill(study, chosen)
         path = tmp_path / "toys" / f"toy_{name}_lr0.02_1_3.json"
-        cells[name] = json.loads(path.read_text())
+        cells[name], kept = json.loads(path.read_text()), path.with_suffix(".npz")
         written = path.stat().st_mtime_ns
-        fill(study, chosen)  # it exists
+        fill(study, chosen)  # both exist
         assert path.stat().st_mtime_ns == written
+        kept.unlink()
+        fill(study, chosen)
+        assert path.stat().st_mtime_ns > written
+        found = np.load(kept)
+        for place, protocol in enumerate(found["protocols"]):
+            sweep = cells[name]["sweep"][protocol]
+            assert found["transformations"].tolist() == [row["transformation"] for row in sweep["rows"]]
+            decided = found["log_odds"][place] > 0  # (transformations, images)
+            shares = (decided == found["labels"]).mean(axis=1)
+            assert shares.tolist() == [row["ACC"] for row in sweep["rows"]]
     assert len(list((tmp_path / "work").iterdir())) == 1
     plain, averaged = cells["plain"], cells["averaged"]
     assert (plain["epochs"], plain["seed"], plain["learning_rate"]) == (1, 3, 0.02)
@@ -104,6 +124,21 @@ def test_a_cell_is_trained_evaluated_and_kept(tmp_path: Path) -> None:
     assert rotated == pytest.approx([rotated[0]] * 4)
     assert plain["upright"]["num_images"] == 6
     assert plain["upright"]["ACC"] == plain["sweep"]["bilinear_background"]["ACC upright"]
+
+
+def test_a_part_of_the_data_takes_as_many_steps(tmp_path: Path) -> None:
+    """Of 200 images in batches of 64, 4 steps an epoch; a quarter is one batch."""
+    arrays: dict[str, Any] = {}
+    for split in ("train", "val", "test"):
+        arrays |= {f"{split}_images": np.zeros((200, 8, 8), dtype=np.uint8), f"{split}_labels": np.arange(200) % 2}
+    np.savez(tmp_path / "a.npz", **arrays)
+    source = source_of("a", str(tmp_path))
+    assert training_entries(source, Model(""), 10) == {"max_epochs": 10}
+    found = training_entries(source, Model("", few=25), 10)
+    assert found == {"max_epochs": 40, "num_train": 50, "val_interval": 4}
+    parser = parsed(source, Model("", settings=found))
+    assert len(parser.get_parsed_content("train#dataloader")) == 1
+    assert len(parser.get_parsed_content("train#dataset")) == 50
 
 
 def test_a_table_replaces_the_one_between_its_marks(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from torch.utils.data import Sampler
 from monai_sre.data.info import DatasetInfo
 from monai_sre.ops.arguments import int_tuple
 
-__all__ = ["BatchLoader", "EpochLoader", "LabelledImages", "mix_seed", "process_place"]
+__all__ = ["BatchLoader", "EpochLoader", "LabelledImages", "mix_seed", "process_place", "training_subset"]
 
 
 def mix_seed(*parts: int) -> int:
@@ -45,6 +45,40 @@ def process_place(rank: int | None = None, world_size: int | None = None) -> tup
     if not 0 <= rank < world_size:
         raise ValueError(f"rank must be in 0..world_size-1 with world_size={world_size}, got {rank}")
     return rank, world_size
+
+
+def training_subset(labels: np.ndarray, num_train: int | None, seed: int) -> np.ndarray:
+    """Places of so many of the training samples: drawn by the seed, the classes in their shares, each at least once.
+
+    With one seed, a smaller subset is a part of every greater one.
+
+    Args:
+        labels: class numbers, ``(N,)``; labels of several per sample, ``(N, L)``, are drawn without regard to them.
+        num_train: how many; None: all.
+        seed: of the choice.
+
+    Raises:
+        ValueError: ``num_train`` is below the number of classes or above that of the samples.
+
+    Example:
+        >>> labels = np.array([0] * 8 + [1] * 4)
+        >>> labels[training_subset(labels, 6, seed=0)]
+        array([0, 0, 0, 0, 1, 1])
+    """
+    number = len(labels)
+    if num_train is None:
+        return np.arange(number)
+    groups = np.unique(labels if labels.ndim == 1 else np.zeros(number), return_inverse=True)[1]
+    sizes = np.bincount(groups)
+    if isinstance(num_train, bool) or not isinstance(num_train, int) or not len(sizes) <= num_train <= number:
+        what = f"{len(sizes)}, one per class," if len(sizes) > 1 else "1"
+        raise ValueError(f"num_train must be None or a whole number from {what} to {number}, got {num_train!r}")
+    shuffled = np.random.default_rng(seed).permutation(number)
+    places = np.empty(number)
+    for group, size in enumerate(sizes):
+        places[shuffled[groups[shuffled] == group]] = np.arange(size) / size  # the first of each class comes first
+    chosen: np.ndarray = np.sort(np.lexsort((groups, places))[:num_train])
+    return chosen
 
 
 class LabelledImages(Dataset):

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from monai.data import partition_dataset
 
 from monai_sre.data.datalist import class_titles, find_file, open_datalist
 from monai_sre.data.info import SECTIONS
-from monai_sre.data.loaders import process_place
+from monai_sre.data.loaders import process_place, training_subset
 from monai_sre.ops.arguments import listed
 
 __all__ = ["find_pairs", "find_source", "load_pairs", "pair_classes"]
@@ -160,6 +161,8 @@ def load_pairs(
     num_val: int | None = 0,
     num_test: int | None = 0,
     every: int = 0,
+    num_train: int | None = None,
+    seed: int = 0,
 ) -> list[dict[str, str]]:
     """The pairs of one split, from a folder or from a MONAI datalist.
 
@@ -180,6 +183,9 @@ def load_pairs(
         every: where it is not 0: in the order of the names of the images, the first pair and each that is ``every`` later
             validates, those after them test: the first ``num_val`` and ``num_test`` of these, or all where the number is
             None. The others train.
+        num_train: number of pairs to train on, of those that are left for it; of two numbers, the smaller one's pairs are
+            among the greater one's. None takes all.
+        seed: of that choice.
 
     Returns:
         Dictionaries ``{"image": path, "label": path}``. Several processes share them: each gets every n-th, and in training
@@ -198,6 +204,8 @@ def load_pairs(
         chosen = _split(find_pairs(dataset_dir, images, labels), num_val, num_test, every)[split]
     if not chosen:
         raise ValueError(f"split={split!r} of {source!r} is empty; give num_val and num_test, or list it")
+    if split == "train":
+        chosen = [chosen[place] for place in training_subset(np.zeros(len(chosen)), num_train, seed)]
     rank, processes = process_place()
     if len(chosen) < processes:
         raise ValueError(f"split={split!r} of {source!r} has {len(chosen)} pairs for {processes} processes")

@@ -13,7 +13,7 @@ import torch
 from monai_sre.data.datalist import datalist_info, find_file, load_datalist
 from monai_sre.data.demo import DEMO_NAMES, demo_arrays, demo_info
 from monai_sre.data.info import SPLITS, DatasetInfo, model_classes
-from monai_sre.data.loaders import LabelledImages
+from monai_sre.data.loaders import LabelledImages, training_subset
 from monai_sre.data.medmnist import medmnist_flags, obtain, official_info, official_path
 from monai_sre.data.npz import inspect_npz, read_member, to_images, to_labels
 from monai_sre.data.transforms import check_intensity_range, fit_images, scale_to_unit
@@ -77,6 +77,8 @@ def load_dataset(
     intensity_range: Sequence[float] | None = None,
     class_names: Sequence[str] | None = None,
     progress: bool = True,
+    num_train: int | None = None,
+    seed: int = 0,
 ) -> LabelledImages:
     """Open one split of a data set as tensors, checked before any training time is spent.
 
@@ -105,6 +107,9 @@ def load_dataset(
         class_names: those of a trained model that is to be evaluated; None takes them from the data. Data that lack some
             of its classes are taken, those with a class that it never saw, or with its classes in another order, refused.
         progress: show progress bars.
+        num_train: take so many images of the training set alone, the classes in their shares and each at least once; of two
+            numbers the smaller one's images are among the greater one's. None takes all.
+        seed: of that choice.
 
     Returns:
         Images of shape ``(N, C, *spatial)``, uint8 (or float32 in 0..1 for data that were not uint8), and labels, int64
@@ -125,6 +130,28 @@ def load_dataset(
     """
     if split not in SPLITS:
         raise ValueError(f"split must be one of {SPLITS}, got {split!r}")
+    found = _load(
+        dataset_name, dataset_dir, split, size, download, check_md5, task, intensity_range, class_names, progress
+    )
+    if split != "train" or num_train is None:
+        return found
+    chosen = torch.from_numpy(training_subset(found.labels.numpy(), num_train, seed))
+    return LabelledImages(found.images[chosen], found.labels[chosen], found.info)
+
+
+def _load(
+    dataset_name: str,
+    dataset_dir: PathLike,
+    split: str,
+    size: int,
+    download: bool,
+    check_md5: bool,
+    task: str | None,
+    intensity_range: Sequence[float] | None,
+    class_names: Sequence[str] | None,
+    progress: bool,
+) -> LabelledImages:
+    """A whole split."""
     if intensity_range is not None:
         check_intensity_range(intensity_range)
     kind, path = _resolve(dataset_name, dataset_dir, size)

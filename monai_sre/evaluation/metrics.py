@@ -5,12 +5,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import chain, zip_longest
 from typing import Any
 
+import ignite.distributed as idist
 import numpy as np
 import torch
 from monai.handlers import IgniteMetricHandler
-from monai.metrics import CumulativeIterationMetric, compute_hausdorff_distance
+from monai.metrics import CumulativeIterationMetric, calibration_binning, compute_hausdorff_distance
 from skimage.morphology import skeletonize
 from torch import Tensor
 
@@ -124,6 +126,40 @@ def area_under_curve(scores: np.ndarray, labels: np.ndarray, task: str, class_na
     if missing:
         warnings.warn(f"no ROC curve of class {listed(missing)}: it holds all samples, or none", stacklevel=2)
     return nan_mean(list(areas.values()))
+
+
+def calibration_error(scores: np.ndarray, labels: np.ndarray, task: str, num_bins: int = 15) -> float:
+    """Expected calibration error: the distance of probabilities from shares of right decisions (Guo et al., ICML 2017).
+
+    Decisions are sorted into bins of equal width by the probability of the class that they take, or of the yes or no to each
+    label of multi-label tasks; the mean over the bins of the difference between their mean probability and their share of
+    correct ones, weighted by their number. NaN if any score is.
+
+    Args:
+        scores: shape ``(N, num_classes)``, in 0..1.
+        labels: shape ``(N,)`` or ``(N, 1)``, or ``(N, num_classes)`` of 0 and 1 for multi-label tasks.
+        task: MedMNIST's name of the kind of task.
+        num_bins: number of bins.
+
+    Raises:
+        ValueError: the shapes do not fit, or the task is unknown.
+
+    Example:
+        >>> scores = np.array([[0.75, 0.25], [0.25, 0.75], [0.25, 0.75], [0.25, 0.75]])
+        >>> round(calibration_error(scores, np.array([0, 1, 1, 0]), "binary-class"), 6)
+        0.0
+    """
+    labels = check_scores(scores, labels, task)
+    if np.isnan(scores).any():
+        return NAN
+    if task == MULTI_LABEL:
+        found, right = np.maximum(scores, 1 - scores), (scores > 0.5) == (labels > 0.5)
+    else:
+        found, right = scores.max(axis=1), scores.argmax(axis=1) == labels
+    y_pred, y = (torch.as_tensor(np.ravel(part), dtype=torch.float32)[None, None] for part in (found, right))
+    bins = calibration_binning(y_pred, y, num_bins)
+    mean, share, counts = (part[0, 0].nan_to_num().double() for part in bins)
+    return float(((mean - share).abs() * counts).sum() / counts.sum())
 
 
 def _area(truth: np.ndarray, score: np.ndarray) -> float:
@@ -297,6 +333,19 @@ def scalar_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
     return {
         name: float(value.item()) for name, value in arrays.items() if value.size == 1 and value.dtype.kind in "buif"
     }
+
+
+def gather_items(items: list[Any]) -> list[Any]:
+    """The items of all processes in the data set's order: item ``i`` is that of process ``i % world_size``.
+
+    Example:
+        >>> gather_items([1, 2])
+        [1, 2]
+    """
+    missing = object()
+    shares: Any = idist.all_gather(items)  # of one process: a list of its own
+    mixed = chain.from_iterable(zip_longest(*shares, fillvalue=missing))
+    return [item for item in mixed if item is not missing]
 
 
 def as_arrays(score: Tensor, label: Tensor) -> tuple[np.ndarray, np.ndarray]:

@@ -6,7 +6,6 @@ import csv
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +23,10 @@ from monai_sre.evaluation.metrics import (
     accuracy,
     area_under_curve,
     as_arrays,
+    calibration_error,
     check_metrics,
     check_scores,
+    gather_items,
     map_scores,
     nan_mean,
     scalar_metrics,
@@ -157,11 +158,9 @@ class _Report(ABC):
             writable_folder(self.output_dir)
 
     def _finish(self, _: Engine) -> None:
-        missing = object()
-        shares: Any = idist.all_gather(self._items)
+        items = gather_items(self._items)
         if idist.get_rank() == 0:
-            items = chain.from_iterable(zip_longest(*shares, fillvalue=missing))
-            self._write([item for item in items if item is not missing])
+            self._write(items)
 
     @abstractmethod
     def _collect(self, output: Mapping[str, Tensor]) -> None:
@@ -207,6 +206,7 @@ class ClassificationReport(_Report):
             "num_images": len(truth),
             "ACC": accuracy(scores, truth, self.task),
             "AUC": area_under_curve(scores, truth, self.task, names),
+            "ECE": calibration_error(scores, truth, self.task),
         }
         write_json(self.output_dir / "metrics.json", metrics)
         self._write_confusion(scores, truth)

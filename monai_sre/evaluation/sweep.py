@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,13 +26,15 @@ from monai_sre.evaluation.metrics import (
     area_under_curve,
     as_arrays,
     check_metrics,
+    check_scores,
+    gather_items,
     map_scores,
     nan_mean,
     probabilities,
     voxel_size,
 )
 from monai_sre.evaluation.windows import pad_around
-from monai_sre.files import writable_folder, write_csv, write_json
+from monai_sre.files import writable_folder, write_arrays, write_csv, write_json
 from monai_sre.ops.arguments import as_flag, check_flags, int_tuple
 from monai_sre.symmetry.error import undisturbed
 from monai_sre.symmetry.lattice import LatticeSymmetry, lattice_symmetries
@@ -42,7 +44,7 @@ SEGMENTATION = "segmentation"
 #: The Dice of the truth with itself, turned and back.
 RESAMPLED = "Dice of the truth, turned and back"
 _Network = Callable[[Tensor], Tensor]
-#: What is gathered of each transformation, batch by batch or image by image.
+#: What is gathered of each transformation, image by image.
 _Items = dict[str, list[Any]]
 
 #: Interpolation and fill of rotated images, both after normalisation. Zeros, those of the published evaluation of SRE-Conv,
@@ -217,10 +219,15 @@ class SweepResult:
         rows: per transformation its name (``"transformation"``) and its metrics, the identity first.
         consistency: share of images whose decision is the same under all transformations; of class maps, the mean Dice
             between the map of the transformed image and the transformed map, the identity left out.
+        images: what the scores are made of, for T transformations and N images in the data set's order:
+            ``"transformations"``, the names, ``(T,)``; ``"scores"``, ``(T, N, num_classes)`` probabilities with
+            ``"labels"``, ``(N,)`` or ``(N, num_classes)``; of class maps, ``"scores"`` are ``(T, N, M)``, the values of
+            ``"metrics"``, ``(M,)``, the last of which is ``"consistency"``.
     """
 
     rows: list[dict[str, Any]]
     consistency: float
+    images: dict[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def metrics(self) -> list[str]:
@@ -266,17 +273,21 @@ def _class_items(
     """Of each transformation the scores and the labels of the batch."""
     logits = torch.stack([network(move(batch["image"])) for move in moves.values()])
     labels = batch["label"].cpu().numpy()  # after all logits, for which a GPU does not wait in between
-    return {name: [(probabilities(each, task).numpy(), labels)] for name, each in zip(moves, logits.cpu(), strict=True)}
+    scores = [probabilities(each, task).numpy() for each in logits.cpu()]
+    labels = check_scores(scores[0], labels, task)
+    return {name: list(zip(each, labels, strict=True)) for name, each in zip(moves, scores, strict=True)}
 
 
 def _class_result(items: _Items, task: str) -> SweepResult:
-    rows, decisions = [], []
-    for name, batches in items.items():
-        scores, labels = (np.concatenate(part) for part in zip(*batches, strict=True))
+    rows, decisions, found = [], [], []
+    for name, images in items.items():
+        scores, labels = (np.stack(part) for part in zip(*images, strict=True))
+        found.append(scores)
         areas = {"ACC": accuracy(scores, labels, task), "AUC": area_under_curve(scores, labels, task)}
         rows.append({"transformation": name, **areas})
         decisions.append(scores > 0.5 if task == MULTI_LABEL else scores.argmax(axis=1)[:, None])
-    return SweepResult(rows, float((np.stack(decisions) == decisions[0]).all(axis=(0, 2)).mean()))
+    arrays = {"transformations": np.array(list(items)), "scores": np.stack(found).astype(np.float32), "labels": labels}
+    return SweepResult(rows, float((np.stack(decisions) == decisions[0]).all(axis=(0, 2)).mean()), arrays)
 
 
 def _map_items(
@@ -312,7 +323,7 @@ def _map_items(
             same = (
                 map_scores(*as_arrays(score[index], expected[index]), metrics=("Dice",))["Dice"] if name != "0" else NAN
             )
-            items[name].append((row, same))
+            items[name].append({**row, "consistency": same})
     return items
 
 
@@ -322,11 +333,18 @@ def _one_hot(classes: Tensor, count: int) -> np.ndarray:
 
 
 def _map_result(items: _Items, _: str) -> SweepResult:
+    *metrics, same = items["0"][0]
     rows = [
-        {"transformation": name, **{metric: nan_mean([row[metric] for row, _ in images]) for metric in images[0][0]}}
+        {"transformation": name, **{metric: nan_mean([row[metric] for row in images]) for metric in metrics}}
         for name, images in items.items()
     ]
-    return SweepResult(rows, nan_mean([same for images in items.values() for _, same in images]))
+    scores = [[list(row.values()) for row in images] for images in items.values()]
+    arrays = {
+        "transformations": np.array(list(items)),
+        "scores": np.array(scores, dtype=np.float32),
+        "metrics": np.array([*metrics, same]),
+    }
+    return SweepResult(rows, nan_mean([row[same] for images in items.values() for row in images]), arrays)
 
 
 def as_cube(x: Tensor, fill: Tensor | float) -> Tensor:
@@ -396,11 +414,10 @@ def rotation_sweep(
             batch = {key: convert_to_tensor(batch[key], **kept) for key in ("image", "label")}
             for name, found in gather(batch, transformations, call, task).items():
                 own[name] += found
-    shares: Any = idist.all_gather(own)
-    whole = {name: [item for share in shares for item in share[name]] for name in own}
-    if not whole["0"]:
+    images = gather_items(list(zip(*own.values(), strict=True)))
+    if not images:
         raise ValueError("batches must hold at least one image, got none")
-    return summarise(whole, task)
+    return summarise({name: list(each) for name, each in zip(own, zip(*images, strict=True), strict=True)}, task)
 
 
 def _check_cubes(images: Tensor) -> None:
@@ -416,8 +433,9 @@ def _check_cubes(images: Tensor) -> None:
 class RotationSweep:
     """Evaluator handler: after an evaluation, the same data under rotations and flips.
 
-    Leaves ``sweep_<protocol>.csv``, ``.json`` and ``.png`` in ``output_dir``. Of several processes all take part, and the
-    first writes.
+    Leaves ``sweep_<protocol>.csv``, ``.json`` and ``.png`` in ``output_dir``, and in ``.npz``, for :func:`numpy.load`, the
+    ``images`` of :class:`SweepResult`: what each single image was given under each transformation. Of several processes
+    all take part, and the first writes.
 
     Args:
         output_dir: folder of the files, created if need be.
@@ -489,6 +507,7 @@ class RotationSweep:
                 continue
             path = self.output_dir / f"sweep_{protocol}.csv"
             write_csv(path, result.rows)
+            write_arrays(path.with_suffix(".npz"), result.images)
             write_json(path.with_suffix(".json"), {"protocol": protocol, **result.summary(), "rows": result.rows})
             draw_sweep(
                 {"this network": result}, path.with_suffix(".png"), title=f"rotated images: {PROTOCOL_WORDS[protocol]}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from typing import Any
 
@@ -13,7 +14,37 @@ from monai.engines import SupervisedTrainer
 from monai.transforms import Compose, RandScaleIntensity
 
 from monai_sre.data import BatchAugment2d, BatchLoader, DatasetInfo, EpochLoader, LabelledImages
+from monai_sre.data.loaders import training_subset
 from monai_sre.training import EpochSeed
+
+# Parts of a training set ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_parts_are_nested_and_keep_the_shares_of_classes(seed: int) -> None:
+    labels = np.repeat([0, 1, 2], [60, 30, 2])[np.random.default_rng(5).permutation(92)]
+    parts = [set(training_subset(labels, count, seed).tolist()) for count in range(3, 93)]
+    assert [len(part) for part in parts] == list(range(3, 93))
+    assert all(small < large for small, large in itertools.pairwise(parts))
+    for part in parts:
+        counts = np.bincount(labels[list(part)], minlength=3)
+        assert (np.abs(counts - len(part) * np.array([60, 30, 2]) / 92) < 2).all()
+        assert counts.min() >= 1
+    assert parts[-1] == set(training_subset(labels, None, seed))
+
+
+def test_parts_by_seed_and_of_several_labels() -> None:
+    labels = np.arange(40) % 2
+    assert not np.array_equal(training_subset(labels, 10, 0), training_subset(labels, 10, 1))
+    several = np.eye(40)  # each sample its own set of labels
+    assert len(training_subset(several, 7, 0)) == 7
+
+
+@pytest.mark.parametrize("number", [1, 41, 2.5, True])
+def test_parts_that_cannot_be(number: object) -> None:
+    with pytest.raises(ValueError, match=r"num_train must be None or a whole number from 2, one per class, to 40, got"):
+        training_subset(np.arange(40) % 2, number, 0)
+
 
 # Whole batches --------------------------------------------------------------------------------------------------------
 

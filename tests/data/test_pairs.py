@@ -54,6 +54,14 @@ def test_splits_keep_the_order_of_names(folder: Path) -> None:
     assert split == {"train": ["1L", "1R"], "val": ["2L", "2R"], "test": ["3L", "3R"]}
 
 
+def test_so_many_pairs_train(folder: Path) -> None:
+    def part(number: int | None, split: str = "train") -> list[tuple[str, str]]:
+        return names(load_pairs(None, folder, split, **PATTERNS, num_val=1, num_test=1, num_train=number))
+
+    assert set(part(1)) < set(part(3)) < set(part(4)) == set(part(None))
+    assert part(1, "val") == [("eye_3L.jpg", "eye_3L_1st.png")]
+
+
 def test_chase_db1(data_dir: Path) -> None:
     """The usual split: 20 images to train (the last 4 of them to validate), 8 to test; both eyes of a patient together."""
     options = {"images": "images/*.jpg", "labels": "labels1/*_1stHO.png", "num_val": 4, "num_test": 8}
@@ -91,6 +99,7 @@ def test_a_datalist_says_what_is_in_a_split(folder: Path) -> None:
         ({"split": "training"}, ValueError, r"split must be one of \('train', 'val', 'test'\), got 'training'"),
         ({"num_val": 3, "num_test": 3}, ValueError, "num_val=3 and num_test=3 must be at least 0 and leave some of 6"),
         ({"split": "val"}, ValueError, "split='val' of .* is empty; give num_val and num_test"),
+        ({"num_train": 7}, ValueError, "num_train must be None or a whole number from 1 to 6, got 7"),
     ],
     ids=str,
 )

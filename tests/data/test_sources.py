@@ -30,6 +30,23 @@ def test_own_npz_by_name_and_by_path(tmp_path: Path) -> None:
         dataset_info("mine", tmp_path, task="multi-label, binary-class")
 
 
+def test_a_part_of_the_training_set_alone(tmp_path: Path) -> None:
+    labels = np.arange(30) % 3
+    images = np.repeat(np.arange(30, dtype=np.uint8), 64).reshape(30, 8, 8)
+    splits = ("train", "val", "test")
+    np.savez(
+        tmp_path / "mine.npz", **{f"{s}_images": images for s in splits}, **{f"{s}_labels": labels for s in splits}
+    )
+    part = load_dataset("mine", tmp_path, "train", num_train=9, seed=3)
+    assert (part.images[:, 0, 0, 0] % 3).tolist() == part.labels.tolist()  # still each with its own label
+    assert torch.bincount(part.labels).tolist() == [3, 3, 3]
+    assert len(load_dataset("mine", tmp_path, "val", num_train=9)) == 30
+    with pytest.raises(
+        ValueError, match=r"num_train must be None or a whole number from 3, one per class, to 30, got 2"
+    ):
+        load_dataset("mine", tmp_path, num_train=2)
+
+
 def test_own_npz_of_oblong_images_is_padded_as_files_are(tmp_path: Path) -> None:
     arrays = arrays_like(DatasetInfo("mine", 2, 12, "binary-class", 1, 2, ("0", "1")))
     arrays = {key: value[:, :, :7] if "images" in key else value for key, value in arrays.items()}

@@ -22,6 +22,7 @@ from monai_sre.evaluation import (
     SegmentationScore,
     accuracy,
     area_under_curve,
+    calibration_error,
     class_scores,
     map_scores,
     probabilities,
@@ -195,6 +196,24 @@ def test_nan_scores_have_nan_metrics(task: str) -> None:
     scores[1, 0] = np.nan
     assert np.isnan(accuracy(scores, labels, task))
     assert np.isnan(area_under_curve(scores, labels, task))
+    assert np.isnan(calibration_error(scores, labels, task))
+
+
+@pytest.mark.parametrize("task", KINDS)
+def test_calibration_error_is_that_of_the_definition(task: str) -> None:
+    logits, labels = case(task)
+    scores = probabilities(3 * logits, task).numpy()
+    if task.startswith("multi-label"):
+        decisions = [(max(p, 1 - p), (p > 0.5) == y) for p, y in zip(scores.ravel(), labels.ravel(), strict=True)]
+    else:
+        decisions = [(max(row), int(np.argmax(row)) == y) for row, y in zip(scores, labels, strict=True)]
+    expected = 0.0
+    for index in range(15):
+        inside = [one for one in decisions if index / 15 <= one[0] < (index + 1) / 15]
+        if inside:
+            confidence, right = (np.mean([one[place] for one in inside]) for place in (0, 1))
+            expected += len(inside) / len(decisions) * abs(confidence - right)
+    assert calibration_error(scores, labels, task) == pytest.approx(expected, abs=1e-6)
 
 
 # Class maps -----------------------------------------------------------------------------------------------------------

@@ -150,6 +150,7 @@ def test_classification_leaves_predictions_metrics_and_confusion(tmp_path: Path)
     score = torch.tensor([[0.6, 0.4], [0.2, 0.8], [0.3, 0.7], [0.9, 0.1]], dtype=torch.float64)
     matrix, metrics = classified(tmp_path, "binary-class", score, torch.tensor([0, 1, 0, 0]))
     assert [list(row.values()) for row in matrix] == [["kind 0", "2", "1"], ["kind 1", "0", "1"]]
+    assert metrics.pop("ECE") == pytest.approx((0.4 + 0.2 + 0.7 + 0.1) / 4)  # each decision in a bin of its own
     assert metrics == {"dataset": "toys", "task": "binary-class", "num_images": 4, "ACC": 0.75, "AUC": 1.0}
     with (tmp_path / "predictions.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))

@@ -114,6 +114,11 @@ def test_handler_leaves_table_json_and_picture(tmp_path: Path) -> None:
         assert content["ACC mean"] == pytest.approx(np.mean(swept))
         with Image.open(tmp_path / f"sweep_{protocol}.png") as picture:
             assert picture.width > 400
+        with np.load(tmp_path / f"sweep_{protocol}.npz") as images:
+            assert images["transformations"].tolist() == [row["transformation"] for row in content["rows"]]
+            decided = images["scores"][..., 1] > 0.5  # (transformations, images)
+            assert (decided == images["labels"]).mean(axis=1).tolist() == [row["ACC"] for row in content["rows"]]
+            assert (decided == decided[0]).all(axis=0).mean() == content["consistency"]
 
 
 def test_a_handler_that_is_off_does_nothing(tmp_path: Path) -> None:
@@ -146,6 +151,9 @@ def test_each_process_brings_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
         rotation_sweep(CornerNet(), halves[1:], turns, "binary-class")
     found = rotation_sweep(CornerNet(), halves[:1], turns, "binary-class")
     assert (found.rows, found.consistency) == (whole.rows, whole.consistency)
+    order = [3, 0, 1, 2]  # image i is that of process i % 2, and the other process was the first
+    assert np.array_equal(found.images["scores"], whole.images["scores"][:, order])
+    assert np.array_equal(found.images["labels"], whole.images["labels"][order])
 
 
 def test_summary_takes_flips_apart() -> None:
@@ -322,6 +330,12 @@ def test_inferer_and_handler_on_maps(tmp_path: Path) -> None:
     content = json.loads((tmp_path / "sweep_bilinear_background.json").read_text())
     assert content["Dice mean"] == 1.0
     assert (tmp_path / "sweep_bilinear_background.png").is_file()
+    with np.load(tmp_path / "sweep_bilinear_background.npz") as images:
+        assert images["scores"].shape == (6, 2, 5)  # transformations, images, metrics
+        assert images["metrics"].tolist() == ["Dice", "AUC", "sensitivity", "specificity", "consistency"]
+        assert (images["scores"][..., 0] == 1).all()
+        assert np.isnan(images["scores"][0, :, -1]).all()  # the identity with itself
+        assert (images["scores"][1:, :, -1] == 1).all()
 
 
 @pytest.mark.parametrize(("dims", "size"), [(2, (5, 6, 7)), (3, (5, 6)), (2, (6, 6, 6))])

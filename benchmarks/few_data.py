@@ -1,0 +1,222 @@
+"""How much data a network needs: trainings on parts of the training sets; see :mod:`benchmarks.cells`.
+
+    python -m benchmarks.few_data fill --dataset breastmnist --model ours-10 --seed 0 --dataset_dir DIR --work DIR
+    python -m benchmarks.few_data report
+
+The number behind a model's name is the percent of the images that it is trained on, of the hippocampus the number of volumes.
+Parts are nested, drawn by the seed, with the classes in their shares (``num_train`` of the bundles); a training takes as many
+steps as on the whole set, with the learning rate chosen there. The whole set's cells are those of :mod:`benchmarks.accuracy`
+and :mod:`benchmarks.volumes`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+from matplotlib.figure import Figure as Picture
+
+from benchmarks import accuracy, volumes
+from benchmarks.bundles import HIPPOCAMPUS, Model
+from benchmarks.cells import (
+    BACKGROUND,
+    Cells,
+    Study,
+    Task,
+    bracket,
+    choose,
+    fill,
+    images_of_seeds,
+    main,
+    read_cells,
+    row,
+    spread,
+    values,
+)
+from benchmarks.intervals import WORDS, Figure, Images, difference
+
+PARTS = (5, 10, 25, 50)
+#: Of each data set, epochs and number of labels of the whole training set.
+EPOCHS = {"breastmnist": 40, "pneumoniamnist": 5, "adrenalmnist3d": 15, HIPPOCAMPUS: 10}
+WHOLE = {"breastmnist": 546, "pneumoniamnist": 4708, "adrenalmnist3d": 1188, HIPPOCAMPUS: 138}
+#: How the page calls the networks, their colours and markers.
+NETWORKS = {
+    "plain": ("plain", "tab:blue", "o"),
+    "plain-turned": ("plain, random rotations in training", "tab:orange", "s"),
+    "ours": ("ours", "tab:purple", "^"),
+}
+PICTURE = "few_data.png"
+INTRO = [
+    "# Few data",
+    "",
+    "Made by `benchmarks/few_data.py report`: 5, 10, 25 and 50 % of the training images (hippocampus: so many volumes) and",
+    "all; parts are nested, drawn by the seed, the classes in their shares. Each training takes as many steps as that on the",
+    "whole set, with the learning rate chosen there; the validation set, which chooses the epoch, stays whole. Mean ±",
+    "standard deviation over seeds; rotated: as in `accuracy.md` and, at random, in `volumes.md`.",
+    *WORDS,
+]
+
+
+class Point(NamedTuple):
+    """One network after training on so many labels: its cells, and what they hold of single images."""
+
+    labels: int
+    members: Cells
+    images: list[Images] | None
+
+    def score(self, figure: Figure) -> float:
+        """The mean over the seeds."""
+        return statistics.mean(values(self.members, ("sweep", BACKGROUND, f"{figure.metric} {figure.part}")))
+
+
+def _parts(models: dict[str, Model], ours: str) -> dict[str, Model]:
+    """Three networks on each part of the training set."""
+    named = {"plain": models["plain"], "plain-turned": models["plain-turned"], "ours": models[ours]}
+    return {f"{name}-{few}": replace(model, few=few) for name, model in named.items() for few in PARTS}
+
+
+STUDY = Study(
+    "few_data", _parts(accuracy.MODELS, "harmonic"), metric="auc", scores=accuracy.STUDY.scores, epochs=EPOCHS
+)
+VOLUMES = Study(
+    "few_data", _parts(volumes.MODELS, "margins"), metric="dice", scores=volumes.STUDY.scores, step=45, swept=8,
+    epochs=EPOCHS,
+)  # fmt: skip
+
+
+def whole_set(dataset: str) -> tuple[Study, dict[str, str]]:
+    """The study whose cells are of the whole training set, and how it calls the three networks."""
+    names = {"plain": "plain", "plain-turned": "plain-turned"}
+    if dataset == HIPPOCAMPUS:
+        return volumes.STUDY, {**names, "ours": "margins"}
+    return accuracy.STUDY, {**names, "ours": "harmonic"}
+
+
+def fill_part(_: Study, chosen: argparse.Namespace) -> None:
+    """Train and evaluate one cell with the learning rate of the whole set."""
+    study, names = whole_set(chosen.dataset)
+    task, network = Task(chosen.dataset, EPOCHS[chosen.dataset]), names[chosen.model.rpartition("-")[0]]
+    cells = choose(read_cells(study.cells, list(study.models)), study.metric)[task, network]
+    chosen.learning_rate = chosen.learning_rate or cells[0]["learning_rate"]
+    fill(VOLUMES if chosen.dataset == HIPPOCAMPUS else STUDY, chosen)
+
+
+def figures_of(dataset: str) -> dict[str, Figure]:
+    """The figures of a data set by their titles: upright and rotated."""
+    if dataset == HIPPOCAMPUS:
+        return {"Dice upright": Figure("Dice", "upright"), "Dice rotated": Figure("Dice", "random mean")}
+    parts = {"upright": "upright", "rotated": "mean"}
+    return {f"{metric} {title}": Figure(metric, part) for metric in ("ACC", "AUC") for title, part in parts.items()}
+
+
+def curves(dataset: str, parts: dict[tuple[Task, str, float], Cells]) -> dict[str, list[Point]]:
+    """Of each network its points, from the fewest labels to the whole set."""
+    study, names = whole_set(dataset)
+    whole = choose(read_cells(study.cells, list(study.models)), study.metric)
+    found: dict[str, list[Point]] = {}
+    for network, name in names.items():
+        points = [
+            Point(members[0]["num_train"], members, images_of_seeds(STUDY, members))
+            for (task, model, _), members in parts.items()
+            if task.dataset == dataset and model.rpartition("-")[0] == network
+        ]
+        members = whole.get((Task(dataset, EPOCHS[dataset]), name), [])
+        members = [member for member in members if "sweep" in member]
+        if members:
+            points.append(Point(WHOLE[dataset], members, images_of_seeds(study, members)))
+        found[network] = sorted(points, key=lambda point: point.labels)
+    return found
+
+
+def claim(dataset: str, title: str, figure: Figure, found: dict[str, list[Point]], other: str) -> str:
+    """How many labels of ours do what all labels do for another network, or that none do."""
+    whole, name = found[other][-1], NETWORKS[other][0]
+    reached = [point.score(figure) >= whole.score(figure) for point in found["ours"]]
+    if not reached[-1]:
+        best = max(point.score(figure) for point in found["ours"])
+        scores = f"at most {best:.3f}, and {whole.score(figure):.3f}"
+        return f"- {dataset}, {title}: no number of labels of ours does what {whole.labels} do for {name} ({scores})."
+    least = next(point for place, point in enumerate(found["ours"]) if all(reached[place:]))
+    text = f"- {dataset}, {title}: {least.labels} labels of ours do what {whole.labels} do for {name}"
+    text += f" ({least.score(figure):.3f} and {whole.score(figure):.3f}"
+    if least.images is not None and whole.images is not None:
+        drawn = difference(least.images, whole.images, figure)
+        text += f", difference {drawn.text('+.3f')}{', level' if drawn.word() == 'level' else ''}"
+    return text + ")."
+
+
+def report_parts(_: Study) -> None:
+    """Write the page and the picture."""
+    parts = read_cells(STUDY.cells, list(STUDY.models))
+    datasets = [name for name in EPOCHS if any(task.dataset == name for task, *_ in parts)]
+    shown = {dataset: curves(dataset, parts) for dataset in datasets}
+    draw(shown)
+    lines = [*INTRO, "", f"![Score against the number of labels]({PICTURE})", "", "## What it saves", ""]
+    for dataset, found in shown.items():
+        for title, figure in list(figures_of(dataset).items())[-2:]:
+            lines += [claim(dataset, title, figure, found, other) for other in ("plain", "plain-turned")]
+    for dataset, found in shown.items():
+        figures = figures_of(dataset)
+        lines += [
+            "",
+            f"## {dataset}",
+            "",
+            row("network", "labels", "seeds", *figures),
+            row(*["---"] * (3 + len(figures))),
+        ]
+        for network, points in found.items():
+            for point in points:
+                paths = [("sweep", BACKGROUND, f"{figure.metric} {figure.part}") for figure in figures.values()]
+                texts = [spread(values(point.members, path)) + bracket(point.images, path) for path in paths]
+                lines.append(row(NETWORKS[network][0], str(point.labels), str(len(point.members)), *texts))
+    (STUDY.results / "few_data.md").write_text("\n".join(lines) + "\n")
+    print("\n".join(lines))
+
+
+def draw(shown: dict[str, dict[str, list[Point]]]) -> None:
+    """The last score against the number of labels, a panel per data set: upright solid, rotated dashed."""
+    picture = Picture(figsize=(1 + 4.6 * len(shown), 3.8 + 1.8 / len(shown)), layout="constrained")
+    panels: Sequence = picture.subplots(1, len(shown), squeeze=False)[0]
+    for panel, (dataset, found) in zip(panels, shown.items(), strict=True):
+        upright, rotated = list(figures_of(dataset).values())[-2:]
+        for network, points in found.items():
+            title, colour, marker = NETWORKS[network]
+            numbers = [point.labels for point in points]
+            for figure, style, name in ((upright, "-", "upright"), (rotated, "--", "rotated")):
+                panel.plot(
+                    numbers,
+                    [point.score(figure) for point in points],
+                    style,
+                    color=colour,
+                    marker=marker,
+                    markersize=7,
+                    linewidth=2.2,
+                    label=f"{title}: {name}",
+                )
+        panel.set_xscale("log")
+        ticks = sorted({point.labels for points in found.values() for point in points})
+        panel.set_xticks(ticks, [str(tick) for tick in ticks], fontsize=12)
+        panel.minorticks_off()
+        panel.tick_params(axis="y", labelsize=12)
+        panel.set_title(dataset, fontsize=14)
+        panel.set_xlabel("labels to train on", fontsize=13)
+        panel.set_ylabel(f"{upright.metric}, test set", fontsize=13)
+        panel.grid(alpha=0.3)
+    handles, labels = panels[0].get_legend_handles_labels()
+    picture.legend(
+        handles,
+        labels,
+        loc="outside lower center",
+        ncols=min(3, len(shown)),
+        fontsize=12,
+        frameon=False,
+        handlelength=3.2,
+    )
+    picture.savefig(STUDY.results / PICTURE, dpi=100)
+
+
+if __name__ == "__main__":
+    main(STUDY, __doc__, write=report_parts, filler=fill_part)

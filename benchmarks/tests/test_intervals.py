@@ -1,0 +1,145 @@
+"""Intervals against closed forms, and against what their definition asks of pairs."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from scipy.special import expit
+
+from benchmarks import accuracy, few_data, vessels, volumes
+from benchmarks.cells import Study, load_images
+from benchmarks.intervals import Figure, Images, calibration, contrast, difference, interval, spread_over_angles
+from monai_sre.evaluation import area_under_curve
+
+PROTOCOL = "bilinear_background"
+UPRIGHT, ROTATED = Figure("ACC", "upright"), Figure("ACC", "mean")
+
+
+def cell(odds: np.ndarray, labels: np.ndarray) -> Images:
+    """A cell of two classes whose log-odds are ``(T, N)``: rotations, and a flip."""
+    names = [*(str(90 * index) for index in range(len(odds) - 1)), "flip 0"]
+    return {
+        "protocols": np.array([PROTOCOL]),
+        "transformations": np.array(names),
+        "labels": labels.astype(np.uint8),
+        "log_odds": odds[None].astype(np.float16),
+    }
+
+
+def noisy(rng: np.random.Generator, labels: np.ndarray, turns: int = 2, gain: float = 1.0) -> np.ndarray:
+    return gain * (2 * labels - 1) + rng.normal(0, 1.5, (turns, len(labels)))
+
+
+def test_accuracy_of_one_seed_is_near_the_normal_interval() -> None:
+    """4 standard errors of a share of 0.8 among 400 images, within the noise of 2000 draws."""
+    right = np.arange(400) < 320
+    found = interval([cell(np.tile(np.where(right, 1.0, -1.0), (2, 1)), np.ones(400))], UPRIGHT)
+    error = 1.96 * np.sqrt(0.8 * 0.2 / 400)
+    assert found.value == pytest.approx(0.8)
+    assert (found.low, found.high) == pytest.approx((0.8 - error, 0.8 + error), abs=0.005)
+
+
+def test_seeds_widen_it_as_the_variance_of_a_mean_of_draws() -> None:
+    """Images that are all alike leave the seeds: the variance of a mean of n draws is that of the n numbers over n."""
+    shares = np.array([0.6, 0.7, 0.8, 0.9, 0.95])
+    metrics = {"transformations": np.array(["0"]), "protocols": np.array([PROTOCOL]), "metrics": np.array(["Dice"])}
+    seeds = [{**metrics, "scores": np.full((1, 1, 10, 1), share)} for share in shares]
+    found = interval(seeds, Figure("Dice", "upright"), draws=20000)
+    error = 1.96 * np.sqrt(shares.var() / 5)
+    assert found.high - found.low == pytest.approx(2 * error, rel=0.05)
+
+
+def test_values_are_those_of_the_metrics() -> None:
+    rng, labels = np.random.default_rng(0), np.arange(60) % 2
+    one = cell(np.round(noisy(rng, labels, turns=4), 1), labels)  # ties among them
+    odds = one["log_odds"][0].astype(float)
+    areas = [area_under_curve(np.stack([-row, row], 1), labels, "binary-class") for row in odds[:3]]  # without the flip
+    shares = ((odds[:3] > 0) == labels).mean(axis=1)
+    for metric, values in (("AUC", areas), ("ACC", shares)):
+        for part, expected in (("upright", values[0]), ("mean", np.mean(values)), ("min", np.min(values))):
+            assert interval([one], Figure(metric, part), draws=10).value == pytest.approx(expected)
+    same = ((odds > 0) == (odds[0] > 0)).all(axis=0).mean()  # the flip too
+    assert interval([one], Figure("consistency"), draws=10).value == pytest.approx(same)
+    assert spread_over_angles(one) == pytest.approx(expit(odds[:3]).std(axis=0).mean())
+
+
+def test_a_class_that_an_image_lacks_does_not_count() -> None:
+    scores = np.array([0.5, np.nan, 1.0]).reshape(1, 1, 3, 1)
+    one = {"transformations": np.array(["0"]), "protocols": np.array([PROTOCOL]), "metrics": np.array(["Dice"])}
+    assert interval([{**one, "scores": scores}], Figure("Dice", "upright")).value == 0.75
+
+
+def test_whole_test_set_upright_where_fewer_are_swept() -> None:
+    one = {
+        "upright": np.array([[0.5], [0.7]]),
+        "upright_metrics": np.array(["Dice of a"]),
+        "scores": np.zeros((1, 1, 1, 1)),
+    }
+    assert interval([one], Figure("Dice of a", "upright", protocol="")).value == pytest.approx(0.6)
+
+
+def test_nine_of_ten_intervals_hold_the_truth() -> None:
+    """Of accuracies over images and three seeds that are both drawn anew: 0.95, a little more where seeds err apart."""
+    rng, hits, trials = np.random.default_rng(1), 0, 300
+    for _ in range(trials):
+        image, seed = 1.5 * rng.normal(size=100), 0.1 * rng.normal(size=(3, 1))
+        odds = [np.stack([row, row]) for row in image + seed + rng.normal(size=(3, 100))]
+        found = interval([cell(each, np.ones(100)) for each in odds], UPRIGHT, draws=300)
+        hits += found.low <= 0.5 <= found.high  # the truth by symmetry
+    assert 0.92 < hits / trials < 0.99
+
+
+def test_a_network_differs_from_itself_by_nothing() -> None:
+    rng, labels = np.random.default_rng(2), np.arange(80) % 2
+    seeds = [cell(noisy(rng, labels), labels) for _ in range(3)]
+    for metric in ("ACC", "AUC"):
+        assert difference(seeds, seeds, Figure(metric, "mean")) == (0, 0, 0)
+    assert contrast((seeds, ROTATED), (list(seeds), ROTATED)) == (0, 0, 0)
+
+
+def test_pairs_are_narrower_where_networks_err_on_the_same_images() -> None:
+    rng, labels = np.random.default_rng(3), np.arange(150) % 2
+    hard = noisy(rng, labels, gain=0.6)
+    first, second = ([cell(hard + rng.normal(0, 0.3, hard.shape), labels) for _ in range(3)] for _ in range(2))
+    for metric in ("ACC", "AUC"):
+        figure = Figure(metric, "upright")
+        paired = difference(first, second, figure)
+        apart = [interval(seeds, figure) for seeds in (first, second)]
+        unpaired = np.linalg.norm([one.high - one.low for one in apart])
+        assert paired.high - paired.low < 0.6 * unpaired
+        assert paired.value == pytest.approx(apart[0].value - apart[1].value)
+
+
+def test_networks_on_other_images_have_no_paired_difference() -> None:
+    rng = np.random.default_rng(4)
+    first, second = (cell(noisy(rng, np.arange(number) % 2), np.arange(number) % 2) for number in (20, 30))
+    with pytest.raises(ValueError, match="20 and 30 images: a paired difference needs the same"):
+        difference([first], [second], UPRIGHT)
+
+
+@pytest.mark.parametrize(
+    "study", [accuracy.STUDY, few_data.STUDY, vessels.STUDY, volumes.STUDY], ids=lambda study: study.name
+)
+def test_the_images_of_a_cell_are_those_of_its_scores(study: Study) -> None:
+    for path in study.cells.glob("*.npz"):
+        cell_content = json.loads(path.with_suffix(".json").read_text())
+        images = load_images(path) or {}
+        for protocol, sweep in cell_content["sweep"].items():
+            for metric in ("ACC", "Dice", "AUC", "consistency"):
+                for part in ("upright", "mean", "random mean", ""):
+                    name = f"{metric} {part}".strip()
+                    if name not in sweep or (metric == "consistency" and "scores" in images):
+                        continue
+                    found = interval([images], Figure(metric, part, protocol), draws=1).value
+                    assert found == pytest.approx(sweep[name], abs=2e-3 if metric == "AUC" else 1e-6), (path, name)
+
+
+def test_calibration_of_rotations_is_the_mean() -> None:
+    """Upright every decision is right at 0.75, turned at 0.9."""
+    labels = np.array([0, 1, 0, 1])
+    odds = np.stack([np.log(3) * (2 * labels - 1), np.log(9) * (2 * labels - 1), np.zeros(4)])
+    one = cell(odds, labels)
+    assert calibration(one) == pytest.approx(0.25, abs=1e-3)
+    assert calibration(one, "mean") == pytest.approx((0.25 + 0.1) / 2, abs=1e-3)
