@@ -130,7 +130,9 @@ def test_earlier_names_of_protocols(tmp_path: Path, old: str, new: str) -> None:
     """They mean the same, with a warning that names the new one and the release that refuses the old one."""
     images = torch.rand(2, 1, 9, 9)
     ours = sweep_transformations(2, new, step=45)["45"](images)
-    named = pytest.warns(FutureWarning, match=f"'{old}' is named '{new}' since 0.2.0; '{old}' will be refused from 0.3.0")
+    named = pytest.warns(
+        FutureWarning, match=f"'{old}' is named '{new}' since 0.2.0; '{old}' will be refused from 0.3.0"
+    )
     with named:
         assert torch.equal(sweep_transformations(2, old, step=45)["45"](images), ours)
     with named:
