@@ -23,7 +23,7 @@ from monai_sre.layers.factories import register
 from monai_sre.nets import SREResNet, SREUNet, load_sre_checkpoint, sre_resnet18, sre_resnet34, sre_resnet50
 from monai_sre.symmetry import equivariance_error, layer_errors
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "SREConv1d",
     "SREConv2d",

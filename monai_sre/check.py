@@ -232,7 +232,7 @@ def load(target: str, arguments: Mapping[str, Any] | None = None, weights: str |
         raise ValueError(f"{target} takes no arguments, got {', '.join(given)}")
     if path.is_file():
         try:
-            return torch.jit.load(target, map_location="cpu")  # type: ignore[no-any-return]
+            return torch.jit.load(target, map_location="cpu")
         except RuntimeError as error:
             raise ValueError(f"{target} is no TorchScript file: {str(error).splitlines()[0]}") from error
     network = _bundled(path) if path.is_dir() else _imported(target, given)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
 import subprocess
@@ -10,6 +11,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+import monai_sre
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -31,6 +34,16 @@ def test_readme_is_short() -> None:
     lines = (ROOT / "README.md").read_text().splitlines()
     assert len(lines) <= 120
     assert max(map(len, lines)) <= 100
+
+
+def test_one_version_stands_everywhere() -> None:
+    version = monai_sre.__version__
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f"\n## [{version}] - " in (ROOT / "CHANGELOG.md").read_text()
+    for path in ROOT.glob("bundles/*/configs/metadata.json"):
+        metadata = json.loads(path.read_text())
+        assert metadata["required_packages_version"]["monai_sre"] == version, path
+        assert next(iter(metadata["changelog"])) == metadata["version"], path
 
 
 def test_checks_that_a_page_names_exist() -> None:

@@ -330,7 +330,7 @@ class _Plan:
                 follower = ordered[index + 1][1]
             alone = self.parents[id(pad)] == self.parents[id(follower)] == 1
             if type(follower) in (nn.Conv1d, nn.Conv2d, nn.Conv3d) and alone and _is_uneven_zero_padding(pad):
-                self.merged[id(follower)] = rules.pad_pairs(pad.padding)  # type: ignore[arg-type]
+                self.merged[id(follower)] = rules.pad_pairs(pad.padding)
                 self.absorbed.append((f"{name}.{pad_name}".lstrip("."), pad, follower))  # type: ignore[arg-type]
 
     def _read_subpixel(self, name: str, module: nn.Module) -> None:

@@ -107,7 +107,7 @@ def _fold(source: nn.Module, form: str) -> nn.Module | None:
     if not isinstance(new, FoldedRings):
         filled(new, module.kernel(), module.bias, module.weight.requires_grad)
     carry_hooks(module, new)
-    return new.train(module.training)  # type: ignore[no-any-return]
+    return new.train(module.training)
 
 
 def _fold_energies(module: HarmonicConv, form: str) -> nn.Module | None:
@@ -136,5 +136,5 @@ def _renew(module: nn.Module) -> None:
     for key, hook in list(module._forward_pre_hooks.items()):
         if isinstance(hook, _REPARAMETRISING):
             with torch.no_grad():
-                hook(module, ())  # type: ignore[operator]
+                hook(module, ())
             del module._forward_pre_hooks[key]

@@ -293,15 +293,15 @@ class FoldedConv3d(_Folded, nn.Conv3d):
     """``torch.nn.Conv3d`` on a centred grid, see :func:`monai_sre.ops.conv.centred_conv`."""
 
 
-class FoldedConvTranspose1d(_FoldedTranspose, nn.ConvTranspose1d):  # type: ignore[misc]
+class FoldedConvTranspose1d(_FoldedTranspose, nn.ConvTranspose1d):
     """``torch.nn.ConvTranspose1d`` onto a centred grid, see :func:`monai_sre.ops.conv.centred_conv_transpose`."""
 
 
-class FoldedConvTranspose2d(_FoldedTranspose, nn.ConvTranspose2d):  # type: ignore[misc]
+class FoldedConvTranspose2d(_FoldedTranspose, nn.ConvTranspose2d):
     """``torch.nn.ConvTranspose2d`` onto a centred grid, see :func:`monai_sre.ops.conv.centred_conv_transpose`."""
 
 
-class FoldedConvTranspose3d(_FoldedTranspose, nn.ConvTranspose3d):  # type: ignore[misc]
+class FoldedConvTranspose3d(_FoldedTranspose, nn.ConvTranspose3d):
     """``torch.nn.ConvTranspose3d`` onto a centred grid, see :func:`monai_sre.ops.conv.centred_conv_transpose`."""
 
 

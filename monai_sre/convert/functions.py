@@ -205,7 +205,7 @@ class _Observer(CentredFunctions):
         while at is not None:
             owner = _self(at)
             if at.f_code.co_name == "forward" and id(owner) in self.modules:
-                return owner  # type: ignore[no-any-return]
+                return owner
             at = at.f_back
         return self.network
 
@@ -345,7 +345,7 @@ def _interpolate(
     if align_corners or mode == "area" or all(ratio.is_integer() for ratio in ratios):
         return None
     if nearest:
-        return CentredNearest(None, ratios)(input)  # type: ignore[no-any-return]
+        return CentredNearest(None, ratios)(input)
     return functional.interpolate(
         input, None, ratios, mode, align_corners, recompute_scale_factor=True, antialias=antialias
     )
@@ -368,7 +368,7 @@ def _max_pool(ndim: int) -> Callable[..., Tensor | None]:
             raise RefusedError(INDICES)
         stride = kernel_size if stride is None or stride == [] else stride
         shape = (_per_axis(value, ndim) for value in (kernel_size, stride, padding, dilation))
-        return _pooled(here, "CENTREDMAX", input, *shape, ceil_mode)  # type: ignore[misc]
+        return _pooled(here, "CENTREDMAX", input, *shape, ceil_mode)
 
     return rule
 
@@ -390,7 +390,7 @@ def _avg_pool(ndim: int) -> Callable[..., Tensor | None]:
             raise RefusedError(f"divisor_override={divisor_override} has no centred counterpart: leave it out")
         stride = kernel_size if stride is None or stride == [] else stride
         shape = (_per_axis(value, ndim) for value in (kernel_size, stride, padding))
-        return _pooled(here, "CENTREDAVG", input, *shape, ceil_mode, count_include_pad)  # type: ignore[misc]
+        return _pooled(here, "CENTREDAVG", input, *shape, ceil_mode, count_include_pad)
 
     return rule
 
@@ -405,7 +405,7 @@ def _pooled(
     settings = [[int(value) for value in values] for values in (size, stride)]
     for what, values in zip(("kernel_size", "stride"), settings, strict=True):
         here.options.check_alike(what, values)
-    return Pool[kind, ndim](*settings, *more, antialias=here.options.antialias)(x)  # type: ignore[no-any-return]
+    return Pool[kind, ndim](*settings, *more, antialias=here.options.antialias)(x)
 
 
 def _pad(
@@ -518,7 +518,7 @@ def _every(here: CentredFunctions, x: Tensor, index: tuple[Any, ...]) -> Tensor:
 
 
 def _pixel_shuffle(here: CentredFunctions, input: Tensor, upscale_factor: int) -> Tensor | None:
-    return CentredShuffle(upscale_factor, 2)(input) if _is_map(here, input, 2) else None  # type: ignore[no-any-return]
+    return CentredShuffle(upscale_factor, 2)(input) if _is_map(here, input, 2) else None
 
 
 def _what_it_mixes(here: CentredFunctions, x: Any, *more: Any) -> str:

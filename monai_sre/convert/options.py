@@ -183,11 +183,11 @@ def add_energies(
         if options.init == "project":
             nn.init.zeros_(new.mix.weight)
         if radial.bias is not None:
-            new.mix.bias.copy_(radial.bias)  # type: ignore[union-attr]
+            new.mix.bias.copy_(radial.bias)
     seen = see_rest(new, kernel) if options.init == "project" and kernel is not None else None
     new.requires_grad_(weight.requires_grad)
     if radial.bias is not None:
-        new.mix.bias.requires_grad_(radial.bias.requires_grad)  # type: ignore[union-attr]
+        new.mix.bias.requires_grad_(radial.bias.requires_grad)
     return new, seen
 
 
@@ -263,13 +263,13 @@ def fill(new: nn.Module, kernel: Tensor, bias: Tensor | None, old: nn.Module, op
         if options.init == "project":
             basis: Any = new.basis
             coefficients, energy = project(kernel, basis)
-            new.weight.copy_(coefficients)  # type: ignore[operator, union-attr]
+            new.weight.copy_(coefficients)  # type: ignore[operator]
             if bias is not None:
-                new.bias.copy_(bias)  # type: ignore[operator, union-attr]
+                new.bias.copy_(bias)  # type: ignore[operator]
     for name in ("weight", "bias"):
         source = getattr(old, name)
         if source is not None:
             getattr(new, name).requires_grad_(source.requires_grad)
     if getattr(new, "log_width", None) is not None:
-        new.log_width.requires_grad_(weight.requires_grad)  # type: ignore[operator, union-attr]
+        new.log_width.requires_grad_(weight.requires_grad)
     return energy

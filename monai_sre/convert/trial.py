@@ -257,7 +257,7 @@ def grown(arguments: Arguments, growth: tuple[int, ...], spatial_dims: int) -> A
     def larger(leaf: Any) -> Any:
         return nn.functional.pad(leaf, pads, value=0.5) if is_map(leaf, spatial_dims) else leaf
 
-    return tree_map(larger, arguments)  # type: ignore[no-any-return]
+    return tree_map(larger, arguments)
 
 
 def check(
@@ -421,7 +421,7 @@ def as_arguments(example: Tensor | Sequence[Any], spatial_dims: int) -> Argument
                 f"verify must be a shape of {spatial_dims + 2} integers, an input, or a bool, got {example!r}"
             )
         return (_noise(items),)
-    return tree_map(_double, items)  # type: ignore[no-any-return]
+    return tree_map(_double, items)
 
 
 def _double(leaf: Any) -> Any:

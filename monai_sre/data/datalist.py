@@ -37,7 +37,7 @@ __all__ = ["class_titles", "datalist_info", "find_file", "load_datalist", "numbe
 _MISTAKEN = {"train": "training", "val": "validation", "valid": "validation", "testing": "test"}
 
 
-def find_file(name: str, folder: str | PathLike, endings: Sequence[str]) -> Path | None:
+def find_file(name: str, folder: str | PathLike[str], endings: Sequence[str]) -> Path | None:
     """The file that a data set's name means: here, or in a folder, with an ending of its own or one of those given.
 
     Args:

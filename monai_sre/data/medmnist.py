@@ -49,7 +49,7 @@ def _suffix(size: int) -> str:
     return "" if size == 28 else f"_{size}"
 
 
-def official_path(flag: str, folder: str | os.PathLike, size: int) -> Path:
+def official_path(flag: str, folder: str | os.PathLike[str], size: int) -> Path:
     """Where the file of a flag lies, or is downloaded to."""
     return Path(folder).expanduser() / f"{flag}{_suffix(size)}.npz"
 

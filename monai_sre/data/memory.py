@@ -82,7 +82,7 @@ def volumes_in(
 def _voxels(path: Path, pixdim: Sequence[float] | None) -> float:
     """Number of voxels of an image, resampled."""
     if is_nifti(path):
-        header: Any = nibabel.load(path).header  # type: ignore[attr-defined]
+        header: Any = nibabel.load(path).header
         shape, steps = header.get_data_shape()[:3], header.get_zooms()[:3]
     else:
         image = ReadImaged("image", spatial_dims=None)({"image": path})["image"]

@@ -20,7 +20,7 @@ from monai_sre.data.transforms import check_intensity_range, fit_images, scale_t
 
 __all__ = ["dataset_info", "load_dataset"]
 
-PathLike = str | os.PathLike
+PathLike = str | os.PathLike[str]
 
 
 def dataset_info(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -58,23 +59,29 @@ PROTOCOL_WORDS = {
     "bilinear_background": "bilinear, filled with the background",
     "nearest_zero": "nearest, filled with 0",
 }
-#: Earlier names, which are still accepted.
+#: Names of 0.1, which end with 0.3.
 PROTOCOL_ALIASES = {"clean": "bilinear_background", "paper": "nearest_zero"}
 
 
 def protocol_name(name: str) -> str:
-    """The present name of a protocol.
+    """The present name of a protocol; the names of 0.1, ``"clean"`` and ``"paper"``, give a ``FutureWarning``.
 
     Raises:
         ValueError: there is no such protocol.
 
     Example:
-        >>> protocol_name("clean"), protocol_name("nearest_zero")
-        ('bilinear_background', 'nearest_zero')
+        >>> protocol_name("nearest_zero")
+        'nearest_zero'
     """
     present = PROTOCOL_ALIASES.get(name, name)
     if present not in PROTOCOLS:
         raise ValueError(f"protocol must be one of {tuple(PROTOCOLS)}, got {name!r}")
+    if present != name:
+        warnings.warn(
+            f"protocol {name!r} is named {present!r} since 0.2.0; {name!r} will be refused from 0.3.0 on",
+            FutureWarning,
+            stacklevel=3,
+        )
     return present
 
 

@@ -138,7 +138,7 @@ class RadialNd(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         """Refill the basis after a change of dtype or device, or it would stay rounded, or empty after ``to_empty``."""
-        super()._apply(on_flat(fn, self), recurse)  # type: ignore[no-untyped-call]
+        super()._apply(on_flat(fn, self), recurse)
         for name, buffer in self.named_buffers(recurse=False):
             if buffer.is_inference():  # built in inference mode, and not to be written to outside
                 setattr(self, name, buffer.clone())

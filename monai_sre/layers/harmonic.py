@@ -75,7 +75,7 @@ class HarmonicEnergy(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         """Stencils of full precision after a change of dtype or device: rounded, the symmetry of 3-D ones is inexact."""
-        super()._apply(on_flat(fn, self), recurse)  # type: ignore[no-untyped-call]
+        super()._apply(on_flat(fn, self), recurse)
         if self.stencils.dtype.itemsize < 4:
             self.stencils = self.stencils.float()
         elif self.stencils.is_inference():  # built in inference mode, and not to be written to outside

@@ -239,7 +239,7 @@ def _norms_gradient(
     by_maps = torch.ops.aten.convolution(
         components, kernels.unsqueeze(1), None, ones, padding, ones, True, [0] * len(ones), 1
     )
-    return by_maps.reshape(x.shape)  # type: ignore[no-any-return]
+    return by_maps.reshape(x.shape)
 
 
 @keep_subclass
@@ -307,13 +307,13 @@ def _differentiable_again(grad: Tensor) -> bool:
 
 class _Energy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, stencils: Tensor, eps: float, asked: bool) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x: Tensor, stencils: Tensor, eps: float, asked: bool) -> Tensor:
         ctx.save_for_backward(x, stencils)
         ctx.eps, ctx.asked = eps, asked
         return _values(x, [stencils], 1, eps, asked)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None, None]:
         x, stencils = ctx.saved_tensors
         if _differentiable_again(grad):
             again = torch.is_grad_enabled()
@@ -343,7 +343,7 @@ class _AddedEnergies(torch.autograd.Function):
     """``maps`` are a copy of those of ``y`` that energies are taken of, to keep: the gradient by ``y`` is theirs too."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         y: Tensor,
         maps: Tensor | None,
@@ -359,7 +359,7 @@ class _AddedEnergies(torch.autograd.Function):
         return _added(y, maps, weight, bias, stencils, groups, eps, asked)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         maps, weight, *stencils = ctx.saved_tensors
         wanted = (ctx.needs_input_grad[0], ctx.needs_input_grad[2], ctx.has_bias and ctx.needs_input_grad[3])
         if _differentiable_again(grad):

@@ -225,7 +225,7 @@ def _local_products(x: Tensor, axes: list[int], matrices: list[Tensor]) -> Tenso
 
 class _LocalProducts(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, axes: tuple[int, ...], *matrices: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x: Tensor, axes: tuple[int, ...], *matrices: Tensor) -> Tensor:
         ctx.save_for_backward(*matrices)
         ctx.axes = axes
         bad = ~x.isfinite()
@@ -233,7 +233,7 @@ class _LocalProducts(torch.autograd.Function):
         return _products(x.masked_fill(bad, 0), axes, matrices).masked_fill(reached > 0, math.nan)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         axes, matrices = ctx.axes[::-1], [matrix.T for matrix in ctx.saved_tensors[::-1]]
         slope = (
             _products(grad, axes, matrices) if under_transform(grad) else _LocalProducts.apply(grad, axes, *matrices)

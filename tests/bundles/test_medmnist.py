@@ -246,7 +246,7 @@ def test_shipped_weights_score_as_the_metadata_say(data_dir: Path, tmp_path: Pat
     assert metrics["AUC"] == pytest.approx(stated["AUC"], abs=5e-4)
 
 
-@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("dims", [2, pytest.param(3, marks=pytest.mark.slow)])  # the overlays are the same
 def test_two_processes(toy_dir: Path, tmp_path: Path, dims: int) -> None:
     """torchrun over gloo: both phases run, every test sample is counted once, and rank 0 alone writes."""
     options = {key: value for key, value in toy(dims, toy_dir).items() if key != "device"}

@@ -145,7 +145,7 @@ def keep_subclass(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     @wraps(function)
     def call(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if has_torch_function_unary(x):
-            return handle_torch_function(call, (x,), x, *args, **kwargs)  # type: ignore[no-any-return]
+            return handle_torch_function(call, (x,), x, *args, **kwargs)
         ordinary = type(x) in (Tensor, torch.nn.Parameter)
         return function(x if ordinary else x.as_subclass(Tensor), *args, **kwargs)
 
@@ -237,7 +237,7 @@ def _uses_engine(x: Tensor) -> bool:
 
 class _RingConv(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         x: Tensor,
         weight: Tensor,
@@ -255,7 +255,7 @@ class _RingConv(torch.autograd.Function):
         return _values(x, weight, bias, basis, stride, padding, dilation, groups, asked)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, basis = ctx.saved_tensors
         stride, padding, dilation, groups = ctx.sizes
         wanted = (ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.has_bias and ctx.needs_input_grad[2])
