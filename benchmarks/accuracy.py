@@ -32,7 +32,9 @@ _BANDS = {"network_def#profile": "band", "network_def#orthonormal": False}
 #: In 3-D, the stem behind a stride, as the plain network's is.
 STRIDED = {"network_def#stem_stride": 2, "network_def#strides": [1, 2, 2, 2]}
 _OFFICIAL_SIZE = {"network_def#width": 64, "network_def#kernel_size": [9, 9, 5, 5]}
-_PEER = "benchmarks.peer_networks.PeerResNet18"
+_PEER, _ESCNN = "benchmarks.peer_networks.PeerResNet18", "benchmarks.peer_networks.EscnnResNet18"
+#: Images of 28 pixels as escnn's strides ask for: at 33 in place of 32 its networks are exact under rotations by 90 degrees.
+_ODD_SIZE = {"image_size": 33}
 MODELS = {
     "plain": Model("plain, kernels of 3", ("plain.json",), colour="tab:blue"),
     "plain-turned": Model("plain, random rotations in training", ("plain.json",), turned=True, colour="tab:orange"),
@@ -49,6 +51,9 @@ MODELS = {
     "gmr": Model(
         "GMR-Conv's own network, width 64", other={"_target_": _PEER, "package": "GMR_Conv"}, colour="tab:olive"
     ),
+    "escnn-c8": Model("escnn, 7 fields of C8", settings=_ODD_SIZE, other={"_target_": _ESCNN, "fields": 7}),
+    "escnn-c8-1": Model("escnn, 1 field of C8", settings=_ODD_SIZE, other={"_target_": _ESCNN, "fields": 1}),
+    "escnn-c8-2": Model("escnn, 2 fields of C8", settings=_ODD_SIZE, other={"_target_": _ESCNN, "fields": 2}),
 }
 #: Models that train as another does.
 _TRAINED_LIKE = {"plain-turned": "plain", "plain-averaged": "plain"}
