@@ -1,6 +1,7 @@
 """Where errors under rotation by odd angles come from, in the bundles' trained networks: layer by layer, and cause by cause.
 
-    python -m benchmarks.studies.angles measure --dataset_dir DIR   # all data sets, or --dataset NAME
+    python -m benchmarks.studies.angles causes --dataset_dir DIR [--dataset breastmnist]
+    python -m benchmarks.studies.angles layers --dataset_dir DIR [--dataset breastmnist]
     python -m benchmarks.studies.angles report
 
 Layers: :func:`monai_sre.symmetry.layer_errors` of the shipped weights on test images, and how far each map is from itself
@@ -17,7 +18,8 @@ import copy
 import json
 import math
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -43,8 +45,8 @@ from monai_sre.symmetry import layer_errors
 from monai_sre.symmetry.rotation import disc, rotate
 
 RESULTS = Path(__file__).with_name("results")
-#: Test images of each data set, of those for the layers, and the rotations: a quarter turn stands for all, as it is exact.
-DATASETS = {"breastmnist": (156, 32), "adrenalmnist3d": (48, 8)}
+#: Test images of each data set and part, and the rotations: a quarter turn stands for all, as it is exact.
+IMAGES = {"breastmnist": {"causes": 156, "layers": 8}, "adrenalmnist3d": {"causes": 32, "layers": 2}}
 ANGLES = {2: (15.0, 30.0, 45.0, 60.0, 75.0), 3: (15.0, 30.0, 45.0)}
 LAYER_ANGLES = (15.0, 30.0, 45.0)
 #: Width in pixels of the edge of a disc, and the share of frequencies that are kept of smooth images.
@@ -160,33 +162,21 @@ class Framed(nn.Module):
         return out
 
 
-#: What is changed in a network, by name.
-CHANGES: dict[str, tuple[type[nn.Module] | tuple[type[nn.Module], ...], type[nn.Module]]] = {
-    "ReLU": (nn.ReLU, Finer),
-    "energies": (HarmonicConv, FinerEnergies),
-}
-ALL = ("ReLU", "energies", "strides")
+#: What can be taken out of a network as a cause of errors.
+CAUSES = ("ReLU", "energies", "strides")
 
 
-def changed(network: nn.Module, causes: Sequence[str], stages: Sequence[int] | None = None) -> nn.Module:
-    """A copy of a network without some causes of errors, in all places or in some stages (-1: the stem)."""
+def without(network: nn.Module, causes: Sequence[str]) -> nn.Module:
+    """A copy of a network in which some of ``CAUSES`` make no frequencies that its grids cannot hold."""
     network = copy.deepcopy(network)
-    for name, module in list(network.named_modules()):
-        parts = name.split(".")
-        stage = int(parts[1]) if parts[0] == "stages" and len(parts) > 1 else -1
-        if stages is not None and stage not in stages:
-            continue
-        for key, child in list(module.named_children()):
-            if (
-                "strides" in causes
-                and isinstance(module, ResidualBlock)
-                and key == "pool"
-                and not isinstance(child, nn.Identity)
-            ):
-                setattr(module, key, Smoothed(child))
-            for cause, (kind, replacement) in CHANGES.items():
-                if cause in causes and isinstance(child, kind) and (stages is None or name or stages == [-1]):
-                    setattr(module, key, replacement(child))
+    for module in list(network.modules()):
+        for name, child in list(module.named_children()):
+            if "ReLU" in causes and isinstance(child, nn.ReLU):
+                setattr(module, name, Finer(child))
+            elif "energies" in causes and isinstance(child, HarmonicConv):
+                setattr(module, name, FinerEnergies(child))
+            elif "strides" in causes and name == "pool" and isinstance(module, ResidualBlock):
+                setattr(module, name, child if isinstance(child, nn.Identity) else Smoothed(child))
     return network
 
 
@@ -220,41 +210,39 @@ def smooth(x: Tensor) -> Tensor:
     return resampled(in_a_disc(x), x.shape[2:], SMOOTH)
 
 
-#: Title, what is done to all images, how they are rotated, whether within a frame, causes taken out of the network, stages.
-Variant = tuple[
-    str,
-    Callable[[Tensor], Tensor],
-    Callable[[Tensor, float, int | None], Tensor],
-    bool,
-    Sequence[str],
-    Sequence[int] | None,
-]
+@dataclass(frozen=True)
+class Variant:
+    """What is measured in one row.
+
+    Args:
+        title: of the row.
+        turn: how images are rotated, by an angle about an axis.
+        prepare: what is done to all images before.
+        without: of ``CAUSES``, those that are taken out of the network.
+        framed: whether images stand in a frame of their background.
+    """
+
+    title: str
+    turn: Callable[[Tensor, float, int | None], Tensor] = splines
+    prepare: Callable[[Tensor], Tensor] = in_a_disc
+    without: tuple[str, ...] = ()
+    framed: bool = False
 
 
-def variants(stages: bool) -> Iterator[Variant]:
-    """What is measured, in the order of the table."""
-    same: Callable[[Tensor], Tensor] = lambda x: x  # noqa: E731
-    yield "as the sweep rotates", same, protocol, False, (), None
-    yield "rotated and back: interpolated twice, no angle", same, there_and_back, False, (), None
-    yield "finer ReLU, energies and filtered strides", same, protocol, False, ALL, None
-    yield "corners cut off", in_a_disc, protocol, False, (), None
-    yield "corners cut off, rotated by splines", in_a_disc, splines, False, (), None
-    yield "- frame of background", in_a_disc, splines, True, (), None
-    for cause in ALL:
-        yield f"- {'filtered' if cause == 'strides' else 'finer'} {cause}", in_a_disc, splines, False, (cause,), None
-    yield "- all three", in_a_disc, splines, False, ALL, None
-    for stage in range(-1, 4) if stages else ():
-        yield (
-            f"- all three in {f'stage {stage + 1}' if stage >= 0 else 'the stem'}",
-            in_a_disc,
-            splines,
-            False,
-            ALL,
-            [stage],
-        )
-    yield "- all three and the frame", in_a_disc, splines, True, ALL, None
-    yield "smooth images, corners cut off, rotated by splines", smooth, splines, False, (), None
-    yield "- all three and the frame ", smooth, splines, True, ALL, None
+VARIANTS = (
+    Variant("as the sweep rotates", protocol, torch.clone),
+    Variant("the same, network without aliasing", protocol, torch.clone, CAUSES),
+    Variant("not rotated, but interpolated twice: there and back", there_and_back, torch.clone),
+    Variant("corners cut off", protocol),
+    Variant("corners cut off, rotated by splines"),
+    Variant("the same, ReLU on a finer grid", without=("ReLU",)),
+    Variant("the same, energies on a finer grid", without=("energies",)),
+    Variant("the same, filtered before strides", without=("strides",)),
+    Variant("the same, all three", without=CAUSES),
+    Variant("the same, in a frame of background", framed=True),
+    Variant("smooth images, corners cut off, rotated by splines", prepare=smooth),
+    Variant("the same, all three, in a frame", prepare=smooth, without=CAUSES, framed=True),
+)
 
 
 def margins(network: nn.Module, x: Tensor, batch: int = 16) -> Tensor:
@@ -266,13 +254,16 @@ def margins(network: nn.Module, x: Tensor, batch: int = 16) -> Tensor:
 
 def decision_errors(network: nn.Module, x: Tensor, labels: Tensor, variant: Variant) -> dict[str, float]:
     """Error of the logits' difference, as a share of its spread over images, and what it does to decisions."""
-    _, prepare, turn, framed, causes, stages = variant
-    network = changed(network, causes, stages)
-    network, dims = Framed(network) if framed else network, x.dim() - 2
-    x = prepare(x)
+    network, dims = without(network, variant.without), x.dim() - 2
+    if variant.framed:
+        network = Framed(network)
+    x = variant.prepare(x)
     upright = margins(network, x)
     turned = torch.stack(
-        [margins(network, turn(x, angle, None if dims == 2 else index % 3)) for index, angle in enumerate(ANGLES[dims])]
+        [
+            margins(network, variant.turn(x, angle, None if dims == 2 else index % 3))
+            for index, angle in enumerate(ANGLES[dims])
+        ]
     )
     scores = [torch.stack([-each, each], 1).softmax(1).numpy() for each in (upright, *turned)]
     areas = [area_under_curve(each, labels.numpy(), "binary-class") for each in scores]
@@ -330,72 +321,63 @@ def errors_of_layers(network: nn.Module, x: Tensor) -> dict[str, dict[str, float
         if kind:
             parts = name.split(".")
             place = f"stage {int(parts[1]) + 1}" if parts[0] == "stages" else "stem"
-            cell = cells.setdefault(f"{place}, {kind}", {"error": [], "interpolation": []})
+            cell = cells.setdefault(f"{place}, {kind}", {"error": [], "there and back": []})
             cell["error"] += row.values()
-            cell["interpolation"] += left[name]
+            cell["there and back"] += left[name]
     return {place: {key: statistics.fmean(values) for key, values in cell.items()} for place, cell in cells.items()}
 
 
-def measure(dataset: str, dataset_dir: str) -> None:
-    """Write what is found for one data set."""
+def measure(part: str, dataset: str, dataset_dir: str) -> None:
+    """Write what is found for one data set: its ``"causes"`` or its ``"layers"``."""
     path = RESULTS / "angles.json"
-    bundle = source_of(dataset, dataset_dir).bundle
-    network = load_network(bundle / "models" / "model.pt").eval()
-    size = load_description(bundle / "models" / "model.pt")["image_size"]
-    count, few = DATASETS[dataset]
+    weights = source_of(dataset, dataset_dir).bundle / "models" / "model.pt"
+    network, size = load_network(weights).eval(), load_description(weights)["image_size"]
+    network.load_state_dict(torch.load(weights, weights_only=True))
+    count = IMAGES[dataset][part]
     data = load_dataset(dataset, dataset_dir, "test")
     x, labels = BatchPreprocess(size)(data.images[:count]), data.labels[:count]
-    found: dict[str, Any] = {"images": len(x), "layers": errors_of_layers(network, x[:few]), "causes": {}}
-    print(json.dumps(found["layers"], indent=1), flush=True)
-    for variant in variants(stages=x.dim() == 4):
-        row = decision_errors(network, x, labels, variant)
-        found["causes"][variant[0]] = row
-        print(variant[0], {key: round(value, 4) for key, value in row.items()}, flush=True)
+    found: dict[str, Any] = {}
+    if part == "layers":
+        found = errors_of_layers(network, x)
+    for variant in VARIANTS if part == "causes" else ():
+        found[variant.title] = decision_errors(network, x, labels, variant)
+        print(variant.title, {key: round(value, 4) for key, value in found[variant.title].items()}, flush=True)
     known = json.loads(path.read_text()) if path.is_file() else {}
-    path.write_text(json.dumps(known | {dataset: found}, indent=1) + "\n")
+    known[dataset] = {**known.get(dataset, {}), part: found}
+    path.write_text(json.dumps(known, indent=1) + "\n")
 
 
 def report() -> None:
     """Write the page."""
-    found = json.loads((RESULTS / "angles.json").read_text())
-    lines = [
-        "# Errors under rotation by odd angles",
-        "",
-        "Made by `benchmarks/studies/angles.py`: see its first lines.",
-        "",
-        READING,
-    ]
-    for dataset, content in found.items():
-        lines += [f"## {dataset}, {content['images']} test images", "", "### Cause by cause", ""]
-        head, keys = (
-            ["", "error", "consistency", "AUC upright", "AUC rotated"],
-            ["error", "consistency", "AUC upright", "AUC rotated"],
-        )
-        rows = [[title, *(f"{row[key]:.3f}" for key in keys)] for title, row in content["causes"].items()]
-        lines += [markdown(head, rows), "### Layer by layer", ""]
-        lines.append(
-            markdown(
-                ["place", "error", "left by a rotation and its inverse"],
-                [
-                    [place, f"{row['error']:.3f}", f"{row['interpolation']:.3f}"]
-                    for place, row in content["layers"].items()
-                ],
-            )
-        )
+    titles = {
+        "causes": ("Cause by cause", ("error", "consistency", "AUC upright", "AUC rotated")),
+        "layers": ("Layer by layer", ("error", "there and back")),
+    }
+    lines = [INTRO.strip(), "", READING.strip(), ""]
+    for dataset, content in json.loads((RESULTS / "angles.json").read_text()).items():
+        for part, (title, columns) in titles.items():
+            lines += [f"## {title}: {dataset}, {IMAGES[dataset][part]} test images", ""]
+            rows = [[name, *(f"{row[key]:.3f}" for key in columns)] for name, row in content.get(part, {}).items()]
+            lines.append(markdown(["", *columns], rows))
     (RESULTS / "angles.md").write_text("\n".join(lines))
 
 
+INTRO = """
+# Errors under rotation by odd angles
+
+Made by `benchmarks/studies/angles.py`: see its first lines for what is done.
+"""
 READING = ""
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=("measure", "report"))
+    parser.add_argument("part", choices=("causes", "layers", "report"))
     parser.add_argument("--dataset_dir")
-    parser.add_argument("--dataset", choices=DATASETS)
+    parser.add_argument("--dataset", choices=IMAGES)
     chosen = parser.parse_args()
     torch.set_num_threads(1)
-    if chosen.command == "report":
+    if chosen.part == "report":
         report()
     else:
-        for dataset in [chosen.dataset] if chosen.dataset else DATASETS:
-            measure(dataset, chosen.dataset_dir)
+        for dataset in [chosen.dataset] if chosen.dataset else IMAGES:
+            measure(chosen.part, dataset, chosen.dataset_dir)
