@@ -234,13 +234,13 @@ VARIANTS = (
     Variant("not rotated, but interpolated twice: there and back", there_and_back, torch.clone),
     Variant("corners cut off", protocol),
     Variant("corners cut off, rotated by splines"),
+    Variant("corners cut off, smooth images", protocol, smooth),
     Variant("corners cut off, rotated by splines, smooth images", prepare=smooth),
     Variant("corners cut off, rotated by splines, in a frame of background", framed=True),
     Variant("corners cut off, rotated by splines, filtered before strides", without=("strides",)),
     Variant("corners cut off, rotated by splines, energies on a finer grid", without=("energies",)),
     Variant("corners cut off, rotated by splines, ReLU on a finer grid", without=("ReLU",)),
     Variant("corners cut off, rotated by splines, all three", without=CAUSES),
-    Variant("corners cut off, rotated by splines, all three, smooth images", prepare=smooth, without=CAUSES),
     Variant("as the sweep rotates, all three", protocol, torch.clone, CAUSES),
 )
 
@@ -368,9 +368,30 @@ def report() -> None:
 INTRO = """
 # Errors under rotation by odd angles
 
-Made by `benchmarks/studies/angles.py`: see its first lines for what is done.
+Made by `benchmarks/studies/angles.py`: see its first lines for what is done. *Error*: of the difference of both logits under
+rotation (every 15 degrees; in 3-D 15, 30 and 45, an axis each), root mean square, as a share of its spread over images.
+*Consistency*: share of images with one decision at all these angles. Errors of causes that do not depend on each other add as
+squares.
 """
-READING = ""
+READING = """
+## BreastMNIST: the image, not the network
+
+* The sweep turns images by bilinear interpolation. With the corners cut off, splines of order 5 in its place take the
+  error from 0.136 to 0.070: of the squared error as the sweep rotates, interpolation holds 53 %, the corners (which
+  leave the frame and are filled) 27 %, and 20 % is left. An image interpolated twice, there and back, without any angle
+  in the end, differs more from itself (0.234) than a rotated one does (0.159).
+* ReLU on a finer grid, energies on a finer grid, filters before strides: each of them, and all together, leave the
+  error where it is (0.070 to 0.071 of 0.070; as the sweep rotates, 0.162 of 0.159). Aliasing in this network does not
+  matter.
+* In a frame of background, which keeps the zeros of the padding away, the error is 0.045 of 0.070. The network has
+  learned with these zeros, and without them its AUC is 0.74 in place of 0.88, so this is a bound rather than a share.
+* Images without their fine detail (beyond six tenths of all frequencies) have the same error with splines (0.072) and a
+  larger one with bilinear interpolation (0.165, corners cut off): without training, a filter before the network is no
+  remedy.
+
+So a network has to learn what interpolation does to an image. Random rotations in training are what the causes suggest
+(`improvements.md`).
+"""
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

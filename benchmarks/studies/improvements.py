@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from monai.networks.layers import GaussianFilter
 from monai.utils import instantiate
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -47,7 +46,7 @@ MODELS = {
     "width-48": Model("width 48", (), {"network_def#width": 48}),
     "smoothing": Model("label smoothing 0.1", (), {"loss": "$torch.nn.CrossEntropyLoss(label_smoothing=0.1)"}),
     "turned": Model("random rotations in training", turned=True),
-    "blurred": Model("Gaussian filter of 0.7 pixels before the network", wrapper=f"{_MODULE}.Blurred"),
+    "turned-disc": Model("both: a disc, and random rotations", turned=True, wrapper=f"{_MODULE}.Masked"),
     "ema": Model("moving average of the weights (0.98 per step)", wrapper=f"{_MODULE}.Averaged"),
 }
 STUDY = Study(
@@ -130,32 +129,6 @@ class Masked(nn.Module):
         centres = torch.meshgrid([(axis[1:] + axis[:-1]) / 2 for axis in axes], indexing="ij")
         squares = sum((centre.square() for centre in centres), torch.zeros_like(centres[0]))
         out: Tensor = self.network(x * (squares <= 1))
-        return out
-
-
-class Blurred(nn.Module):
-    """The network sees what an interpolation leaves of any image: a Gaussian filter comes first.
-
-    Args:
-        wraps: class of the network, from images to logits.
-        spatial_dims: 2 or 3.
-        sigma: of the filter, in pixels.
-        options: the network's arguments.
-
-    Example:
-        >>> net = Blurred("monai.networks.nets.BasicUNet", 2, in_channels=1)
-        >>> stripes = torch.tensor([1.0, -1.0]).repeat(1, 1, 8, 4)  # the finest that there are
-        >>> net.filter(stripes)[0, 0, 4, 4].abs() < 0.2
-        tensor(True)
-    """
-
-    def __init__(self, wraps: str, spatial_dims: int, sigma: float = 0.7, **options: Any) -> None:
-        super().__init__()
-        self.filter = GaussianFilter(spatial_dims, sigma)
-        self.network: nn.Module = instantiate(wraps, "default", spatial_dims=spatial_dims, **options)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.network(self.filter(x))
         return out
 
 
