@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
+import math
 from typing import Any
 
 import pytest
@@ -10,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from benchmarks.peer_networks import OrientationAverage, PeerResNet18, RotationAverage
+from benchmarks.peer_networks import EscnnResNet18, OrientationAverage, PeerResNet18, RotationAverage
 from benchmarks.peers import peer
 from monai_sre.symmetry.lattice import lattice_symmetries
 
@@ -80,3 +82,34 @@ def test_training_steps_are_those_of_the_package(package: str, spatial_dims: int
     assert len(expected) == len(list(ours.parameters()))
     for key, value in ours.network.named_parameters():
         assert torch.allclose(value, expected[key], rtol=1e-5, atol=1e-7), key
+
+
+def test_the_network_of_escnn_is_the_bundles_skeleton_and_exact_at_odd_sizes() -> None:
+    if importlib.util.find_spec("escnn") is None:
+        pytest.skip("escnn is not installed: it needs numpy < 2, see benchmarks/results/README.md")
+    torch.manual_seed(0)
+    network, x = EscnnResNet18(2, 1, 3, fields=1).eval(), torch.randn(2, 1, 17, 17)
+    with torch.no_grad():
+        logits = network(x)
+        assert torch.allclose(network(x.rot90(1, (2, 3))), logits, atol=1e-4 * float(logits.norm()))
+        assert not torch.allclose(network(x.flip(2)), logits, atol=1e-3 * float(logits.norm()))  # C8 has no reflections
+    convolutions = [tuple(module.filter.shape) for module in network.modules() if hasattr(module, "basisexpansion")]
+    assert sorted(shape[0] for shape in convolutions if shape[-1] == 5) == [8] * 5 + [16] * 4 + [32] * 4 + [64] * 4
+    assert [shape[:2] for shape in convolutions if shape[-1] == 1] == [(16, 8), (32, 16), (64, 32)]
+    # A kernel is free but for its symmetry: at most 25 weights for each pair of maps, of which the group makes 8 alike.
+    dense = sum(math.prod(shape) for shape in convolutions)
+    learned = sum(value.numel() for name, value in network.named_parameters() if name.endswith("weights"))
+    assert dense / 25 < learned < dense / 8
+
+
+def test_weights_of_escnns_network_move_between_modes() -> None:
+    if importlib.util.find_spec("escnn") is None:
+        pytest.skip("escnn is not installed: it needs numpy < 2, see benchmarks/results/README.md")
+    x, networks = torch.randn(2, 1, 9, 9), [EscnnResNet18(2, 1, 2, fields=1) for _ in range(2)]
+    networks[0](x)
+    keys = list(networks[0].state_dict())
+    first, second = (network.eval() for network in networks)
+    assert list(first.state_dict()) == keys
+    assert not torch.allclose(first(x), second(x), atol=1e-3)
+    second.load_state_dict(first.state_dict())
+    assert torch.allclose(first(x), second(x), atol=1e-6)
