@@ -188,7 +188,7 @@ def test_onnx_export(tmp_path: Path) -> None:
     torch.testing.assert_close(found(x), shipped(CLASSIFICATION[2])(x).detach(), rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("ndim", CLASSIFICATION)
+@pytest.mark.parametrize("ndim", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_onnx_of_any_size(ndim: int, tmp_path: Path) -> None:
     """By the command of the bundles' pages; the graph holds depthwise convolutions, not the dense kernels."""
     axes = {"dynamic_axes": {"x": dict(zip((0, 2, 3, 4)[: ndim + 1], ("batch", "x", "y", "z"), strict=False))}}

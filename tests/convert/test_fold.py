@@ -128,7 +128,7 @@ ANY_SIZE: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "blur 3d": (lambda: SREUNet(3, 1, 2, (2, 3), kernel_size=3, antialias=True), 3),
     "ResNet": (lambda: SREResNet(2, 1, 2, width=4, kernel_size=3), 2),
     "rings": (lambda: SREResNet(2, 1, 2, width=16, kernel_size=5, max_pool=True, conv="harmonic"), 2),
-    "rings 3d": (lambda: SREResNet(3, 1, 2, width=16, strides=(2, 2, 1, 1), kernel_size=3, conv="harmonic"), 3),
+    "rings 3d": (lambda: SREUNet(3, 1, 2, (16, 16), kernel_size=3, conv="harmonic"), 3),
     "UNet": (lambda: converted(nets.UNet, channels=(4, 8, 8), strides=(2, 2), norm="batch"), 2),
     "UNet 3d": (lambda: converted(nets.UNet, 3, channels=(4, 8), strides=(2,), num_res_units=1, norm="batch"), 3),
     "BasicUNet": (lambda: converted(nets.BasicUNet, features=(4, 4, 8, 8, 8, 4), norm="batch"), 2),
