@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -170,7 +169,7 @@ def check_class_numbers(source: str | Path, labels: Mapping[str, np.ndarray]) ->
 def check_splits(
     source: str | Path, labels: Mapping[str, np.ndarray], splits: Sequence[str], class_names: Sequence[str]
 ) -> None:
-    """Refuse data that lack a split, or that cannot be trained on; warn of a class that training never sees.
+    """Refuse data that lack a split, or that cannot be trained on.
 
     Args:
         source: of the data, for messages.
@@ -190,12 +189,6 @@ def check_splits(
             raise ValueError(
                 f"{source}: all images in {SECTIONS[split]!r} are of class {shown}; training needs others too"
             )
-    if "train" in splits:
-        values = labels["train"].reshape(len(labels["train"]), -1)
-        seen = np.flatnonzero(values.any(axis=0)) if values.shape[1] > 1 else np.unique(values)
-        unseen = [_named(number, class_names) for number in range(len(class_names)) if number not in seen]
-        if unseen:
-            warnings.warn(f"{source}: no image to train on is of class {', '.join(unseen)}", stacklevel=2)
 
 
 def _named(number: int, class_names: Sequence[str]) -> str:

@@ -285,13 +285,13 @@ def _class_items(
     return {name: list(zip(each, labels, strict=True)) for name, each in zip(moves, scores, strict=True)}
 
 
-def _class_result(items: _Items, task: str) -> SweepResult:
+def _class_result(items: _Items, task: str, class_names: Sequence[str] | None = None) -> SweepResult:
     rows, decisions, found = [], [], []
     for name, images in items.items():
         scores, labels = (np.stack(part) for part in zip(*images, strict=True))
         found.append(scores)
-        areas = {"ACC": accuracy(scores, labels, task), "AUC": area_under_curve(scores, labels, task)}
-        rows.append({"transformation": name, **areas})
+        area = area_under_curve(scores, labels, task, class_names or ())
+        rows.append({"transformation": name, "ACC": accuracy(scores, labels, task), "AUC": area})
         decisions.append(scores > 0.5 if task == MULTI_LABEL else scores.argmax(axis=1)[:, None])
     arrays = {"transformations": np.array(list(items)), "scores": np.stack(found).astype(np.float32), "labels": labels}
     return SweepResult(rows, float((np.stack(decisions) == decisions[0]).all(axis=(0, 2)).mean()), arrays)
@@ -389,7 +389,8 @@ def rotation_sweep(
         inferer: a MONAI inferer to call the network through.
         device: where to move the batches; ``None`` leaves them where they are.
         metrics: of class maps, those of :func:`class_scores`; the first leads.
-        class_names: of class maps, one per class: scores of each class are then there too, see :func:`map_scores`.
+        class_names: one per class, for warnings; of class maps, scores of each class are then there too, see
+            :func:`map_scores`.
         resampling: of class maps, add what is left of the truth itself, turned and back: its Dice.
 
     Raises:
@@ -410,7 +411,8 @@ def rotation_sweep(
     call = network if inferer is None else partial(inferer, network=network)
     maps: dict[str, Any] = {"metrics": check_metrics(metrics), "class_names": class_names, "resampling": resampling}
     gather: Callable[..., _Items] = partial(_map_items, **maps) if task == SEGMENTATION else _class_items
-    summarise = _map_result if task == SEGMENTATION else _class_result
+    named = partial(_class_result, class_names=class_names)
+    summarise: Callable[..., SweepResult] = _map_result if task == SEGMENTATION else named
     own: _Items = {name: [] for name in transformations}
     with undisturbed(network, training=False):
         for batch in batches:

@@ -49,6 +49,18 @@ def test_list_of_transformations() -> None:
     assert list(volume)[1] == "30 about axis 0"
 
 
+def test_a_class_without_a_curve_is_called_by_its_name() -> None:
+    network = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(1, 3))
+    with pytest.warns(UserWarning, match="no ROC curve of class cyst: it holds all samples, or none"):
+        rotation_sweep(
+            network,
+            [batch()],
+            sweep_transformations(2, step=360, flips=False),
+            "multi-class",
+            class_names=["a", "b", "cyst"],
+        )
+
+
 def test_quarter_turns_and_flips_are_those_of_torch() -> None:
     x = torch.randn(2, 3, 6, 6)
     for protocol in ("bilinear_background", "nearest_zero"):
