@@ -47,6 +47,7 @@ MODELS = {
     "sre": Model("SRE, Gaussian rings", (), RADIAL, colour="tab:pink"),
     "harmonic": Model("SRE, Gaussian rings and harmonic energies (the bundles)", colour="tab:purple"),
     "strided": Model("the same, stem of stride 2", settings_3d=STRIDED),
+    "harmonic-turned": Model("with energies, random rotations in training", turned=True, colour="tab:cyan"),
     "plain-wide": Model("plain, width 64", ("plain.json",), {"network_def#block_inplanes": [64, 128, 256, 512]}),
     "sre-wide": Model("SRE, Gaussian rings, width 64, kernels 9, 9, 5, 5", (), {**RADIAL, **_OFFICIAL_SIZE}),
     "official": Model(
@@ -65,7 +66,7 @@ MODELS = {
     "escnn-c8-2": Model("escnn, 2 fields of C8", settings=_ODD_SIZE, other={"_target_": _ESCNN, "fields": 2}),
 }
 #: Models that train as another does.
-_TRAINED_LIKE = {"plain-turned": "plain", "plain-averaged": "plain"}
+_TRAINED_LIKE = {"plain-turned": "plain", "plain-averaged": "plain", "harmonic-turned": "harmonic"}
 #: Share of the commonest class in the test set: the ACC of a network that always gives the same answer.
 COMMONEST = {"breastmnist": 114 / 156, "pneumoniamnist": 390 / 624, "adrenalmnist3d": 229 / 298}
 #: Epochs that two cores have time for; elsewhere ``--epochs 100``, as published.
