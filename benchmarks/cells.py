@@ -316,8 +316,11 @@ def shown_figure(path: tuple[str, ...], images: list[intervals.Images]) -> inter
     figure = figure_of(path)
     if figure is None or figure.protocol == ZERO:
         return None
-    known = "log_odds" in images[0] if figure.protocol else "upright" in images[0]
-    return figure if known or (figure.protocol and figure.metric != "consistency") else None
+    if not figure.protocol:
+        return figure if "upright" in images[0] else None
+    if figure.metric == "consistency" and "log_odds" not in images[0]:
+        return None
+    return figure if intervals.chosen_places(images[0]["transformations"].tolist(), figure.part) else None
 
 
 def bracket(images: list[intervals.Images] | None, path: tuple[str, ...]) -> str:
@@ -355,8 +358,11 @@ def differences_table(study: Study, found: dict[str, Cells]) -> list[str]:
     head = [f"{study.models[study.ours].title}, less", *figures]
     lines = ["Differences, of the same test images:", "", row(*head), row(*["---"] * len(head))]
     for name, others in known.items():
-        drawn = [intervals.difference(ours, others, figure) for figure in figures.values()]
-        shown = [one.text("+.3f") + (" level" if one.word() == "level" else "") for one in drawn]
+        shown = []
+        for title, figure in figures.items():
+            drawn = intervals.difference(ours, others, figure) if shown_figure(study.columns[title], others) else None
+            level = " level" if drawn is not None and drawn.word() == "level" else ""
+            shown.append("" if drawn is None else drawn.text("+.3f") + level)
         lines.append(row(study.models[name].title, *shown))
     return ["", *lines]
 

@@ -84,7 +84,6 @@ def test_both_ways_to_the_gradients(
             assert error(value, reference) < 1e-12 if use else value is None
 
 
-@pytest.mark.skipif(torch.__version__.startswith("2.8."), reason="torch 2.8: segmentation fault in its own convolution")
 @pytest.mark.parametrize("channels", [(8, 4), (4, 16)], ids=["sums of the slope", "of the input"])
 def test_gradients_in_float16(channels: tuple[int, int]) -> None:
     """Of a slope of 400, whose sums over a ring of 218 taps leave the range, to the accuracy of that dtype."""
