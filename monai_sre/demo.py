@@ -66,7 +66,7 @@ def main(output_dir: str | Path, bundle: str | Path = BUNDLE, epochs: int = 10) 
         options = {"dataset_name": _DATASET, "ckpt_dir": str(folder / "models")}
         upright, rotated = folder / "validation", folder / "test"
         _run(evaluate, configs, **options, output_dir=str(upright), **{"validate#dataset#split": "val"})
-        _run(evaluate, configs, **options, output_dir=str(rotated), sweep=True)
+        _run(evaluate, configs, **options, output_dir=str(rotated), sweep=True, sweep_step=30)
         sweep = json.loads((rotated / "sweep_bilinear_background.json").read_text())
         curves[name] = SweepResult(sweep["rows"], sweep["consistency"])
         accuracy = [json.loads((part / "metrics.json").read_text())["ACC"] for part in (upright, rotated)]
@@ -102,7 +102,7 @@ def _infer(output_dir: Path, configs: Path) -> Path:
 
 
 def _table(rows: list[tuple[Any, ...]]) -> str:
-    titles = ("network", "upright (validation)", "rotated (test)", "mean of 36 turns", "consistency", "training")
+    titles = ("network", "upright (validation)", "rotated (test)", "mean of 12 turns", "consistency", "training")
     lines = [" | ".join(titles)]
     for name, *scores, seconds in rows:
         cells = [f"{score:.3f}".rjust(len(title)) for score, title in zip(scores, titles[1:-1], strict=True)]
