@@ -193,7 +193,7 @@ class RadialNd(nn.Module):
         """The basis, shape ``(b, *kernel_size)``: fixed, or at the width learned by now."""
         if self.log_width is None:
             return self.basis
-        return self.edge * torch.exp(-0.5 * self.squares * torch.exp(-2 * self.log_width))
+        return self.edge * torch.exp(-0.5 * self.squares / torch.exp(self.log_width).square())
 
     @torch.jit.unused
     def kernel(self) -> Tensor:

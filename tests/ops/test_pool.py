@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, reject
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
@@ -120,7 +120,12 @@ def test_average_against_torch(case: dict[str, Any], include: bool) -> None:
     """The shape of torch's output always, and its values wherever its grid is centred."""
     x = torch.randn(2, 2, *case["size"], dtype=torch.float64)
     arguments = (case["kernel_size"], case["stride"], case["padding"], case["ceil_mode"], include)
-    theirs = AVERAGE[len(case["size"]) - 1](x, *arguments)
+    try:
+        theirs = AVERAGE[len(case["size"]) - 1](x, *arguments)
+    except RuntimeError as error:  # torch 2.10 does not count the padding of volumes
+        if "smaller than kernel size" not in str(error):
+            raise
+        reject()
     ours = centred_avg_pool(x, *arguments)
     assert ours.shape == theirs.shape
     if is_centred(case, theirs.shape):
