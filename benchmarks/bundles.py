@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from benchmarks.timing import machine
 from monai_sre.data import dataset_info
-from monai_sre.evaluation.sweep import PROTOCOLS
+from monai_sre.evaluation.transformations import PROTOCOLS
 
 BUNDLES = Path(__file__).parents[1] / "bundles"
 VESSELS, HIPPOCAMPUS = "CHASE_DB1", "hippocampus"

@@ -37,7 +37,7 @@ from benchmarks.bundles import (
     upright_of,
 )
 from monai_sre.evaluation import SweepResult, draw_sweep
-from monai_sre.evaluation.sweep import PROTOCOLS
+from monai_sre.evaluation.transformations import PROTOCOLS
 from monai_sre.files import write_arrays
 
 RESULTS = Path(__file__).with_name("results")

@@ -26,7 +26,8 @@ from benchmarks.volumes import MODELS
 from monai_sre.data import background_value, rotate_batch
 from monai_sre.evaluation import map_scores
 from monai_sre.evaluation.figures import new_figure
-from monai_sre.evaluation.sweep import Transformation, as_cube
+from monai_sre.evaluation.sweep import as_cube
+from monai_sre.evaluation.transformations import Transformation
 from monai_sre.files import write_whole
 from monai_sre.layers import HarmonicEnergy, SREConv2d
 from monai_sre.symmetry.rotation import disc, rotate

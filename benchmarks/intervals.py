@@ -16,7 +16,7 @@ import numpy as np
 from scipy.special import expit
 
 from monai_sre.evaluation.metrics import calibration_error
-from monai_sre.evaluation.sweep import PROTOCOLS, angle_of
+from monai_sre.evaluation.transformations import PROTOCOLS, angle_of
 
 #: What a cell's npz holds, see :func:`benchmarks.bundles.images_of`.
 Images = dict[str, np.ndarray]

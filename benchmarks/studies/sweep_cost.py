@@ -23,7 +23,7 @@ from benchmarks.bundles import network_of, source_of
 from benchmarks.timing import Effort, interleaved, machine
 from monai_sre.data import BatchLoader, BatchPreprocess, dataset_info, load_dataset
 from monai_sre.evaluation import rotation_sweep, sweep_transformations
-from monai_sre.evaluation.sweep import PROTOCOLS
+from monai_sre.evaluation.transformations import PROTOCOLS
 
 RESULTS = Path(__file__).with_name("results")
 DATASET = "breastmnist"

@@ -21,14 +21,8 @@ from monai_sre.evaluation.metrics import (
     probabilities,
 )
 from monai_sre.evaluation.reports import ClassificationReport, LearningCurves, SegmentationReport
-from monai_sre.evaluation.sweep import (
-    RotationSweep,
-    SweepResult,
-    Transformation,
-    protocol_name,
-    rotation_sweep,
-    sweep_transformations,
-)
+from monai_sre.evaluation.sweep import RotationSweep, SweepResult, rotation_sweep
+from monai_sre.evaluation.transformations import Transformation, protocol_name, sweep_transformations
 from monai_sre.evaluation.windows import CentredWindowInferer, FileInferer
 from monai_sre.evaluation.writers import PredictionWriter, SegmentationWriter
 
