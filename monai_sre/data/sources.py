@@ -130,46 +130,35 @@ def load_dataset(
     """
     if split not in SPLITS:
         raise ValueError(f"split must be one of {SPLITS}, got {split!r}")
-    found = _load(
-        dataset_name, dataset_dir, split, size, download, check_md5, task, intensity_range, class_names, progress
-    )
+    if intensity_range is not None:
+        check_intensity_range(intensity_range)
+    kind, path = _resolve(dataset_name, dataset_dir, size)
+    if kind == "json":
+        assert path is not None
+        found = load_datalist(path, split, size, task, intensity_range, class_names, progress)
+    else:
+        if kind == "npz":
+            assert path is not None
+            info, labels = inspect_npz(path, None, task, class_names)
+        else:
+            info = dataset_info(dataset_name, dataset_dir, size, class_names=class_names)
+        if path is None:
+            arrays = demo_arrays(dataset_name, size)
+            images, labels = to_images(arrays[f"{split}_images"], info), {split: arrays[f"{split}_labels"]}
+        else:
+            if kind == "medmnist":
+                obtain(dataset_name, size, path, download, check_md5, progress)
+                labels = inspect_npz(path, info, task)[1]
+            images = _read_images(path, split, info, intensity_range)
+        found = LabelledImages(images, to_labels(labels[split], info), info)
     if split != "train" or num_train is None:
         return found
     chosen = torch.from_numpy(training_subset(found.labels.numpy(), num_train, seed))
     return LabelledImages(found.images[chosen], found.labels[chosen], found.info)
 
 
-def _load(
-    dataset_name: str,
-    dataset_dir: PathLike,
-    split: str,
-    size: int,
-    download: bool,
-    check_md5: bool,
-    task: str | None,
-    intensity_range: Sequence[float] | None,
-    class_names: Sequence[str] | None,
-    progress: bool,
-) -> LabelledImages:
-    """A whole split."""
-    if intensity_range is not None:
-        check_intensity_range(intensity_range)
-    kind, path = _resolve(dataset_name, dataset_dir, size)
-    if kind == "json":
-        assert path is not None
-        return load_datalist(path, split, size, task, intensity_range, class_names, progress)
-    if kind == "npz":
-        assert path is not None
-        info, labels = inspect_npz(path, None, task, class_names)
-    else:
-        info = dataset_info(dataset_name, dataset_dir, size, class_names=class_names)
-    if path is None:
-        arrays = demo_arrays(dataset_name, size)
-        images, labels = to_images(arrays[f"{split}_images"], info), {split: arrays[f"{split}_labels"]}
-        return LabelledImages(images, to_labels(labels[split], info), info)
-    if kind == "medmnist":
-        obtain(dataset_name, size, path, download, check_md5, progress)
-        labels = inspect_npz(path, info, task)[1]
+def _read_images(path: Path, split: str, info: DatasetInfo, intensity_range: Sequence[float] | None) -> torch.Tensor:
+    """The images of an npz file, scaled to 0..1 where they were not uint8, and cubes or squares."""
     try:
         images = to_images(read_member(path, f"{split}_images"), info)
     except MemoryError as error:
@@ -182,7 +171,7 @@ def _load(
         images = scale_to_unit(images, intensity_range)
     if len(set(images.shape[2:])) > 1:
         images = torch.cat([fit_images(part, info.size) for part in images.split(256)])
-    return LabelledImages(images, to_labels(labels[split], info), info)
+    return images
 
 
 def _resolve(name: str, folder: PathLike, size: int) -> tuple[str, Path | None]:
