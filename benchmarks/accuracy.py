@@ -135,14 +135,8 @@ def targets_table(chosen: dict[tuple[Task, str], Cells]) -> list[str]:
                 other = statistics.mean(values(chosen[task, peer], columns[target.peer_column or target.column]))
             gain = figure - other
             drawn = _drawn(target, ours, chosen[task, peer] if peer is not None else None)
-            if drawn is not None:
-                word = drawn.word(target.gain)
-            else:
-                word = (
-                    "yes"
-                    if (gain <= target.gain if target.column == LOSS else gain >= target.gain - 1e-9)
-                    else "**no**"
-                )
+            reached = gain <= target.gain if target.column == LOSS else gain >= target.gain - 1e-9
+            word = drawn.word(target.gain) if drawn is not None else "yes" if reached else "**no**"
             shown = drawn.text("+.3f" if peer is not None else ".3f") if drawn is not None else f"{gain:+.3f}"
             against = [f"{other:.3f}", shown] if peer is not None else ["", shown if drawn is not None else ""]
             lines.append(row(str(task), target.what, f"{figure:.3f}", *against, word))

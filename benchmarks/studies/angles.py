@@ -36,7 +36,7 @@ from monai_sre.data import BatchPreprocess, load_dataset
 from monai_sre.data.geometry import background_value
 from monai_sre.description import load_description, load_network
 from monai_sre.evaluation.metrics import area_under_curve
-from monai_sre.evaluation.sweep import Transformation
+from monai_sre.evaluation.transformations import Transformation
 from monai_sre.layers.harmonic import HarmonicConv
 from monai_sre.nets import SREResNet
 from monai_sre.nets.blocks import ResidualBlock
@@ -394,9 +394,11 @@ READING = """
 
 AdrenalMNIST3D (32 volumes, whose consistency and AUC are coarse): 0.225 as the sweep rotates, 0.225 with the corners cut
 off, 0.153 with splines: interpolation holds 53 % of the squared error, the corners nothing. Of the 0.153, energies on a finer
-grid leave 0.107, filters before strides 0.137, ReLU on a finer grid 0.151; a frame of background takes it to 0.178.
+grid leave 0.107, filters before strides 0.137, ReLU on a finer grid 0.151, all three 0.092; a frame of background takes it
+to 0.178. As the sweep rotates, all three leave 0.151 of 0.225. So in 3-D, unlike in 2-D, the coarse grid of energies is a
+cause of its own.
 
-So a network has to learn what interpolation does to an image. Random rotations in training are what the causes suggest
+In 2-D a network has to learn what interpolation does to an image: random rotations in training are what the causes suggest
 (`improvements.md`).
 """
 
