@@ -22,22 +22,13 @@ from monai_sre.data.geometry import (
 from monai_sre.data.inference import ImageFiles, find_images
 from monai_sre.data.info import DatasetInfo
 from monai_sre.data.loaders import BatchLoader, EpochLoader, LabelledImages, mix_seed
+from monai_sre.data.masks import ClassMapd, FieldOfViewd, IgnoreOutsided, NormalizeFieldd
 from monai_sre.data.medmnist import medmnist_flags
 from monai_sre.data.memory import free_gib, volumes_in
 from monai_sre.data.pairs import find_pairs, find_source, load_pairs, pair_classes
 from monai_sre.data.reader import ReadImaged
 from monai_sre.data.sources import dataset_info, load_dataset
-from monai_sre.data.transforms import (
-    ClassMapd,
-    FieldOfViewd,
-    FitSquared,
-    IgnoreOutsided,
-    NormalizeFieldd,
-    RandMargind,
-    ScaleToUnitd,
-    fit_images,
-    scale_to_unit,
-)
+from monai_sre.data.transforms import FitSquared, RandMargind, ScaleToUnitd, fit_images, scale_to_unit
 
 __all__ = [
     "BatchAugment2d",

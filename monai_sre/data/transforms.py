@@ -1,12 +1,9 @@
-"""Transforms of images and class maps: intensities, fit to a square, class numbers of masks, a field of view, margins."""
+"""Transforms of images: intensities, the fit to a square and back, and margins, of class maps too."""
 
 from __future__ import annotations
 
-import itertools
-import logging
 import math
 from collections.abc import Hashable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,36 +12,19 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import InvertibleTransform, MapTransform, RandomizableTransform
 from monai.utils import TraceKeys, convert_to_tensor, ensure_tuple
-from PIL import ExifTags, Image
-from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional
 
 from monai_sre.data.geometry import background_value, resize_batch
-from monai_sre.data.reader import is_nifti
 
 __all__ = [
-    "ClassMapd",
-    "FieldOfViewd",
     "FitSquared",
-    "IgnoreOutsided",
-    "NormalizeFieldd",
     "RandMargind",
     "ScaleToUnitd",
     "check_intensity_range",
     "fit_images",
     "scale_to_unit",
 ]
-
-_LOGGER = logging.getLogger(__name__)
-#: Share of the foreground that may lie outside of a field of view.
-_OUTSIDE = 0.05
-#: Endings of pictures that keep their pixels as they are, and of those that blur them.
-_EXACT, _BLURRED = (".png", ".gif", ".bmp", ".tif", ".tiff"), (".jpg", ".jpeg", ".webp")
-#: Values of a mask that is all foreground.
-_FOREGROUND = (1, 255, 65535)
-#: Endings of files that hold numbers, which nobody blurs.
-_NUMBERS = (".nii", ".gz", ".npy", ".npz")
 
 
 # Intensities ----------------------------------------------------------------------------------------------------------
@@ -120,7 +100,7 @@ class ScaleToUnitd(MapTransform):
         d = dict(data)
         for key in self.key_iterator(d):
             if d[key].dtype != torch.uint8:
-                d[key] = _like(scale_to_unit(convert_to_tensor(d[key])[None], self.intensity_range)[0], d[key])
+                d[key] = keep_meta(scale_to_unit(convert_to_tensor(d[key])[None], self.intensity_range)[0], d[key])
         return d
 
 
@@ -200,7 +180,7 @@ class FitSquared(MapTransform, InvertibleTransform):
             image, dims = convert_to_tensor(d[key]), d[key].dim() - 1
             affine = d[key].affine if isinstance(d[key], MetaTensor) else torch.eye(dims + 1, dtype=torch.float64)
             spacing = affine[:-1, :dims].norm(dim=0).numpy()
-            _check_angles(affine[:-1, :dims] / affine[:-1, :dims].norm(dim=0), _name(d[key], key))
+            _check_angles(affine[:-1, :dims] / affine[:-1, :dims].norm(dim=0), file_of(d[key], key))
             shape, inner = image.shape[1:], _inscribed(image.shape[1:], spacing, self.size)
             square = fit_images(image[None], self.size, spacing)
             if self.image_size is not None:
@@ -213,7 +193,7 @@ class FitSquared(MapTransform, InvertibleTransform):
             for axis, (old, factor) in enumerate(zip(shape, scale, strict=True)):
                 change[axis, axis] = 1 / factor
                 change[axis, -1] = (old - 1) / 2 - (side - 1) / 2 / factor
-            d[key] = _like(square[0], d[key])
+            d[key] = keep_meta(square[0], d[key])
             if isinstance(d[key], MetaTensor):
                 extra = {"scale": scale, "affine": affine.tolist()}
                 d[key] = self.push_transform(d[key], orig_size=tuple(shape), affine=change, extra_info=extra)
@@ -228,7 +208,7 @@ class FitSquared(MapTransform, InvertibleTransform):
             sides = zip(done[TraceKeys.ORIG_SIZE], extra["scale"], strict=True)
             for axis, (length, scale) in enumerate(sides, start=1):
                 values = _interpolated(values, axis, int(length), scale)
-            d[key] = _like(values, d[key])
+            d[key] = keep_meta(values, d[key])
             d[key].affine = torch.tensor(extra["affine"], dtype=torch.float64)
         return d
 
@@ -250,245 +230,6 @@ def _interpolated(x: Tensor, axis: int, length: int, scale: float) -> Tensor:
     low = points.floor().long().to(x.device)
     part = (points - points.floor()).to(x.device, x.dtype).reshape([-1 if a == axis else 1 for a in range(x.dim())])
     return torch.lerp(x.index_select(axis, low), x.index_select(axis, (low + 1).clamp(max=last)), part)
-
-
-# Class maps -----------------------------------------------------------------------------------------------------------
-
-
-class ClassMapd(MapTransform):
-    """Masks as files hold them to class numbers, shape ``(1, *spatial)``, float32.
-
-    With two classes the background is 0 and the foreground any other value (1, 255, grey or RGB). A picture whose edges are
-    blurred, as JPEG leaves them, is split at half of its largest value. With more classes, the values are the class numbers,
-    unless ``values`` says which value each class has. What is within 0.001 of a whole number is rounded, as writers that
-    scale what they store leave it. A picture and its mask that are turned by different EXIF orientations are
-    logged as a warning.
-
-    Args:
-        keys: of the masks, shape ``(C, *spatial)``.
-        image_key: of the image that a mask must cover.
-        num_classes: number of classes, the background included; None: any whole numbers from 0 are taken, and stay.
-        values: those of the classes in the masks, the background's first, such as ``(0, 1, 3)``; None: as above.
-
-    Raises:
-        ValueError: there is not one value per class, each another; a mask differs from its image in shape or, as NIfTI, in
-            its place in space, has channels that differ, values that are no class, or, of two classes, another background
-            than 0; the message names the file.
-
-    Example:
-        >>> mask = torch.tensor([[[0.0, 255.0, 255.0]]])
-        >>> ClassMapd("label", "image", 2)({"image": torch.zeros(3, 1, 3), "label": mask})["label"].tolist()
-        [[[0.0, 1.0, 1.0]]]
-    """
-
-    def __init__(
-        self, keys: KeysCollection, image_key: str, num_classes: int | None, values: Sequence[int] | None = None
-    ) -> None:
-        super().__init__(keys)
-        if values is not None and (len(values) != num_classes or len(set(values)) < len(values)):
-            raise ValueError(f"values (label_values of a bundle) must be {num_classes} that differ, got {values!r}")
-        self.image_key, self.num_classes, self.values = image_key, num_classes, values
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        d = dict(data)
-        image = d[self.image_key]
-        for key in self.key_iterator(d):
-            mask, name = d[key], _name(d[key], key)
-            if not bool(mask.isfinite().all()):
-                raise ValueError(f"{name} holds NaN or infinite values; expected class numbers")
-            if not bool((mask == mask[:1]).all()):
-                raise ValueError(
-                    f"{name} has {mask.shape[0]} channels that differ; expected one map of class numbers (of one-hot "
-                    "channels, save the number of the largest)"
-                )
-            turned = _turned_apart(_name(image, self.image_key), name)
-            if mask.shape[1:] != image.shape[1:]:
-                shapes = f"shape {tuple(mask.shape[1:])} and its image {tuple(image.shape[1:])}"
-                raise ValueError(f"{name} has {shapes}; they must be alike{turned}")
-            if turned:
-                _LOGGER.warning(
-                    "%s%s; if it was not drawn on the picture as displayed, remove the orientation", name, turned
-                )
-            _check_place(image, mask, name)
-            mask = mask[:1].float()
-            if bool(((mask - mask.round()).abs() <= 1e-3).all()):  # as a writer that scales what it stores leaves them
-                mask = mask.round()
-            if self.values is not None:
-                mask = _numbered(mask, self.values, name)
-            elif self.num_classes == 2:
-                mask = _two_classes(mask, name)
-            top = math.inf if self.num_classes is None else self.num_classes - 1
-            wrong = mask[(mask != mask.round()) | (mask < 0) | (mask > top)]
-            if len(wrong):
-                last = "" if self.num_classes is None else f" to {top}"
-                raise ValueError(f"{name} holds {float(wrong[0]):.9g}, which is no class number from 0{last}")
-            d[key] = mask
-        return d
-
-
-def _turned_apart(image: str, mask: str) -> str:
-    """What to add to a message where an image and its mask are turned by different EXIF orientations."""
-    found = []
-    for name in (image, mask):
-        try:
-            with Image.open(name) as picture:
-                found.append(picture.getexif().get(ExifTags.Base.Orientation, 1))
-        except Exception:  # no picture, or none that Pillow opens
-            found.append(1)
-    if found[0] == found[1]:
-        return ""
-    return f": the EXIF orientation of the image is {found[0]}, that of the mask {found[1]}"
-
-
-def _numbered(mask: Tensor, values: Sequence[int], name: str) -> Tensor:
-    """The place of each value among those of the classes."""
-    numbers = torch.full_like(mask, -1)
-    for number, value in enumerate(values):
-        numbers[mask == value] = number
-    wrong = mask[numbers < 0]
-    if len(wrong):
-        raise ValueError(f"{name} holds {float(wrong[0]):.9g}, which is none of label_values={list(values)}")
-    return numbers
-
-
-def _two_classes(mask: Tensor, name: str) -> Tensor:
-    values, ending = torch.unique(mask), Path(name).suffix.lower()
-    classes = float(values[-1]) < 128 or ending in _NUMBERS or (len(values) <= 4 and ending in _EXACT)
-    if len(values) == 1 and float(values) in _FOREGROUND:
-        return torch.ones_like(mask)
-    if len(values) <= 2 and float(values[0]) != 0 and ending not in _BLURRED:
-        shown = " and ".join(f"{value:g}" for value in values.tolist())
-        raise ValueError(f"{name} holds {shown}; the background of a mask of two classes is 0")
-    if len(values) > 2 and classes:
-        shown = ", ".join(f"{value:g}" for value in values[:5].tolist()) + (", ..." if len(values) > 5 else "")
-        raise ValueError(f"{name} holds {len(values)} values ({shown}); a mask of two classes holds two")
-    middle = values.mean() if len(values) == 2 else values[-1] / 2
-    return (mask > middle).float()
-
-
-def _check_place(image: Tensor, mask: Tensor, name: str) -> None:
-    """Refuse a NIfTI mask whose corners lie elsewhere than those of its image by more than a tenth of a voxel."""
-    files = [_name(item, "") for item in (image, mask)]
-    if not all(isinstance(item, MetaTensor) for item in (image, mask)) or not all(is_nifti(Path(f)) for f in files):
-        return
-    ours, theirs = (convert_to_tensor(item.affine).double() for item in (image, mask))  # type: ignore[attr-defined]
-    ends = [(0.0, float(length - 1)) for length in image.shape[1:]]
-    flat = [0.0] * (len(ours) - 1 - len(ends))  # images lie in the first plane of their space
-    corners = torch.tensor([[*corner, *flat, 1.0] for corner in itertools.product(*ends)], dtype=torch.float64)
-    away = ((theirs - ours) @ corners.T)[:-1].norm(dim=0).max()
-    if away > 0.1 * ours[:-1, :-1].norm(dim=0).min():
-        raise ValueError(
-            f"{name} lies elsewhere in space than its image {files[0]}: affines {theirs.tolist()} and {ours.tolist()}; "
-            "save the mask with the affine of its image"
-        )
-
-
-# Field of view --------------------------------------------------------------------------------------------------------
-
-
-class FieldOfViewd(MapTransform):
-    """Add the field of view of a fundus camera, the bright disc in a dark frame, as a mask of 0 and 1, ``(1, *spatial)``.
-
-    It is the largest connected region, holes filled, where the brightest channel exceeds ``threshold`` times the 99th
-    percentile of its values. An image with negative values is no photograph: all of it counts.
-
-    Args:
-        keys: of the images, shape ``(C, *spatial)``.
-        output_key: of the mask.
-        threshold: brightness at the edge of the field; 0 takes the whole image.
-
-    Example:
-        >>> image = torch.zeros(3, 6, 6)
-        >>> image[:, 1:5, 2:5] = 200.0
-        >>> image[:, 3, 3] = 0.0
-        >>> int(FieldOfViewd("image", "fov")({"image": image})["fov"].sum())
-        12
-    """
-
-    def __init__(self, keys: KeysCollection, output_key: str = "fov", threshold: float = 0.05) -> None:
-        super().__init__(keys)
-        self.output_key, self.threshold = output_key, threshold
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        d = dict(data)
-        for key in self.key_iterator(d):
-            brightest = torch.as_tensor(d[key]).amax(dim=0).cpu().numpy()
-            field = torch.from_numpy(self._field(brightest).astype(np.float32)).to(d[key].device)
-            d[self.output_key] = _like(field[None], d[key])
-        return d
-
-    def _field(self, brightest: np.ndarray) -> np.ndarray:
-        if self.threshold <= 0 or brightest.min() < 0:
-            return np.ones_like(brightest)
-        regions, count = ndimage.label(brightest > self.threshold * np.percentile(brightest, 99))
-        if count == 0:
-            return np.ones_like(brightest)
-        largest = np.bincount(regions.ravel())[1:].argmax() + 1
-        return ndimage.binary_fill_holes(regions == largest)
-
-
-class _FieldTransform(MapTransform):
-    """A transform that reads a field of view."""
-
-    def __init__(self, keys: KeysCollection, field_key: str = "fov") -> None:
-        super().__init__(keys)
-        self.field_key = field_key
-
-
-class NormalizeFieldd(_FieldTransform):
-    """Zero mean and unit variance of each channel inside a field of view; 0, the mean, outside.
-
-    Args:
-        keys: of the images, shape ``(C, *spatial)``.
-        field_key: of the field's mask, see :class:`FieldOfViewd`.
-
-    Example:
-        >>> data = {"image": torch.tensor([[[2.0, 4.0, 9.0]]]), "fov": torch.tensor([[[1.0, 1.0, 0.0]]])}
-        >>> NormalizeFieldd("image", "fov")(data)["image"].tolist()
-        [[[-1.0, 1.0, 0.0]]]
-    """
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        d = dict(data)
-        for key in self.key_iterator(d):
-            inside = convert_to_tensor(d[self.field_key])[0] > 0
-            values = convert_to_tensor(d[key])[:, inside].double()
-            shape = (-1, *[1] * inside.dim())
-            mean, std = values.mean(dim=1).reshape(shape), values.std(dim=1, unbiased=False).reshape(shape)
-            image = d[key].float()
-            d[key] = (image - mean.to(image)) / std.clamp(min=1e-6).to(image) * inside
-        return d
-
-
-class IgnoreOutsided(_FieldTransform):
-    """Set a class map to -1, which scores leave out, outside of a field of view.
-
-    Args:
-        keys: of the class maps, shape ``(1, *spatial)``.
-        field_key: of the field's mask, see :class:`FieldOfViewd`.
-
-    Raises:
-        ValueError: more than a twentieth of the foreground lies outside, so that the field is none; the message names the
-            file.
-
-    Example:
-        >>> data = {"label": torch.tensor([[[1.0, 0.0, 0.0]]]), "fov": torch.tensor([[[1.0, 1.0, 0.0]]])}
-        >>> IgnoreOutsided("label", "fov")(data)["label"].tolist()
-        [[[1.0, 0.0, -1.0]]]
-    """
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        d = dict(data)
-        for key in self.key_iterator(d):
-            foreground, inside = d[key] > 0, d[self.field_key] > 0
-            total, outside = int(foreground.sum()), int((foreground & ~inside).sum())
-            if outside > _OUTSIDE * total:
-                raise ValueError(
-                    f"{_name(d[key], key)}: {outside / total:.0%} of its foreground lies outside of the field of view found "
-                    "in its image; field_threshold=0 takes the whole of images that are no photographs of a bright disc"
-                )
-            d[key] = torch.where(d[self.field_key] > 0, d[key], torch.full_like(d[key], -1.0))
-        return d
 
 
 # Margins --------------------------------------------------------------------------------------------------------------
@@ -536,11 +277,11 @@ class RandMargind(RandomizableTransform, MapTransform):
         return d
 
 
-def _like(values: Tensor, image: Tensor) -> Tensor:
+def keep_meta(values: Tensor, image: Tensor) -> Tensor:
     """New values with the metadata of an image."""
     return MetaTensor(values).copy_meta_from(image) if isinstance(image, MetaTensor) else values
 
 
-def _name(image: Tensor, key: Hashable) -> str:
+def file_of(image: Tensor, key: Hashable) -> str:
     """The file of a ``MetaTensor``, or the key of a plain tensor."""
     return str(getattr(image, "meta", {}).get("filename_or_obj", f"the item {key!r}"))
