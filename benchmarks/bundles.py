@@ -42,7 +42,7 @@ class Model:
     """A network and its training: what differs from a bundle's ``train.json``.
 
     Args:
-        title: how the tables and the pictures call it.
+        title: how the tables call it.
         overlays: further config files of the bundle.
         settings: entries of the config.
         settings_3d: further ones for volumes.
@@ -68,6 +68,11 @@ class Model:
     settings_3d: dict[str, Any] = field(default_factory=dict)
     sweep: dict[str, Any] = field(default_factory=dict)
     few: int = 0
+
+    @property
+    def label(self) -> str:
+        """How the pictures call it: the title without marks of code."""
+        return self.title.replace("`", "")
 
 
 @dataclass(frozen=True)

@@ -214,7 +214,7 @@ def report(study: Study) -> None:
             continue
         docs = source_of(task.dataset if task.dataset == VESSELS else task.dataset.split("_")[0]).bundle / "docs"
         into_card(docs / "README.md", task.dataset, [f"{task.epochs} epochs:", "", *table])
-        drawn = {models[model].title: members for model, members in found.items() if models[model].colour}
+        drawn = {models[model].label: members for model, members in found.items() if models[model].colour}
         if len(drawn) > 1:
             picture = docs / f"rotation_{task.dataset.lower()}.png"
             lines += ["", f"![{task}](../../{picture.relative_to(BUNDLES.parent).as_posix()})"]
@@ -222,7 +222,7 @@ def report(study: Study) -> None:
                 {title: mean_sweep(members, study.scores[0]) for title, members in drawn.items()},
                 picture,
                 title=f"{task}, {study.split} set, filled with the background, {seeds_text(drawn.values())}",
-                colours={model.title: model.colour for model in models.values() if model.colour},
+                colours={model.label: model.colour for model in models.values() if model.colour},
             )
     path = study.results / f"{study.name}_shipped.json"
     if path.is_file():

@@ -168,6 +168,8 @@ STUDY = VolumeStudy(
         "degrees about the three axes and 12 random rotations of SO(3) (the averaged network: 3 of these alone). Images are",
         f"interpolated trilinearly, labels take the nearest value. {PROTOCOL_WORDS[0]}",
         "What a rotation itself costs: the Dice of the truth with the truth turned at random and back, in the last column.",
+        "The converted network takes sizes that are multiples of 4, as its original: an odd size gets one voxel more at one",
+        "end, so other orientations differ in the third decimal. The other symmetric networks take every size.",
         *WORDS,
         "Cells that were filled before images were kept have none.",
     ],
