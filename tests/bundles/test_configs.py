@@ -83,11 +83,15 @@ def test_a_user_finds_the_parts_where_monai_has_them(name: str) -> None:
     assert {"evaluator", "key_metric"} <= config["validate"].keys()
 
 
-def test_imports_bring_what_expressions_name() -> None:
+@pytest.mark.parametrize(
+    "overlays", [(), ("multi_gpu_train.json",), ("evaluate.json", "multi_gpu_evaluate.json")], ids=str
+)
+def test_imports_bring_what_expressions_name(overlays: tuple[str, ...]) -> None:
     """In a process that has imported nothing of the package before, as a command line has not."""
+    files = [str(BUNDLES / "hippocampus_segmentation/configs" / name) for name in ("train.json", *overlays)]
     program = (
         "from monai.bundle import ConfigParser; p = ConfigParser(); "
-        f"p.read_config({str(BUNDLES / 'hippocampus_segmentation/configs/train.json')!r}); "
+        f"p.read_config({files!r}); "
         "p.get_parsed_content('imports'); print(p.get_parsed_content('cache_gib') > 0)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
