@@ -5,6 +5,7 @@ python -m benchmarks.headline
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -59,15 +60,29 @@ def _cells(row: Row) -> dict[str, Cells]:
     return {name: [member for member in members if "sweep" in member] for name, members in found.items()}
 
 
+def _figures(row: Row) -> list[tuple[str, str, list[float]]]:
+    """What the row shows: network, part of the sweep, and the score of each seed."""
+    cells = _cells(row)
+    shown = [("plain", "upright"), ("plain", row.turned), ("plain-turned", row.turned), (row.ours, "upright")]
+    return [
+        (name, part, values(cells[name], ("sweep", BACKGROUND, f"{row.score} {part}")))
+        for name, part in [*shown, (row.ours, row.turned)]
+    ]
+
+
+def spread(rows: Sequence[Row] = ROWS) -> tuple[int, float]:
+    """The fewest seeds of all figures of the table, and the largest standard deviation over the seeds, in percent."""
+    found = [numbers for row in rows for *_, numbers in _figures(row)]
+    return min(map(len, found)), 100 * max(map(statistics.stdev, found))
+
+
 def table(rows: Sequence[Row] = ROWS) -> str:
     """Means over the seeds in percent, upright and turned, with the intervals of those that hold images, in Markdown."""
     lines = []
     for row in rows:
         cells, score = _cells(row), row.score
-        shown = [("plain", "upright"), ("plain", row.turned), ("plain-turned", row.turned), (row.ours, "upright")]
         lines.append([f"{row.title}, {score}"])
-        for name, part in [*shown, (row.ours, row.turned)]:
-            numbers = values(cells[name], ("sweep", BACKGROUND, f"{score} {part}"))
+        for name, part, numbers in _figures(row):
             images = images_of_seeds(row.study, cells[name])
             lines[-1].append(f"{100 * sum(numbers) / len(numbers):.1f}")
             if images is not None:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from benchmarks.headline import PICTURE, README, ROWS, table
+from benchmarks.headline import PICTURE, README, ROWS, spread, table
 
 
 def test_readme_has_the_table_of_the_committed_cells() -> None:
     assert table() in README.read_text()
     assert PICTURE.relative_to(README.parent).as_posix() in README.read_text()
+
+
+def test_readme_says_how_many_seeds_and_how_far_they_differ() -> None:
+    seeds, deviation = spread()
+    text = " ".join(README.read_text().split())
+    assert f"In percent, of {seeds} seeds," in text
+    assert f"Standard deviation over the seeds: at most {deviation:.1f}." in text
 
 
 def test_a_row_holds_means_of_all_swept_seeds() -> None:
