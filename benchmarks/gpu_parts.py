@@ -29,9 +29,10 @@ from benchmarks.networks import NETWORKS, PLAIN, build, resnet, training_step
 from benchmarks.peers import escnn_layer, peer_layer
 from benchmarks.timing import Effort, interleaved
 from monai_sre import layers as sre
-from monai_sre.ops import energy, expand_kernel, harmonic_stencils, radial_basis
+from monai_sre.ops import expand_kernel, harmonic_stencils, radial_basis
 from monai_sre.ops.conv import ALGORITHM_VARIABLE
 from monai_sre.ops.ring import gpu
+from monai_sre.ops.ring.energy_portable import exported_energies
 
 #: What is computed with: whether TF32 is allowed, and whether under autocast.
 MODES = {"float32": (False, False), "float32, TF32": (True, False), "bfloat16": (True, True)}
@@ -214,7 +215,7 @@ def energy_errors(bench: Bench, shape: tuple[int, ...], dtype: torch.dtype, last
     x = _channels_last(x) if last else x
     stencils = [harmonic_stencils(order, len(shape) - 2).to(bench.device) for order in (1, 2)]
     value = x.double().requires_grad_()
-    exact = torch.cat([energy.exported_energy(value, stencil.double(), 1e-3) for stencil in stencils], dim=1)
+    exact = torch.cat(exported_energies(value, [stencil.double() for stencil in stencils], 1e-3), dim=1)
     (slope,) = _operands(bench, dtype, tuple(exact.shape))
     (by_x,) = torch.autograd.grad(exact, value, slope.double(), retain_graph=True)
     own = [stencil.float() for stencil in stencils]

@@ -40,7 +40,8 @@ from monai_sre.evaluation.transformations import Transformation
 from monai_sre.layers.harmonic import HarmonicConv
 from monai_sre.nets import SREResNet
 from monai_sre.nets.blocks import ResidualBlock
-from monai_sre.ops.energy import harmonic_energy, split_groups
+from monai_sre.ops.energy import harmonic_energy
+from monai_sre.ops.ring.energy_portable import split_groups
 from monai_sre.symmetry import layer_errors
 from monai_sre.symmetry.rotation import disc, rotate
 

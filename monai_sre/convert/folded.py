@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from monai_sre.layers.centred import CentredConvNd
 from monai_sre.layers.harmonic import HarmonicConv
 from monai_sre.ops.conv import centred_conv, centred_conv_transpose, extra_padding
-from monai_sre.ops.energy import exported_energy
 from monai_sre.ops.grid import centred_windows, pad_ends
 from monai_sre.ops.pool import centred_blur
-from monai_sre.ops.ring.portable import conv_by_planes, cropped_ring, from_planes, ring_ends, scaled_rings, takes_planes
+from monai_sre.ops.ring.energy_portable import chained_energies, exported_energies
+from monai_sre.ops.ring.portable import cropped_ring, ring_ends, scaled_rings, summed_along_axes, tensor_train
 
 
 def shape_of(module: Any) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def filled(layer: nn.Module, weight: Tensor, bias: Tensor | None, requires_grad:
 
 
 class FoldedRings(nn.Module):
-    """A radial convolution as sums over rings, and what mixes them: depthwise convolutions and such of one tap."""
+    """A radial convolution as sums over rings, depthwise or along one axis after the other, and what mixes them."""
 
     def __init__(self, source: Any) -> None:
         super().__init__()
@@ -55,36 +55,12 @@ class FoldedRings(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.prepare(x)
-        if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript leaves a branch out only where this stands alone
-            if x.dim() == 5 and takes_planes():
-                return _by_planes(x, self.sums, self.mix)[0]
         out: Tensor | None = None
         for sums, mix in zip(self.sums, self.mix):  # noqa: B905 - TorchScript knows no strict=
             part = mix(sums(x))
             out = part if out is None else out + part
         assert out is not None
         return out
-
-
-def _by_planes(x: Tensor, sums: nn.ModuleList, *mixes: nn.ModuleList) -> list[Tensor]:
-    """What the mixes make of the sums, by :func:`monai_sre.ops.ring.portable.conv_by_planes`."""
-    outs: list[Tensor] = []
-    for index, module in enumerate(sums):
-        steps: list[Any] = [step for step in module.modules() if isinstance(step, (nn.ZeroPad3d, nn.Conv3d))]
-        here = x
-        for step in steps:
-            here = step(here) if isinstance(step, nn.ZeroPad3d) else here
-        planes = here.movedim(2, 1)
-        convolutions = [step for step in steps if isinstance(step, nn.Conv3d)]
-        for step in convolutions:
-            planes = _planes_of(step, planes)
-        found = [_planes_of(mix[index], planes) for mix in mixes]
-        outs = [out + part for out, part in zip(outs, found, strict=True)] if outs else found
-    return [from_planes(out) for out in outs]
-
-
-def _planes_of(layer: Any, planes: Tensor) -> Tensor:
-    return conv_by_planes(planes, layer.weight, layer.bias, layer.stride, layer.padding, layer.dilation, layer.groups)
 
 
 class FoldedHarmonics(nn.Module):
@@ -110,10 +86,8 @@ class FoldedHarmonics(nn.Module):
                 nn.ModuleList([_convolution(radial, kernel, {**shape, "out_channels": len(kernel)})])
                 for kernel in radial.kernel().split(channels)
             )
-        self.by_planes = rings and radial.spatial_dims == 3
-        self.energies = nn.ModuleList(
-            FoldedEnergy(energy) if energy.padding_mode == "zeros" else energy for energy in source.energies
-        )
+        first: Any = source.energies[0]
+        self.energies = FoldedEnergies(source.energies) if first.padding_mode == "zeros" else Energies(source.energies)
         self.norm, self.mix = source.norm, source.mix
 
     def forward(self, x: Tensor) -> Tensor:
@@ -121,10 +95,6 @@ class FoldedHarmonics(nn.Module):
         x = self.prepare(x.unsqueeze(0) if unbatched else x)
         out: Tensor | None = None
         maps: Tensor | None = None
-        if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript leaves a branch out only where this stands alone
-            if self.by_planes and takes_planes():
-                out, maps = _by_planes(x, self.sums, self.radial, self.hidden)
-                return self._with_energies(out, maps, unbatched)
         for sums, radial, hidden in zip(self.sums, self.radial, self.hidden):  # noqa: B905 - TorchScript knows no strict=
             here = sums(x)
             first, second = radial(here), hidden(here)
@@ -132,27 +102,57 @@ class FoldedHarmonics(nn.Module):
             maps = second if maps is None else maps + second
         assert out is not None
         assert maps is not None
-        return self._with_energies(out, maps, unbatched)
-
-    def _with_energies(self, out: Tensor, maps: Tensor, unbatched: bool) -> Tensor:
-        energies: list[Tensor] = []
-        for energy in self.energies:
-            energies.append(energy(maps))
-        out = out + self.mix(self.norm(torch.cat(energies, dim=1)))
+        out = out + self.mix(self.norm(torch.cat(self.energies(maps), dim=1)))
         return out.squeeze(0) if unbatched else out
 
 
-class FoldedEnergy(nn.Module):
-    """The energy of one order, from depthwise convolutions."""
+class Energies(nn.Module):
+    """The energies of all orders, one after the other."""
 
-    def __init__(self, source: Any) -> None:
+    def __init__(self, energies: nn.ModuleList) -> None:
         super().__init__()
-        self.eps = source.eps
-        self.register_buffer("stencils", source.stencils.detach().clone())
-        self.stencils: Tensor
+        self.energies = energies
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        found: list[Tensor] = []
+        for energy in self.energies:
+            found.append(energy(x))
+        return found
+
+
+class FoldedEnergies(nn.Module):
+    """The energies of all orders, from torch's convolutions: of volumes, along one axis after the other."""
+
+    def __init__(self, energies: nn.ModuleList) -> None:
+        super().__init__()
+        held: list[Any] = list(energies)
+        self.eps, self.counts = held[0].eps, [len(energy.stencils) for energy in held]
+        stencils = torch.cat([energy.stencils.detach() for energy in held])
+        kernels = tensor_train(stencils) if stencils.dim() == 4 else [stencils]
+        self.kernels = nn.ParameterList(nn.Parameter(kernel, requires_grad=False) for kernel in kernels)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        kernels: list[Tensor] = []
+        for kernel in self.kernels:
+            kernels.append(kernel)
+        if len(kernels) > 1:
+            return chained_energies(x, kernels, self.counts, self.eps)
+        return exported_energies(x, list(kernels[0].split(self.counts)), self.eps)
+
+
+class FoldedSums(nn.Module):
+    """Sums of volumes over all rings, along one axis after the other."""
+
+    def __init__(self, source: Any, rings: Tensor, padding: Sequence[int]) -> None:
+        super().__init__()
+        self.stride, self.padding, self.dilation = list(source.stride), list(padding), list(source.dilation)
+        self.kernels = nn.ParameterList(nn.Parameter(kernel, requires_grad=False) for kernel in tensor_train(rings))
 
     def forward(self, x: Tensor) -> Tensor:
-        return exported_energy(x, self.stencils, self.eps)
+        kernels: list[Tensor] = []
+        for kernel in self.kernels:
+            kernels.append(kernel)
+        return summed_along_axes(x, kernels, self.stride, self.padding, self.dilation)
 
 
 class FoldedCentring(nn.Module):
@@ -194,6 +194,13 @@ def _rings(
     ndim = source.spatial_dims
     basis, weights = scaled_rings(source.current_basis().detach(), source.weight.detach())
     sums, mixes = nn.ModuleList(), [nn.ModuleList() for _ in outputs]
+    if ndim == 3:  # whose depthwise convolutions are slow in ONNX Runtime
+        sums.append(FoldedSums(source, basis, padding))
+        for mix, part in zip(mixes, weights.split(list(outputs)), strict=True):
+            channels = {"in_channels": source.in_channels * len(basis), "out_channels": len(part)}
+            shape = {**channels, "kernel_size": 1, "groups": source.groups, "bias": bias is not None}
+            mix.append(_convolution(source, part, shape, bias))
+        return sums, mixes
     for ring, ends in enumerate(ring_ends(basis)):
         stencil = cropped_ring(basis, ring, ends)
         margin = [pad - end * step for pad, end, step in zip(padding, ends, source.dilation, strict=True)]

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from monai_sre.layers.conv import SREConv1d, SREConv2d, SREConv3d, on_flat
 from monai_sre.ops.arguments import int_tuple
-from monai_sre.ops.energy import add_energies, cat_groups, harmonic_energy, split_groups
+from monai_sre.ops.energy import add_energies, harmonic_energy
 from monai_sre.ops.grid import centred_fit, extend_ends
 from monai_sre.ops.harmonics import harmonic_stencils
 from monai_sre.ops.radial import learns_width
+from monai_sre.ops.ring.energy_portable import cat_groups, split_groups
 
 
 class HarmonicEnergy(nn.Module):

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from monai_sre.ops.arguments import int_tuple
+from monai_sre.ops.dispatch import is_exporting, may_define_gradient
 from monai_sre.ops.grid import (
     centred_margin,
     centred_windows,
@@ -33,7 +34,7 @@ from monai_sre.ops.grid import (
     spread_to,
 )
 from monai_sre.ops.pool import centred_blur
-from monai_sre.ops.ring.convolution import is_exporting, may_define_gradient, ring_conv
+from monai_sre.ops.ring.convolution import ring_conv
 from monai_sre.ops.ring.cost import choose_algorithm, prefers_rings
 from monai_sre.ops.ring.portable import conv_nd, exported_ring_conv, ring_ends
 
@@ -173,6 +174,8 @@ def sre_conv_nd(
 def exported_ends(basis: Tensor, in_channels: int, out_channels: int, groups: int, algorithm: str) -> list[list[int]]:
     """The ``ends`` of :func:`sre_conv_nd` for a layer: with ``"auto"``, none where the dense kernel is faster in a graph.
 
+    And none for volumes whose rings are not symmetric along each axis, as :func:`folding_kernels` asks for.
+
     Example:
         >>> from monai_sre.ops import radial_basis
         >>> exported_ends(radial_basis((5, 5)), 32, 32, 1, "auto"), exported_ends(radial_basis((5, 5)), 1, 32, 1, "auto")
@@ -180,6 +183,8 @@ def exported_ends(basis: Tensor, in_channels: int, out_channels: int, groups: in
     """
     ends = ring_ends(basis)
     size = basis.shape[1:]
+    if len(size) == 3 and not all(torch.allclose(basis, basis.flip(axis), atol=1e-6) for axis in (1, 2)):
+        return NO_RINGS
     sizes = [[length - 2 * end for length, end in zip(size, ring, strict=True)] for ring in ends]
     if algorithm == "auto":
         rings = groups == 1 and prefers_rings(in_channels, out_channels, sizes, size)

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from monai_sre.ops.conv import requested_algorithm
-from monai_sre.ops.ring import energy_cpu, gpu
-from monai_sre.ops.ring.convolution import (
+from monai_sre.ops.dispatch import (
     is_at_hand,
     is_eager_cpu_call,
     keep_subclass,
@@ -20,9 +19,20 @@ from monai_sre.ops.ring.convolution import (
     under_transform,
     without_autocast,
 )
+from monai_sre.ops.ring import energy_cpu, gpu
 from monai_sre.ops.ring.cpu import computed_in
 from monai_sre.ops.ring.energy_cpu import Form
-from monai_sre.ops.ring.portable import conv_nd, joined_stencils, ring_sums
+from monai_sre.ops.ring.energy_portable import (
+    cat_groups,
+    component_norms,
+    component_norms_gradient,
+    convolved_energies,
+    convolved_gradients,
+    exported_energies,
+    mix_energies,
+    split_groups,
+)
+from monai_sre.ops.ring.portable import joined_stencils
 
 
 def harmonic_energy(x: Tensor, stencils: Tensor, eps: float = 1e-3) -> Tensor:
@@ -59,7 +69,7 @@ def harmonic_energy(x: Tensor, stencils: Tensor, eps: float = 1e-3) -> Tensor:
     if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript leaves a branch out only where this stands alone
         if may_define_gradient(x, stencils):
             return _one_energy(x, stencils, eps, requested_algorithm("auto") == "ring")
-    return exported_energy(x, stencils, eps)
+    return exported_energies(x, [stencils], eps)[0]
 
 
 def add_energies(
@@ -99,147 +109,7 @@ def add_energies(
             asked = requested_algorithm(algorithm) == "ring"
             return _added_energies(y, stencils, weight, bias, groups, eps, asked)
     radial, maps = split_groups(y, weight.size(0), groups)
-    parts: list[Tensor] = []
-    for stencil in stencils:
-        parts.append(exported_energy(maps, stencil, eps))
-    return radial + _mix(cat_groups(parts, groups), weight, bias, groups)
-
-
-def split_groups(y: Tensor, first: int, groups: int) -> list[Tensor]:
-    """The first ``first`` channels, as many in each group, and the others.
-
-    Example:
-        >>> first, others = split_groups(torch.arange(6).reshape(1, 6, 1), 4, groups=2)
-        >>> first.flatten().tolist(), others.flatten().tolist()
-        ([0, 1, 3, 4], [2, 5])
-    """
-    if groups == 1:  # apart from the others: flattening would make the batch of an ONNX graph a constant
-        return list(y.split([first, y.size(1) - first], dim=1))
-    blocks, own = y.unflatten(1, [groups, -1]), first // groups
-    parts: list[Tensor] = []
-    for part in blocks.split([own, blocks.size(2) - own], dim=2):
-        parts.append(part.flatten(1, 2))
-    return parts
-
-
-def _mix(energies: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> Tensor:
-    ones = [1] * (energies.dim() - 2)
-    return conv_nd(energies, weight, bias, ones, [0] * len(ones), ones, groups)
-
-
-def _all_energies(x: Tensor, stencils: list[Tensor], groups: int, eps: float) -> Tensor:
-    parts: list[Tensor] = []
-    for stencil in stencils:
-        parts.append(_convolved_energy(x, stencil, eps))
-    return cat_groups(parts, groups)
-
-
-def cat_groups(parts: list[Tensor], groups: int) -> Tensor:
-    """Maps joined along the channels, those of a group beside each other.
-
-    Example:
-        >>> cat_groups([torch.tensor([[1, 2]]), torch.tensor([[3, 4]])], groups=2).tolist()
-        [[1, 3, 2, 4]]
-    """
-    if groups == 1:
-        return torch.cat(parts, dim=1)
-    blocks: list[Tensor] = []
-    for part in parts:
-        blocks.append(part.unflatten(1, [groups, -1]))
-    return torch.cat(blocks, dim=2).flatten(1, 2)
-
-
-def exported_energy(x: Tensor, stencils: Tensor, eps: float) -> Tensor:
-    """:func:`harmonic_energy` for graphs that are exported: one depthwise convolution per component, but for volumes.
-
-    Example:
-        >>> exported_energy(torch.tensor([[[0.0, 3.0, 0.0]]]), torch.tensor([[-1.0, 0.0, 1.0]]), eps=16.0)
-        tensor([[[5., 4., 5.]]])
-    """
-    if x.dim() == 5:  # whose depthwise convolutions are slow in ONNX Runtime
-        return _convolved_energy(x, stencils, eps)
-    if torch.jit.is_scripting():
-        return _depthwise_energy(x, stencils, eps)
-    with without_autocast(x.device.type):  # which would take half precision for the convolutions
-        return _depthwise_energy(x, stencils, eps)
-
-
-def _depthwise_energy(x: Tensor, stencils: Tensor, eps: float) -> Tensor:
-    stride: list[int] = []
-    padding: list[int] = []
-    for axis in range(1, stencils.dim()):
-        stride.append(1)
-        padding.append(stencils.size(axis) // 2)
-    half = x.dtype == torch.float16 or x.dtype == torch.bfloat16
-    computed = x.float() if half else x
-    total = torch.full([1], eps, dtype=computed.dtype, device=x.device)
-    for component in range(stencils.size(0)):
-        part = ring_sums(computed, stencils.narrow(0, component, 1).to(computed.dtype), stride, padding, stride)
-        total = total + part * part
-    return total.sqrt().to(x.dtype)
-
-
-def _components(x: Tensor, stencils: Tensor) -> Tensor:
-    """Every map is taken as an image: shape ``(N * C, components, *spatial)``."""
-    padding: list[int] = []
-    sizes: list[int] = []  # one by one, or ONNX takes them for constants
-    for axis in range(1, stencils.dim()):
-        padding.append(stencils.size(axis) // 2)
-        sizes.append(x.size(axis + 1))
-    maps = x.reshape([x.size(0) * x.size(1), 1] + sizes)  # noqa: RUF005 - every map is an image
-    ones = [1] * len(padding)
-    return conv_nd(maps, stencils.unsqueeze(1), None, ones, padding, ones, 1)
-
-
-def _convolved_energy(x: Tensor, stencils: Tensor, eps: float) -> Tensor:
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    computed, stencils = x.to(dtype), stencils.to(dtype)
-    if torch.jit.is_scripting():
-        components = _components(computed, stencils)
-    else:
-        with without_autocast(x.device.type):
-            components = _components(computed, stencils)
-    sizes: list[int] = []
-    for axis in range(x.dim()):
-        sizes.append(x.size(axis))
-    return components.square().sum(dim=1).add(eps).sqrt().reshape(sizes).to(x.dtype)
-
-
-def _norms(
-    x: Tensor, stencils: Sequence[Tensor], kernels: Tensor, groups: int, eps: float
-) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """Energies of all orders, the components of each map, and views of these, by order.
-
-    For reading and writing alone: no operation here is meant to be differentiated.
-
-    Returns:
-        Shapes ``(N, groups, orders, C / groups, positions)``, ``(N * C, components, *spatial)`` and, as few as there are
-        different numbers of components, ``(N, groups, orders, C / groups, components, positions)``.
-    """
-    components = _components(x.to(kernels.dtype), kernels).contiguous()
-    flat, counts = components.flatten(2), [len(stencil) for stencil in stencils]
-    blocks = flat.view(len(x), groups, x.shape[1] // groups, len(kernels), flat.shape[2])
-    if len(set(counts)) == 1:
-        parts = [blocks.unflatten(3, (len(counts), counts[0])).transpose(2, 3)]
-    else:
-        parts = [part.unsqueeze(2) for part in blocks.split(counts, dim=3)]
-    found = [torch.linalg.vector_norm(part, dim=4) for part in parts]
-    energies = torch.cat(found, dim=2) if len(found) > 1 else found[0]
-    return energies.hypot_(energies.new_full((), eps**0.5)), components, parts
-
-
-def _norms_gradient(
-    x: Tensor, kernels: Tensor, by_energies: Tensor, energies: Tensor, components: Tensor, parts: Sequence[Tensor]
-) -> Tensor:
-    """The gradient by ``x`` of what :func:`_norms` gives; writes over the components."""
-    ratio = by_energies.to(energies.dtype).reshape(energies.shape) / energies
-    for part, by in zip(parts, ratio.split([part.shape[2] for part in parts], dim=2), strict=True):
-        part.mul_(by.unsqueeze(4))
-    padding, ones = [length // 2 for length in kernels.shape[1:]], [1] * (x.dim() - 2)
-    by_maps = torch.ops.aten.convolution(
-        components, kernels.unsqueeze(1), None, ones, padding, ones, True, [0] * len(ones), 1
-    )
-    return by_maps.reshape(x.shape)
+    return radial + mix_energies(cat_groups(exported_energies(maps, stencils, eps), groups), weight, bias, groups)
 
 
 @keep_subclass
@@ -296,7 +166,9 @@ def _values(x: Tensor, stencils: Sequence[Tensor], groups: int, eps: float, aske
         found = gpu.attempt(gpu.energies, x, stencils, groups, eps) if gpu.usable(x, asked) else None
         if found is not None:
             return found[0]
-        energies, _, _ = _norms(x, stencils, joined_stencils(stencils, computed_in(x.dtype)), groups, eps)
+        energies, _, _ = component_norms(
+            x, stencils, joined_stencils(list(stencils), computed_in(x.dtype)), groups, eps
+        )
         return energies.to(x.dtype).reshape(len(x), len(stencils) * x.shape[1], *x.shape[2:])
 
 
@@ -319,7 +191,7 @@ class _Energy(torch.autograd.Function):
             again = torch.is_grad_enabled()
             with torch.enable_grad():
                 source = x if again else x.detach().requires_grad_()
-                values = _convolved_energy(source, stencils, ctx.eps)
+                values = convolved_energies(source, [stencils], ctx.eps)[0]
             (slope,) = torch.autograd.grad(values, source, grad, create_graph=again)
             return slope, None, None, None
         return _slope(x, stencils, ctx.eps, ctx.asked, grad), None, None, None
@@ -336,7 +208,7 @@ def _slope(x: Tensor, stencils: Tensor, eps: float, asked: bool, grad: Tensor) -
         if found is not None and found[1] is not None:
             return found[1].to(x.dtype)
         kernels = joined_stencils([stencils], computed_in(x.dtype))
-        return _norms_gradient(x, kernels, grad, *_norms(x, [stencils], kernels, 1, eps)).to(x.dtype)
+        return component_norms_gradient(x, kernels, grad, *component_norms(x, [stencils], kernels, 1, eps)).to(x.dtype)
 
 
 class _AddedEnergies(torch.autograd.Function):
@@ -366,8 +238,8 @@ class _AddedEnergies(torch.autograd.Function):
             again = torch.is_grad_enabled()
             with torch.enable_grad(), without_autocast(maps.device.type):
                 sources = [source if again else source.detach().requires_grad_() for source in (maps, weight)]
-                energies = _all_energies(sources[0], stencils, ctx.groups, ctx.eps)
-                mixed = _mix(energies, sources[1], None, ctx.groups)
+                energies = cat_groups(convolved_energies(sources[0], stencils, ctx.eps), ctx.groups)
+                mixed = mix_energies(energies, sources[1], None, ctx.groups)
                 chosen = [source for source, use in zip(sources, wanted[:2], strict=True) if use]
                 found = iter(torch.autograd.grad(mixed, chosen, grad, create_graph=again) if chosen else ())
                 by_y = cat_groups([grad, next(found)], ctx.groups) if wanted[0] else None
@@ -435,33 +307,9 @@ def _added_gradients(
         if gpu.usable(maps, asked):
             grads = gpu.attempt(gpu.add_energies_gradients, grad, maps, weight, stencils, groups, eps, wanted)
         if grads is None:
-            grads = _convolved_gradients(grad, maps, weight, stencils, groups, eps, wanted)
+            grads = convolved_gradients(grad, maps, weight, stencils, groups, eps, wanted)
         by_maps, by_weight, by_bias = grads
         return None if by_maps is None else cat_groups([grad, by_maps], groups), by_weight, by_bias
-
-
-def _convolved_gradients(
-    grad: Tensor,
-    maps: Tensor,
-    weight: Tensor,
-    stencils: Sequence[Tensor],
-    groups: int,
-    eps: float,
-    wanted: Sequence[bool],
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """:func:`_added_gradients` in torch's convolutions."""
-    kernels, ones, zeros = (
-        joined_stencils(stencils, computed_in(maps.dtype)),
-        [1] * (maps.dim() - 2),
-        [0] * (maps.dim() - 2),
-    )
-    norms = _norms(maps, stencils, kernels, groups, eps)
-    energies = norms[0].to(grad.dtype).reshape(len(maps), weight.shape[1] * groups, *maps.shape[2:])
-    by_energies, by_weight, by_bias = torch.ops.aten.convolution_backward(
-        grad, energies, weight, [len(weight)], ones, zeros, ones, False, zeros, groups, list(wanted)
-    )
-    by_maps = _norms_gradient(maps, kernels, by_energies, *norms).to(maps.dtype) if wanted[0] else None
-    return by_maps, by_weight, by_bias
 
 
 def _computable(x: Tensor) -> Tensor:

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from monai_sre.ops.dispatch import is_eager_cpu_call, keep_subclass, under_transform
 from monai_sre.ops.grid import in_onnx_export, pad_ends, script_if_tracing, spread_to, window_spans
-from monai_sre.ops.ring.convolution import is_eager_cpu_call, keep_subclass, under_transform
 
 #: Standard deviation of the filter, in steps of the coarse grid, where the caller names none: that of binomial weights of 7
 #: taps at stride 2, the widest of Zhang's. Wider ones alias less and blur more.

@@ -26,7 +26,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from monai_sre.ops.ring.convolution import is_eager_cpu_call, under_autocast
+from monai_sre.ops.dispatch import is_eager_cpu_call, under_autocast
 from monai_sre.ops.ring.cpu import compiled_for
 from monai_sre.ops.ring.plan import Plan, convolution_geometry, plans, spatial_triple
 

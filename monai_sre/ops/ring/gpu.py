@@ -484,7 +484,7 @@ def energies(
 
 def _packed(stencils: Sequence[Tensor]) -> tuple[Tensor, tuple[int, ...]]:
     """Stencils of all orders as one contiguous tensor, and where the components of each begin."""
-    packed = joined_stencils(stencils, torch.float32).contiguous()
+    packed = joined_stencils(list(stencils), torch.float32).contiguous()
     return packed, (0, *accumulate(len(stencil) for stencil in stencils))
 
 

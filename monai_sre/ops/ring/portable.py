@@ -2,7 +2,8 @@
 
 The sums of all channels over one ring are a depthwise convolution with a constant stencil, and what mixes them is a
 convolution with kernels of one tap. Runtimes such as ONNX Runtime are fast at exactly these two, and the taps beyond a
-ring's own reach are left out where its values are at hand. Stencils are constants and have no gradient, so a training step
+ring's own reach are left out where its values are at hand. In volumes they are slow at depthwise ones: there each map is
+summed along one axis after the other. Stencils are constants and have no gradient, so a training step
 keeps the input and the weights alone, as for any convolution: the sums are formed again in the backward pass.
 """
 
@@ -99,7 +100,122 @@ def ring_sums(x: Tensor, stencil: Tensor, stride: list[int], padding: list[int],
     return conv_nd(x, kernels, None, stride, padding, dilation, channels)
 
 
-def joined_stencils(stencils: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+def conv_maps(x: Tensor, kernels: list[Tensor], stride: list[int], padding: list[int], dilation: list[int]) -> Tensor:
+    """Convolutions one after the other of every map, taken as an image of its own.
+
+    Args:
+        x: shape ``(N, C, *spatial)``.
+        kernels: one, or one per axis that reaches along that axis alone; shapes ``(outputs, inputs, *kernel_size)``, the
+            first with one input. Where there are fewer inputs than outputs before, these are in as many groups.
+        stride: one integer per spatial axis; so ``padding`` and ``dilation``.
+
+    Returns:
+        Shape ``(N * C, outputs, *spatial)``.
+
+    Example:
+        >>> x, along, across = torch.ones(1, 2, 3, 3), torch.ones(1, 1, 3, 1), torch.ones(1, 1, 1, 3)
+        >>> conv_maps(x, [along, across], [1, 1], [1, 1], [1, 1])[0, 0]
+        tensor([[4., 6., 4.],
+                [6., 9., 6.],
+                [4., 6., 4.]])
+    """
+    sizes: list[int] = []  # one by one, or ONNX takes them for constants
+    for axis in range(2, x.dim()):
+        sizes.append(x.size(axis))
+    maps = x.reshape([x.size(0) * x.size(1), 1] + sizes)  # noqa: RUF005 - TorchScript knows no unpacking
+    inputs = 1
+    for index, kernel in enumerate(kernels):
+        own = [1] * len(sizes), [0] * len(sizes), [1] * len(sizes)
+        for axis in range(len(sizes)):
+            if index == min(axis, len(kernels) - 1):
+                own[0][axis], own[1][axis], own[2][axis] = stride[axis], padding[axis], dilation[axis]
+        maps = conv_nd(maps, kernel, None, own[0], own[1], own[2], inputs // int(kernel.size(1)))
+        inputs = int(kernel.size(0))
+    return maps
+
+
+def summed_along_axes(
+    x: Tensor, kernels: list[Tensor], stride: list[int], padding: list[int], dilation: list[int]
+) -> Tensor:
+    """:func:`ring_sums` in convolutions along one axis after the other, for runtimes whose depthwise ones are slow.
+
+    Args:
+        x: with the other arguments as in :func:`conv_maps`.
+        kernels: from :func:`tensor_train` or :func:`folding_kernels` of the rings.
+
+    Example:
+        >>> x, rings = torch.randn(1, 2, 7, 6, 5), torch.ones(1, 3, 3, 3)
+        >>> found = summed_along_axes(x, folding_kernels(rings), [1, 1, 1], [1, 1, 1], [1, 1, 1])
+        >>> torch.allclose(found, ring_sums(x, rings, [1, 1, 1], [1, 1, 1], [1, 1, 1]), atol=1e-5)
+        True
+    """
+    maps = conv_maps(x, kernels, stride, padding, dilation)
+    sizes: list[int] = []
+    for axis in range(2, maps.dim()):
+        sizes.append(maps.size(axis))
+    channels = int(x.size(1)) * int(kernels[-1].size(0))  # a constant of a graph
+    return maps.reshape([x.size(0), channels] + sizes)  # noqa: RUF005
+
+
+def folding_kernels(rings: Tensor) -> list[Tensor]:
+    """Rings of volumes as convolutions along one axis after the other, whatever their values.
+
+    What lies at equal distances on both sides is added, along the first axis and along the second, in which the rings must be
+    symmetric; what is left of them is the convolution along the last.
+
+    Args:
+        rings: shape ``(b, *kernel_size)``.
+
+    Example:
+        >>> [list(kernel.shape) for kernel in folding_kernels(torch.ones(2, 5, 5, 5))]
+        [[3, 1, 5, 1, 1], [9, 1, 1, 5, 1], [2, 9, 1, 1, 5]]
+    """
+    folds: list[Tensor] = []
+    for axis in (1, 2):
+        taps = rings.size(axis)
+        halves = torch.eye(taps, dtype=rings.dtype, device=rings.device).narrow(0, taps // 2, taps - taps // 2)
+        folds.append(torch.maximum(halves, halves.flip(1)))
+        rings = rings.narrow(axis, taps // 2, taps - taps // 2)
+    first, second = (len(fold) for fold in folds)
+    return [
+        folds[0].reshape(first, 1, -1, 1, 1),
+        folds[1].repeat(first, 1).reshape(first * second, 1, 1, -1, 1),
+        rings.reshape(len(rings), first * second, 1, 1, -1),
+    ]
+
+
+def tensor_train(stencils: Tensor) -> list[Tensor]:
+    """Stencils as convolutions along one axis after the other, the fewest maps between them (Oseledets, SIAM 2011).
+
+    Args:
+        stencils: shape ``(components, *kernel_size)``.
+
+    Returns:
+        One kernel per axis, shape ``(outputs, inputs, *ones, taps, *ones)``.
+
+    Example:
+        >>> from monai_sre.ops import harmonic_stencils
+        >>> [list(kernel.shape) for kernel in tensor_train(harmonic_stencils(2, 3))]
+        [[3, 1, 5, 1, 1], [6, 3, 1, 5, 1], [5, 6, 1, 1, 5]]
+    """
+    ndim, kernels = stencils.dim() - 1, []
+    rest = stencils.double().movedim(0, -1).unsqueeze(0)  # (inputs, *kernel_size, components)
+    for axis in range(ndim):
+        inputs, taps = rest.shape[:2]
+        last = axis == ndim - 1
+        if last:
+            kernel = rest
+        else:
+            left, strengths, right = torch.linalg.svd(rest.reshape(inputs * taps, -1), full_matrices=False)
+            rank = max(int((strengths > 1e-6 * strengths[0]).sum()), 1)
+            kernel = left[:, :rank].reshape(inputs, taps, rank)
+            rest = (strengths[:rank, None] * right[:rank]).reshape(rank, *rest.shape[2:])
+        shape = [taps if place == axis else 1 for place in range(ndim)]
+        kernels.append(kernel.permute(2, 0, 1).reshape(-1, inputs, *shape).to(stencils.dtype))
+    return kernels
+
+
+def joined_stencils(stencils: list[Tensor], dtype: torch.dtype) -> Tensor:
     """Stencils of several orders as one tensor, those of smaller sizes between zeros.
 
     Args:
@@ -110,88 +226,14 @@ def joined_stencils(stencils: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
         tensor([[0., 1., 0.],
                 [1., 1., 1.]])
     """
-    sizes = [max(lengths) for lengths in zip(*(stencil.shape[1:] for stencil in stencils), strict=True)]
-    parts = []
+    parts: list[Tensor] = []
     for stencil in stencils:
-        ends = [(size - own) // 2 for size, own in zip(sizes, stencil.shape[1:], strict=True)]
-        pads = [end for end in reversed(ends) for _ in range(2)]
-        parts.append((functional.pad(stencil, pads) if any(pads) else stencil).to(dtype))
+        pads: list[int] = []
+        for axis in range(stencil.dim() - 1, 0, -1):
+            longest = max([int(other.size(axis)) for other in stencils])
+            pads += [(longest - int(stencil.size(axis))) // 2] * 2
+        parts.append((functional.pad(stencil, pads) if max(pads) > 0 else stencil).to(dtype))
     return torch.cat(parts) if len(parts) > 1 else parts[0]
-
-
-@torch.jit.unused
-def takes_planes():  # type: ignore[no-untyped-def]
-    """Whether :func:`conv_by_planes` serves: ONNX by the TorchScript exporter; ``torch.export`` fixes numbers of planes."""
-    return torch.onnx.is_in_onnx_export() and torch.jit.is_tracing()
-
-
-@torch.jit.unused
-def from_planes(planes: Tensor) -> Tensor:
-    """Volumes ``(N, C, D, H, W)`` of planes ``(N, D, C, H, W)``, of a number of channels that the exporter knows."""
-    x = planes.movedim(1, 2)
-    return x.reshape(x.size(0), int(x.size(1)), x.size(2), x.size(3), x.size(4))
-
-
-@torch.jit.unused
-def conv_by_planes(
-    planes: Tensor,
-    kernel: Tensor,
-    bias: Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-) -> Tensor:
-    """A convolution of volumes as convolutions of their planes, which runtimes for ONNX are several times faster at.
-
-    Kernels are constants: planes at equal distances are added first where they meet the same taps, and the zeros around
-    these are left out.
-
-    Args:
-        planes: shape ``(N, D, C, H, W)``.
-        kernel: with the other arguments, those of ``torch.nn.functional.conv3d``.
-
-    Returns:
-        Shape ``(N, D, C, H, W)``, of the output.
-
-    Example:
-        >>> x, kernel = torch.randn(2, 3, 7, 6, 5), torch.randn(4, 3, 3, 3, 3)
-        >>> out = conv_by_planes(x.movedim(2, 1), kernel, None, (1, 2, 1), (1, 0, 1), (2, 1, 1), 1)
-        >>> wanted = functional.conv3d(x, kernel, None, (1, 2, 1), (1, 0, 1), (2, 1, 1))
-        >>> torch.allclose(out.movedim(1, 2), wanted, atol=1e-5)
-        True
-    """
-    taps, batch = kernel.shape[2], planes.size(0)
-    padded = functional.pad(planes, [0] * 6 + [padding[0]] * 2) if padding[0] else planes
-    depth = (padded.size(1) - dilation[0] * (taps - 1) - 1) // stride[0] + 1
-    steps = torch.arange(depth, device=planes.device) * stride[0]  # a slice would guard its ends, and so the sizes
-    out: Tensor | None = None
-    for tap in range((taps + 1) // 2):
-        mirror = taps - 1 - tap
-        alike = tap != mirror and torch.equal(kernel[:, :, tap], kernel[:, :, mirror])
-        places = [tap, mirror] if tap != mirror else [tap]
-        parts = [padded.index_select(1, steps + place * dilation[0]) for place in places]
-        for place, part in [(tap, parts[0] + parts[1])] if alike else list(zip(places, parts, strict=True)):
-            flat, margin = kernel[:, :, place], list(padding[1:])
-            ends = ring_ends(flat.abs().sum(dim=(0, 1)).unsqueeze(0))[0]
-            for axis, end in enumerate(ends):
-                flat = flat.narrow(axis + 2, end, flat.shape[axis + 2] - 2 * end)
-                margin[axis] -= end * dilation[axis + 1]
-            image = part.flatten(0, 1)
-            if min(margin) < 0:
-                image = functional.pad(image, [min(amount, 0) for amount in margin[::-1] for _ in range(2)])
-            here = conv_nd(
-                image,
-                flat,
-                bias if out is None else None,
-                list(stride[1:]),
-                [max(amount, 0) for amount in margin],
-                list(dilation[1:]),
-                groups,
-            )
-            out = here if out is None else out + here
-    assert out is not None
-    return out.reshape(batch, depth, int(out.size(1)), out.size(2), out.size(3))  # unflatten makes constants of sizes
 
 
 def portable_ring_conv(
@@ -259,11 +301,12 @@ def exported_ring_conv(
     if unbatched:
         x = x.unsqueeze(0)
     basis, weight = scaled_rings(basis, weight)
-    if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript leaves a branch out only where this stands alone
-        if len(stride) == 3 and takes_planes():
-            volume = _exported_volume(x, weight, basis, ends, bias, stride, padding, dilation, groups)
-            return volume.squeeze(0) if unbatched else volume
     ones, zeros = [1] * len(stride), [0] * len(stride)
+    if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript leaves a branch out only where this stands alone
+        if len(stride) == 3 and torch.onnx.is_in_onnx_export():
+            sums = summed_along_axes(x, folding_kernels(basis), stride, padding, dilation)
+            volume = conv_nd(sums, weight.reshape(len(weight), -1, 1, 1, 1), bias, ones, zeros, ones, groups)
+            return volume.squeeze(0) if unbatched else volume
     out = torch.zeros([0], dtype=x.dtype)
     for ring in range(len(ends)):
         stencil, margin = cropped_ring(basis, ring, ends[ring]), padding.copy()
@@ -279,36 +322,6 @@ def exported_ring_conv(
             )
         out = mixed if ring == 0 else out + mixed
     return out.squeeze(0) if unbatched else out
-
-
-def _exported_volume(
-    x: Tensor,
-    weight: Tensor,
-    basis: Tensor,
-    ends: list[list[int]],
-    bias: Tensor | None,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-) -> Tensor:
-    channels, out = int(x.size(1)), None
-    for ring in range(len(ends)):
-        stencil = cropped_ring(basis, ring, ends[ring])
-        margin = [pad - end * step for pad, end, step in zip(padding, ends[ring], dilation, strict=True)]
-        crop = [min(amount, 0) for amount in margin[::-1] for _ in range(2)]
-        planes = (functional.pad(x, crop) if any(crop) else x).movedim(2, 1)
-        margin, mixing = [max(amount, 0) for amount in margin], weight[:, :, ring].reshape(*weight.shape[:2], 1, 1, 1)
-        part_bias = bias if ring == 0 else None
-        if stencil.numel() == 1:
-            mixed = conv_by_planes(planes, mixing * stencil.flatten(), part_bias, stride, margin, [1] * 3, groups)
-        else:
-            kernels = stencil.unsqueeze(1).repeat(channels, 1, 1, 1, 1)
-            sums = conv_by_planes(planes, kernels, None, stride, margin, dilation, channels)
-            mixed = conv_by_planes(sums, mixing, part_bias, [1] * 3, [0] * 3, [1] * 3, groups)
-        out = mixed if out is None else out + mixed
-    assert out is not None
-    return from_planes(out)
 
 
 def portable_ring_gradients(

@@ -15,8 +15,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from monai_sre import SREResNet
 from monai_sre.layers.conv import RadialNd
 from monai_sre.ops import radial_basis, sre_conv
+from monai_sre.ops.dispatch import is_eager_cpu_call
 from monai_sre.ops.ring import cpu as ring_cpu
-from monai_sre.ops.ring.convolution import is_eager_cpu_call, ring_conv
+from monai_sre.ops.ring.convolution import ring_conv
 from tests.ops.ring.rings import (
     BASES,
     DTYPES,

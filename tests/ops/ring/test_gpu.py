@@ -18,9 +18,9 @@ from torch.utils._pytree import tree_leaves
 from monai_sre.layers import SREConv2d, SREHarmonicConv2d, SREHarmonicConv3d
 from monai_sre.nets import SREResNet, SREUNet
 from monai_sre.ops import add_energies, harmonic_energy, harmonic_stencils, radial_basis
-from monai_sre.ops.energy import cat_groups
 from monai_sre.ops.ring import convolution, gpu
 from monai_sre.ops.ring.convolution import ring_conv
+from monai_sre.ops.ring.energy_portable import cat_groups
 from monai_sre.ops.ring.portable import ring_scales, scaled_rings
 from tests.layers.test_conv import CASES
 from tests.ops.ring.rings import BASES, dense, error, gradients

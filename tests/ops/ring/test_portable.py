@@ -19,7 +19,16 @@ from monai_sre.ops import harmonic_energy, harmonic_stencils, radial_basis
 from monai_sre.ops.ring import cpu as ring_cpu
 from monai_sre.ops.ring import energy_cpu
 from monai_sre.ops.ring.convolution import ring_conv
-from monai_sre.ops.ring.portable import exported_ring_conv, portable_ring_conv, portable_ring_gradients, ring_ends
+from monai_sre.ops.ring.portable import (
+    exported_ring_conv,
+    folding_kernels,
+    portable_ring_conv,
+    portable_ring_gradients,
+    ring_ends,
+    ring_sums,
+    summed_along_axes,
+    tensor_train,
+)
 from tests.ops.ring.rings import BASES, cases, dense, error, fitted, gradients
 
 
@@ -44,6 +53,22 @@ def test_forms_agree(basis: Tensor, size: tuple[int, ...], setting: Any) -> None
         assert error(form(x, weight, basis, bias, stride, padding, dilation, groups), wanted) < 1e-12
     lists = list(stride), list(padding), list(dilation)
     assert error(exported_ring_conv(x, weight, basis, ring_ends(basis), bias, *lists, groups), wanted) < 1e-12
+
+
+@pytest.mark.parametrize("setting", [(1, -1, 1, 1), (2, 3, 1, 2), (1, 9, 2, 1)], ids=str)
+@pytest.mark.parametrize("kernel_size", [(5, 5, 5), (3, 7, 5), (1, 3, 5)], ids=str)
+def test_volumes_along_one_axis_after_the_other(kernel_size: tuple[int, ...], setting: Any) -> None:
+    """Folded where they are symmetric, whatever their values; and the fewest maps for values that are known."""
+    basis = radial_basis(kernel_size, profile="gaussian", orthonormal=True)
+    sizes = fitted(basis, (9, 10, 11), setting)
+    assert sizes is not None
+    stride, padding, dilation = (list(size) for size in sizes[:3])
+    x = torch.randn(2, 3, 9, 10, 11, dtype=torch.float64)
+    wanted = ring_sums(x, basis, stride, padding, dilation)
+    asymmetric = torch.randn(2, *kernel_size, dtype=torch.float64)
+    assert error(summed_along_axes(x, folding_kernels(basis), stride, padding, dilation), wanted) < 1e-12
+    for rings, exact in ((basis, wanted), (asymmetric, ring_sums(x, asymmetric, stride, padding, dilation))):
+        assert error(summed_along_axes(x, tensor_train(rings), stride, padding, dilation), exact) < 1e-6
 
 
 @pytest.mark.parametrize("setting", [(1, -1, 1, 1), (1, 0, 1, 1), (2, 3, 1, 2), (1, 9, 2, 1)], ids=str)

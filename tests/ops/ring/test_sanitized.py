@@ -17,7 +17,7 @@ import math, random, sys
 import torch
 from torch.nn import functional
 from monai_sre.ops import add_energies, harmonic_energy, harmonic_stencils
-from monai_sre.ops.energy import cat_groups
+from monai_sre.ops.ring.energy_portable import cat_groups
 from monai_sre.ops.ring import cpu, energy_cpu
 from tests.ops.ring.rings import DTYPES, check, error, fitted, random_basis
 from tests.ops.test_energy import reference
