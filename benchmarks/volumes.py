@@ -63,6 +63,8 @@ _RADIAL = _NO_MARGINS | {
     "network_def#profile": "gaussian",
     "network_def#orthonormal": True,
 }
+_ROUNDER = "studies.stencils.Rounder"
+_WIDE = _NO_MARGINS | {"network_def#channels": [24, 48, 96]}
 _IN_PLANE = _NO_MARGINS | {"network_def#axes": [0, 2]}
 _PLAIN, _TURNED, _MOVED = ("plain.json",), "random rotations and flips in training", "margins in training"
 MODELS = {
@@ -84,8 +86,11 @@ MODELS = {
     ),
     "sre": Model("SRE-UNet, Gaussian rings", (), _RADIAL, colour="tab:pink"),
     "harmonic": Model("SRE-UNet, Gaussian rings and harmonic energies", (), _NO_MARGINS, colour="tab:purple"),
-    "in-plane": Model("the same, symmetric in the coronal plane alone", (), _IN_PLANE, colour="tab:brown"),
+    "rounder": Model("energies, rounder stencils of 5 taps", (), _NO_MARGINS, wrapper=_ROUNDER),
+    "wide": Model("energies, channels 24, 48 and 96", (), _WIDE),
+    "in-plane": Model("energies, symmetric in the coronal plane alone", (), _IN_PLANE, colour="tab:brown"),
     "margins": Model(f"SRE-UNet with energies, {_MOVED} (the bundle)", (), _MARGINS, colour="black"),
+    "rounder-margins": Model("the same, rounder stencils of 5 taps", (), _MARGINS, wrapper=_ROUNDER),
 }
 _CLASSES = ("Anterior", "Posterior")
 #: Models whose step of training is that of another.

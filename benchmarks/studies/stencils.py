@@ -18,10 +18,12 @@ import copy
 import json
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from monai.utils import instantiate
 from torch import Tensor, nn
 
 from benchmarks.bundles import source_of
@@ -141,6 +143,32 @@ def exchanged(network: nn.Module, make: Make, taps: int) -> nn.Module:
             old, own = (gain_and_error(stencils, module.order, 0.05)[0] for stencils in (module.stencils, new))
             module.stencils = (new * old / own).float()
     return network
+
+
+class Rounder(nn.Module):
+    """A network whose energies have derivatives of a Gaussian with 5 taps, trained with them.
+
+    Args:
+        wraps: what makes the network.
+        options: its arguments.
+
+    Example:
+        >>> layer = Rounder("monai_sre.layers.SREHarmonicConv3d", in_channels=1, out_channels=4, kernel_size=3).double()
+        >>> layer.network.energies[1].stencils.shape, layer.network.energies[1].stencils.dtype
+        (torch.Size([5, 5, 5, 5]), torch.float64)
+    """
+
+    def __init__(self, wraps: str, **options: Any) -> None:
+        super().__init__()
+        self.network: nn.Module = instantiate(wraps, "default", **options)
+        for module in self.network.modules():
+            if isinstance(module, HarmonicEnergy):  # fills its buffer anew where it is moved
+                module._exact_stencils = partial(gaussian_stencils, module.order, taps=5)  # type: ignore[method-assign]
+                module.stencils = module._exact_stencils(module.stencils.dim() - 1).to(module.stencils)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.network(x)
+        return out
 
 
 def measure(dataset_dir: str) -> None:
