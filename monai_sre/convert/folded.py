@@ -14,8 +14,8 @@ from monai_sre.layers.harmonic import HarmonicConv
 from monai_sre.ops.conv import centred_conv, centred_conv_transpose, extra_padding
 from monai_sre.ops.grid import centred_windows, pad_ends
 from monai_sre.ops.pool import centred_blur
-from monai_sre.ops.ring.energy_portable import chained_energies, exported_energies
-from monai_sre.ops.ring.portable import cropped_ring, ring_ends, scaled_rings, summed_along_axes, tensor_train
+from monai_sre.ops.ring.energy_portable import exported_energies
+from monai_sre.ops.ring.portable import conv_nd, cropped_ring, ring_ends, scaled_rings, summed_along_axes, tensor_train
 
 
 def shape_of(module: Any) -> dict[str, Any]:
@@ -52,9 +52,13 @@ class FoldedRings(nn.Module):
         super().__init__()
         self.prepare, padding = _prepared(source)
         self.sums, (self.mix,) = _rings(source, padding, [source.out_channels], source.bias)
+        self.volumes = SumsAlongAxes(source, padding) if source.spatial_dims == 3 else None
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.prepare(x)
+        if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript leaves a branch out only where this stands alone
+            if self.volumes is not None and torch.onnx.is_in_onnx_export():
+                return _mixed(self.volumes(x), self.mix)
         out: Tensor | None = None
         for sums, mix in zip(self.sums, self.mix):  # noqa: B905 - TorchScript knows no strict=
             part = mix(sums(x))
@@ -79,8 +83,9 @@ class FoldedHarmonics(nn.Module):
         self.prepare, padding = _prepared(radial)
         if rings:
             self.sums, (self.radial, self.hidden) = _rings(radial, padding, channels, None)
+            self.volumes = SumsAlongAxes(radial, padding) if radial.spatial_dims == 3 else None
         else:
-            self.sums = nn.ModuleList([nn.Identity()])
+            self.sums, self.volumes = nn.ModuleList([nn.Identity()]), None
             shape = {**shape_of(radial), "padding": padding}
             self.radial, self.hidden = (
                 nn.ModuleList([_convolution(radial, kernel, {**shape, "out_channels": len(kernel)})])
@@ -95,6 +100,10 @@ class FoldedHarmonics(nn.Module):
         x = self.prepare(x.unsqueeze(0) if unbatched else x)
         out: Tensor | None = None
         maps: Tensor | None = None
+        if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript leaves a branch out only where this stands alone
+            if self.volumes is not None and torch.onnx.is_in_onnx_export():
+                along = self.volumes(x)
+                return self._with_energies(_mixed(along, self.radial), _mixed(along, self.hidden), unbatched)
         for sums, radial, hidden in zip(self.sums, self.radial, self.hidden):  # noqa: B905 - TorchScript knows no strict=
             here = sums(x)
             first, second = radial(here), hidden(here)
@@ -102,6 +111,9 @@ class FoldedHarmonics(nn.Module):
             maps = second if maps is None else maps + second
         assert out is not None
         assert maps is not None
+        return self._with_energies(out, maps, unbatched)
+
+    def _with_energies(self, out: Tensor, maps: Tensor, unbatched: bool) -> Tensor:
         out = out + self.mix(self.norm(torch.cat(self.energies(maps), dim=1)))
         return out.squeeze(0) if unbatched else out
 
@@ -121,31 +133,32 @@ class Energies(nn.Module):
 
 
 class FoldedEnergies(nn.Module):
-    """The energies of all orders, from torch's convolutions: of volumes, along one axis after the other."""
+    """The energies of all orders, from torch's convolutions."""
 
     def __init__(self, energies: nn.ModuleList) -> None:
         super().__init__()
         held: list[Any] = list(energies)
-        self.eps, self.counts = held[0].eps, [len(energy.stencils) for energy in held]
-        stencils = torch.cat([energy.stencils.detach() for energy in held])
-        kernels = tensor_train(stencils) if stencils.dim() == 4 else [stencils]
-        self.kernels = nn.ParameterList(nn.Parameter(kernel, requires_grad=False) for kernel in kernels)
+        self.eps = held[0].eps
+        self.stencils = nn.ParameterList(
+            nn.Parameter(energy.stencils.detach().clone(), requires_grad=False) for energy in held
+        )
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        kernels: list[Tensor] = []
-        for kernel in self.kernels:
-            kernels.append(kernel)
-        if len(kernels) > 1:
-            return chained_energies(x, kernels, self.counts, self.eps)
-        return exported_energies(x, list(kernels[0].split(self.counts)), self.eps)
+        stencils: list[Tensor] = []
+        for stencil in self.stencils:
+            stencils.append(stencil)
+        return exported_energies(x, stencils, self.eps)
 
 
-class FoldedSums(nn.Module):
-    """Sums of volumes over all rings, along one axis after the other."""
+class SumsAlongAxes(nn.Module):
+    """All sums over rings of volumes, a channel's beside each other, for ONNX: its runtimes are slow at depthwise ones."""
 
-    def __init__(self, source: Any, rings: Tensor, padding: Sequence[int]) -> None:
+    def __init__(self, source: Any, padding: Sequence[int]) -> None:
         super().__init__()
         self.stride, self.padding, self.dilation = list(source.stride), list(padding), list(source.dilation)
+        rings, _ = scaled_rings(source.current_basis().detach(), source.weight.detach())
+        single = (rings != 0).flatten(1).sum(dim=1) == 1  # whose value the mixing holds
+        rings = torch.where(single.reshape(-1, 1, 1, 1), (rings != 0).to(rings), rings)
         self.kernels = nn.ParameterList(nn.Parameter(kernel, requires_grad=False) for kernel in tensor_train(rings))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -153,6 +166,13 @@ class FoldedSums(nn.Module):
         for kernel in self.kernels:
             kernels.append(kernel)
         return summed_along_axes(x, kernels, self.stride, self.padding, self.dilation)
+
+
+def _mixed(sums: Tensor, mixes: nn.ModuleList) -> Tensor:
+    """What the mixes make of all sums at once."""
+    layers: list[Any] = list(mixes)
+    weight, ones = torch.stack([layer.weight for layer in layers], dim=2).flatten(1, 2), [1] * (sums.dim() - 2)
+    return conv_nd(sums, weight, layers[0].bias, ones, [0] * len(ones), ones, layers[0].groups)
 
 
 class FoldedCentring(nn.Module):
@@ -194,13 +214,6 @@ def _rings(
     ndim = source.spatial_dims
     basis, weights = scaled_rings(source.current_basis().detach(), source.weight.detach())
     sums, mixes = nn.ModuleList(), [nn.ModuleList() for _ in outputs]
-    if ndim == 3:  # whose depthwise convolutions are slow in ONNX Runtime
-        sums.append(FoldedSums(source, basis, padding))
-        for mix, part in zip(mixes, weights.split(list(outputs)), strict=True):
-            channels = {"in_channels": source.in_channels * len(basis), "out_channels": len(part)}
-            shape = {**channels, "kernel_size": 1, "groups": source.groups, "bias": bias is not None}
-            mix.append(_convolution(source, part, shape, bias))
-        return sums, mixes
     for ring, ends in enumerate(ring_ends(basis)):
         stencil = cropped_ring(basis, ring, ends)
         margin = [pad - end * step for pad, end, step in zip(padding, ends, source.dilation, strict=True)]

@@ -13,8 +13,7 @@ from torch.nn import functional
 
 from monai_sre.ops import add_energies, harmonic_energy, harmonic_stencils
 from monai_sre.ops.ring.energy_cpu import LIBRARY, available, form_of
-from monai_sre.ops.ring.energy_portable import cat_groups, chained_energies, exported_energies
-from monai_sre.ops.ring.portable import tensor_train
+from monai_sre.ops.ring.energy_portable import cat_groups, exported_energies
 from tests.testers import relative_error
 
 SHAPES = [
@@ -153,20 +152,6 @@ def test_autocast_computes_in_float32(backend: str) -> None:
             out = call(x, stencils)
         assert out.dtype == torch.float32
         torch.testing.assert_close(out, expected)
-
-
-@pytest.mark.parametrize("spacing", [None, (2.0, 1.0, 1.0)])
-@pytest.mark.parametrize("ndim", [2, 3])
-def test_along_one_axis_after_the_other(ndim: int, spacing: tuple[float, ...] | None) -> None:
-    """As few maps between as derivatives: none, first and second along the first axis, six of these along two."""
-    steps = None if spacing is None else spacing[:ndim]
-    stencils = [harmonic_stencils(order, ndim, spacing=steps) for order in (1, 2)]
-    kernels, counts = tensor_train(torch.cat(stencils)), [len(stencil) for stencil in stencils]
-    assert [len(kernel) for kernel in kernels] == ([3, 6, 8] if ndim == 3 else [3, 4])
-    x = torch.randn(2, 3, 9, 8, 7, dtype=torch.float64)[..., 0] if ndim == 2 else torch.randn(2, 3, 9, 8, 7).double()
-    found = chained_energies(x, kernels, counts, 1e-3)
-    for energy, stencil in zip(found, stencils, strict=True):
-        torch.testing.assert_close(energy, harmonic_energy(x, stencil), rtol=1e-6, atol=1e-8)
 
 
 @pytest.mark.parametrize("groups", [1, 2])

@@ -86,50 +86,34 @@ def _depthwise_energy(x: Tensor, stencils: Tensor, eps: float) -> Tensor:
     return total.sqrt().to(x.dtype)
 
 
-def _components(x: Tensor, kernels: list[Tensor]) -> Tensor:
+def _components(x: Tensor, kernels: Tensor) -> Tensor:
     """Every map is taken as an image: shape ``(N * C, components, *spatial)``."""
     ones = [1] * (x.dim() - 2)
     padding: list[int] = []
-    for axis in range(len(ones)):
-        padding.append(kernels[min(axis, len(kernels) - 1)].size(axis + 2) // 2)
-    return conv_maps(x, kernels, ones, padding, ones)
+    for axis in range(1, kernels.dim()):
+        padding.append(kernels.size(axis) // 2)
+    return conv_maps(x, [kernels.unsqueeze(1)], ones, padding, ones)
 
 
 def convolved_energies(x: Tensor, stencils: list[Tensor], eps: float) -> list[Tensor]:
-    counts: list[int] = []
-    for stencil in stencils:
-        counts.append(stencil.size(0))
-    return chained_energies(x, [joined_stencils(stencils, stencils[0].dtype).unsqueeze(1)], counts, eps)
-
-
-def chained_energies(x: Tensor, kernels: list[Tensor], counts: list[int], eps: float) -> list[Tensor]:
-    """Energies of all orders from stencils that are convolutions one after the other; see :func:`conv_maps`.
-
-    Args:
-        x: shape ``(N, C, *spatial)``.
-        kernels: shapes ``(outputs, outputs of the one before, *kernel_size)``; the first one's inputs are 1.
-        counts: how many of the last one's outputs are the components of each order.
-        eps: added to the sum of squares.
-    """
+    """Energies of all orders from one convolution, which torch differentiates as often as asked."""
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    computed: list[Tensor] = []
-    for kernel in kernels:
-        computed.append(kernel.to(dtype))
+    kernels = joined_stencils(stencils, dtype)
     if torch.jit.is_scripting():
-        components = _components(x.to(dtype), computed)
+        components = _components(x.to(dtype), kernels)
     else:
         with without_autocast(x.device.type):
-            components = _components(x.to(dtype), computed)
+            components = _components(x.to(dtype), kernels)
     sizes: list[int] = []
     for axis in range(x.dim()):
         sizes.append(x.size(axis))
     squares = components.square()
     found: list[Tensor] = []
     first = 0
-    for count in counts:
-        total = squares.narrow(1, first, count).sum(dim=1)
+    for stencil in stencils:
+        total = squares.narrow(1, first, stencil.size(0)).sum(dim=1)
         found.append(total.add(eps).sqrt().reshape(sizes).to(x.dtype))
-        first += count
+        first += stencil.size(0)
     return found
 
 
@@ -144,7 +128,7 @@ def component_norms(
         Shapes ``(N, groups, orders, C / groups, positions)``, ``(N * C, components, *spatial)`` and, as few as there are
         different numbers of components, ``(N, groups, orders, C / groups, components, positions)``.
     """
-    components = _components(x.to(kernels.dtype), [kernels.unsqueeze(1)]).contiguous()
+    components = _components(x.to(kernels.dtype), kernels).contiguous()
     flat, counts = components.flatten(2), [len(stencil) for stencil in stencils]
     blocks = flat.view(len(x), groups, x.shape[1] // groups, len(kernels), flat.shape[2])
     if len(set(counts)) == 1:
