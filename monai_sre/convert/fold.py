@@ -33,11 +33,11 @@ def fold_sre(network: nn.Module, form: str = "auto") -> nn.Module:
 
     Outputs are the same to rounding, and what is scripted, traced or exported to ONNX needs no ``monai_sre`` to run. A layer
     becomes one of two forms. *Dense*: ``torch.nn.Conv*d`` itself; a strided one, and a transposed one of a converted network,
-    is a subclass that centres its grid before it convolves. *Rings*: convolutions of each channel with the rings, depthwise
-    or, in volumes, along one axis after the other, and convolutions of one tap that mix their sums, a fraction of the
-    multiply-adds; energies of harmonics share these sums. Train before folding, not after: nothing holds folded kernels
-    radial. A TorchScript file, scripted or traced, serves all sizes, and so does an ONNX file with dynamic axes.
-    ``torch.fx.symbolic_trace`` takes no network with centred grids: ``torch.export`` captures its graph.
+    is a subclass that centres its grid before it convolves. *Rings*: depthwise convolutions with the rings, and convolutions
+    of one tap that mix their sums, a fraction of the multiply-adds; energies of harmonics share these sums. In ONNX the sums
+    of volumes are convolutions along one axis after the other, which runtimes are faster at. Train before folding, not after:
+    nothing holds folded kernels radial. A TorchScript file, scripted or traced, serves all sizes, and so does an ONNX file
+    with dynamic axes. ``torch.fx.symbolic_trace`` takes no network with centred grids: ``torch.export`` captures its graph.
     Weights that are pruned or normalised by hooks or parametrisations of ``torch.nn.utils`` are folded as they are now, into
     plain parameters.
 

@@ -46,7 +46,7 @@ def filled(layer: nn.Module, weight: Tensor, bias: Tensor | None, requires_grad:
 
 
 class FoldedRings(nn.Module):
-    """A radial convolution as sums over rings, depthwise or along one axis after the other, and what mixes them."""
+    """A radial convolution as sums over rings, and what mixes them: depthwise convolutions and such of one tap."""
 
     def __init__(self, source: Any) -> None:
         super().__init__()
@@ -91,8 +91,9 @@ class FoldedHarmonics(nn.Module):
                 nn.ModuleList([_convolution(radial, kernel, {**shape, "out_channels": len(kernel)})])
                 for kernel in radial.kernel().split(channels)
             )
-        first: Any = source.energies[0]
-        self.energies = FoldedEnergies(source.energies) if first.padding_mode == "zeros" else Energies(source.energies)
+        self.energies = nn.ModuleList(
+            FoldedEnergy(energy) if energy.padding_mode == "zeros" else energy for energy in source.energies
+        )
         self.norm, self.mix = source.norm, source.mix
 
     def forward(self, x: Tensor) -> Tensor:
@@ -114,40 +115,24 @@ class FoldedHarmonics(nn.Module):
         return self._with_energies(out, maps, unbatched)
 
     def _with_energies(self, out: Tensor, maps: Tensor, unbatched: bool) -> Tensor:
-        out = out + self.mix(self.norm(torch.cat(self.energies(maps), dim=1)))
+        energies: list[Tensor] = []
+        for energy in self.energies:
+            energies.append(energy(maps))
+        out = out + self.mix(self.norm(torch.cat(energies, dim=1)))
         return out.squeeze(0) if unbatched else out
 
 
-class Energies(nn.Module):
-    """The energies of all orders, one after the other."""
+class FoldedEnergy(nn.Module):
+    """The energy of one order, from torch's convolutions."""
 
-    def __init__(self, energies: nn.ModuleList) -> None:
+    def __init__(self, source: Any) -> None:
         super().__init__()
-        self.energies = energies
+        self.eps = source.eps
+        self.register_buffer("stencils", source.stencils.detach().clone())
+        self.stencils: Tensor
 
-    def forward(self, x: Tensor) -> list[Tensor]:
-        found: list[Tensor] = []
-        for energy in self.energies:
-            found.append(energy(x))
-        return found
-
-
-class FoldedEnergies(nn.Module):
-    """The energies of all orders, from torch's convolutions."""
-
-    def __init__(self, energies: nn.ModuleList) -> None:
-        super().__init__()
-        held: list[Any] = list(energies)
-        self.eps = held[0].eps
-        self.stencils = nn.ParameterList(
-            nn.Parameter(energy.stencils.detach().clone(), requires_grad=False) for energy in held
-        )
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        stencils: list[Tensor] = []
-        for stencil in self.stencils:
-            stencils.append(stencil)
-        return exported_energies(x, stencils, self.eps)
+    def forward(self, x: Tensor) -> Tensor:
+        return exported_energies(x, [self.stencils], self.eps)[0]
 
 
 class SumsAlongAxes(nn.Module):
@@ -157,8 +142,10 @@ class SumsAlongAxes(nn.Module):
         super().__init__()
         self.stride, self.padding, self.dilation = list(source.stride), list(padding), list(source.dilation)
         rings, _ = scaled_rings(source.current_basis().detach(), source.weight.detach())
-        single = (rings != 0).flatten(1).sum(dim=1) == 1  # whose value the mixing holds
-        rings = torch.where(single.reshape(-1, 1, 1, 1), (rings != 0).to(rings), rings)
+        rings = rings.clone()
+        for ring, ends in enumerate(ring_ends(rings)):
+            if cropped_ring(rings, ring, ends).numel() == 1:  # whose value is in what mixes
+                rings[ring] = (rings[ring] != 0).to(rings)
         self.kernels = nn.ParameterList(nn.Parameter(kernel, requires_grad=False) for kernel in tensor_train(rings))
 
     def forward(self, x: Tensor) -> Tensor:

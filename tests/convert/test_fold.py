@@ -22,7 +22,15 @@ from torch.nn import utils
 from torch.nn.utils import prune
 from torch.utils._pytree import tree_leaves
 
-from monai_sre import SREConv2d, SREConvTranspose2d, SREHarmonicConv2d, SREHarmonicConv3d, convert_to_sre, fold_sre
+from monai_sre import (
+    SREConv2d,
+    SREConv3d,
+    SREConvTranspose2d,
+    SREHarmonicConv2d,
+    SREHarmonicConv3d,
+    convert_to_sre,
+    fold_sre,
+)
 from monai_sre.convert.fold import FORMS
 from monai_sre.layers.centred import CentredConv2d, CentredConvTranspose2d
 from monai_sre.layers.conv import RadialNd
@@ -107,9 +115,8 @@ def test_onnx(name: str, ndim: int, dynamo: bool) -> None:
     assert relative_error([torch.from_numpy(np.array(item)) for item in out], wanted) < 1e-5
 
 
-def onnx_outputs(network: nn.Module, example: Tensor, dynamo: bool, *others: Tensor) -> list[Tensor]:
-    """Outputs of the exported network for other inputs, all axes but the channels being dynamic."""
-    onnxruntime = pytest.importorskip("onnxruntime")
+def onnx_model(network: nn.Module, example: Tensor, dynamo: bool) -> bytes:
+    """The exported network, all axes but the channels being dynamic."""
     pytest.importorskip("onnxscript")
     free = [axis for axis in range(example.dim()) if axis != 1]
     how: dict[str, Any] = {"dynamic_axes": {"x": {axis: f"d{axis}" for axis in free}}}
@@ -117,8 +124,43 @@ def onnx_outputs(network: nn.Module, example: Tensor, dynamo: bool, *others: Ten
         how = {"dynamic_shapes": (dict.fromkeys(free, torch.export.Dim.DYNAMIC),)}
     buffer = io.BytesIO()
     torch.onnx.export(network, (example,), buffer, dynamo=dynamo, verbose=False, input_names=["x"], **how)
-    session = onnxruntime.InferenceSession(buffer.getvalue(), providers=["CPUExecutionProvider"])
-    return [torch.from_numpy(session.run(None, {"x": x.numpy()})[0]) for x in others]
+    return buffer.getvalue()
+
+
+def onnx_outputs(model: bytes, *images: Tensor) -> list[Tensor]:
+    """Its outputs."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    return [torch.from_numpy(session.run(None, {"x": x.numpy()})[0]) for x in images]
+
+
+#: Layers of volumes: bands, whose first ring is one tap; rings that overlap; such as no axis but the last one folds; strides.
+VOLUMES: dict[str, dict[str, Any]] = {
+    "bands": {"padding": 1, "kernel_size": 3},
+    "gaussian": {"profile": "gaussian", "padding": 2, "groups": 2},
+    "in-plane": {"profile": "gaussian", "orthonormal": True, "axes": (1, 2), "padding": 2, "spacing": (2.0, 1.0, 1.0)},
+    "strided": {"profile": "gaussian", "stride": (1, 2, 1), "padding": (0, 2, 1), "dilation": (1, 1, 2)},
+}
+
+
+@pytest.mark.parametrize("dynamo", [False, True], ids=["torchscript", "export"])
+@pytest.mark.parametrize("fold", [False, True], ids=["layer", "folded"])
+@pytest.mark.parametrize("kind", VOLUMES)
+def test_onnx_of_volumes(kind: str, fold: bool, dynamo: bool) -> None:
+    """No convolution of as many groups as channels, at which runtimes are slow; two batches and sizes."""
+    onnx = pytest.importorskip("onnx")
+    layer = SREConv3d(8, 6, **{"kernel_size": 5, "algorithm": "ring", **VOLUMES[kind]}).eval()
+    torch.nn.init.uniform_(layer.bias)  # type: ignore[arg-type]
+    network = fold_sre(copy.deepcopy(layer), "rings") if fold else layer
+    others = [torch.randn(2, 8, 9, 10, 11), torch.randn(1, 8, 12, 9, 13)]
+    model = onnx_model(network, others[0], dynamo)
+    with torch.no_grad():
+        for found, x in zip(onnx_outputs(model, *others), others, strict=True):
+            assert relative_error(found, layer(x)) < 1e-5
+    nodes = onnx.load_from_string(model).graph.node
+    groups = [entry.i for node in nodes if node.op_type == "Conv" for entry in node.attribute if entry.name == "group"]
+    assert groups
+    assert max(groups) < 8
 
 
 #: Networks with centred grids that exports serve at every size: how they are made, and their number of spatial axes.
@@ -174,7 +216,7 @@ def test_graphs_serve_any_size(name: str, fold: bool, dynamo: bool) -> None:
             f"trace of {x.shape}": torch.jit.trace(network, x) for x in (example, others[3])
         }
         found = {name: [graph(x) for x in others] for name, graph in graphs.items()}
-        found["onnx"] = onnx_outputs(network, example, dynamo, *others)
+        found["onnx"] = onnx_outputs(onnx_model(network, example, dynamo), *others)
     for kind, outputs in found.items():
         assert relative_error(outputs, wanted) < 2e-5, kind
 

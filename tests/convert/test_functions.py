@@ -22,7 +22,7 @@ from monai_sre.ops import radial_basis
 from monai_sre.ops.grid import centred_pad
 from monai_sre.symmetry.error import tensors_of
 from tests.convert.kinds import KINDS, BlurPool2d, Conv2dSame, SkipUNet, StandardConv2d
-from tests.convert.test_fold import onnx_outputs
+from tests.convert.test_fold import onnx_model, onnx_outputs
 from tests.nets.networks import varied
 from tests.testers import loss, relative_error, saved
 
@@ -95,7 +95,10 @@ class TestGraphs:
         inputs = [torch.randn(2, 1, *size) for size in SIZES]
         with torch.no_grad():
             expected = [network(x) for x in inputs]
-        assert relative_error(onnx_outputs(network, torch.randn(2, 1, 37, 46), dynamo, *inputs), expected) < 2e-5
+        assert (
+            relative_error(onnx_outputs(onnx_model(network, torch.randn(2, 1, 37, 46), dynamo), *inputs), expected)
+            < 2e-5
+        )
 
     def test_export(self, name: str) -> None:
         network, x = self._network(name), torch.randn(2, 1, 37, 46)

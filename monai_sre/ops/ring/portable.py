@@ -2,9 +2,9 @@
 
 The sums of all channels over one ring are a depthwise convolution with a constant stencil, and what mixes them is a
 convolution with kernels of one tap. Runtimes such as ONNX Runtime are fast at exactly these two, and the taps beyond a
-ring's own reach are left out where its values are at hand. In volumes they are slow at depthwise ones: there each map is
-summed along one axis after the other. Stencils are constants and have no gradient, so a training step
-keeps the input and the weights alone, as for any convolution: the sums are formed again in the backward pass.
+ring's own reach are left out where its values are at hand. Of volumes they are slow at depthwise ones: in ONNX each map is
+summed along one axis after the other. Stencils are constants and have no gradient, so a training step keeps the input and
+the weights alone, as for any convolution: the sums are formed again in the backward pass.
 """
 
 from __future__ import annotations
