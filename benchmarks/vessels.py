@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -94,13 +95,25 @@ def pooled(arguments: argparse.Namespace) -> None:
         with torch.no_grad():
             found = (windows(image[None], network).argmax(dim=1)[0] > 0) & inside
         counts.append([[int(part[pixels].sum()) for part in (found & truth, found, truth)] for pixels in (inside, ...)])
-    shares = {}
-    for name, (hits, marked, positives) in zip(
-        ("inside the field of view", "all"), torch.tensor(counts).permute(1, 2, 0).double(), strict=True
-    ):
-        each, whole = 2 * hits / (marked + positives), 2 * hits.sum() / (marked + positives).sum()
-        shares[name] = [float(each.mean()), float(whole)]
-    write_json(POOLED, shares)
+    names = ("inside the field of view", "all")
+    write_json(
+        POOLED, {name: dice_of_counts(part) for name, part in zip(names, zip(*counts, strict=True), strict=True)}
+    )
+
+
+def dice_of_counts(counts: Sequence[Sequence[int]]) -> list[float]:
+    """The mean Dice of pictures, and the Dice of all their pixels.
+
+    Args:
+        counts: of each picture the pixels that are found rightly, all that are found, and all that are there.
+
+    Example:
+        >>> dice_of_counts([(1, 1, 1), (30, 60, 40)])  # the larger picture counts more
+        [0.8, 0.6078...]
+    """
+    hits, marked, positives = torch.tensor(counts, dtype=torch.float64).T
+    each, whole = 2 * hits / (marked + positives), 2 * hits.sum() / (marked + positives).sum()
+    return [float(each.mean()), float(whole)]
 
 
 def picture(arguments: argparse.Namespace) -> None:

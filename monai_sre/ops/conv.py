@@ -174,7 +174,8 @@ def sre_conv_nd(
 def exported_ends(basis: Tensor, in_channels: int, out_channels: int, groups: int, algorithm: str) -> list[list[int]]:
     """The ``ends`` of :func:`sre_conv_nd` for a layer: with ``"auto"``, none where the dense kernel is faster in a graph.
 
-    And none for volumes whose rings are not symmetric along each axis, as :func:`folding_kernels` asks for.
+    And none for volumes whose rings are not symmetric along the first two axes, as
+    :func:`monai_sre.ops.ring.portable.folding_kernels` asks for.
 
     Example:
         >>> from monai_sre.ops import radial_basis

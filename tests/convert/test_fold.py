@@ -134,7 +134,8 @@ def onnx_outputs(model: bytes, *images: Tensor) -> list[Tensor]:
     return [torch.from_numpy(session.run(None, {"x": x.numpy()})[0]) for x in images]
 
 
-#: Layers of volumes: bands, whose first ring is one tap; rings that overlap; such as no axis but the last one folds; strides.
+#: Layers of volumes: bands, whose first ring is one tap; rings that overlap, in groups; such as are not symmetric along the
+#: first axis; strides and gaps.
 VOLUMES: dict[str, dict[str, Any]] = {
     "bands": {"padding": 1, "kernel_size": 3},
     "gaussian": {"profile": "gaussian", "padding": 2, "groups": 2},

@@ -95,10 +95,8 @@ class TestGraphs:
         inputs = [torch.randn(2, 1, *size) for size in SIZES]
         with torch.no_grad():
             expected = [network(x) for x in inputs]
-        assert (
-            relative_error(onnx_outputs(onnx_model(network, torch.randn(2, 1, 37, 46), dynamo), *inputs), expected)
-            < 2e-5
-        )
+        model = onnx_model(network, torch.randn(2, 1, 37, 46), dynamo)
+        assert relative_error(onnx_outputs(model, *inputs), expected) < 2e-5
 
     def test_export(self, name: str) -> None:
         network, x = self._network(name), torch.randn(2, 1, 37, 46)
