@@ -133,7 +133,8 @@ class Checkpoints:
 
     Raises:
         FileNotFoundError: ``resume`` is on and there is no ``last.pt``.
-        FileExistsError: the folder holds a training, and neither ``resume`` nor ``overwrite`` is on.
+        FileExistsError: the folder holds a training, and neither ``resume`` nor ``overwrite`` is on; or, at the end of an
+            epoch, another training has written to the folder, and this one saves nothing more.
         OSError: a file cannot be written; those saved before are as they were.
         TypeError: JSON cannot hold the description.
         ValueError: an argument cannot work; ``last.pt`` is damaged, of another network or optimizer, or of more epochs than
@@ -181,6 +182,7 @@ class Checkpoints:
             # Drafts of a process that was killed; that of the description first, as alone it counts.
             for name in (FILE_NAME, "model.pt", "last.pt"):
                 draft_of(self.folder / name).unlink(missing_ok=True)
+        self._last = _identity(self.folder / "last.pt")
         self.evaluator.add_event_handler(Events.COMPLETED, self._mark)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._save)
 
@@ -241,6 +243,11 @@ class Checkpoints:
         engine.terminate()
 
     def _save(self, engine: Engine) -> None:
+        if idist.get_rank() == 0 and _identity(self.folder / "last.pt") != self._last:
+            raise FileExistsError(
+                f"another training has written to ckpt_dir={str(self.folder)!r} meanwhile, so this one ends at epoch "
+                f"{engine.state.epoch}, which it does not save: give each an output_dir of its own"
+            )
         if self._validated:
             self._validated = False
             score = float(self.evaluator.state.metrics[self.metric])
@@ -258,10 +265,16 @@ class Checkpoints:
                 engine.terminate()
         state = {name: part.state_dict() for name, part in self.parts.items()}
         self._write({"last.pt": {**state, "best": self.best, "waited": self.waited, "epoch": engine.state.epoch}})
+        self._last = _identity(self.folder / "last.pt")
 
     def _write(self, files: Mapping[str, Any]) -> None:
         if idist.get_rank() == 0:
             write_whole({self.folder / name: partial(_write_content, content) for name, content in files.items()})
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """What tells a file from one that has replaced it; None where there is none."""
+    return (found.st_ino, found.st_mtime_ns) if path.exists() and (found := path.stat()) else None
 
 
 def _write_content(content: Any, path: Path) -> None:

@@ -158,6 +158,18 @@ def test_a_new_training_replaces_no_other_one_untold(tmp_path: Path) -> None:
     assert saved_weight(tmp_path) == saved_weight(tmp_path, "last.pt") == 1.0
 
 
+def test_of_two_trainings_in_one_folder_one_goes_on(tmp_path: Path) -> None:
+    class Meanwhile(list[float]):
+        def __getitem__(self, epoch: Any) -> Any:
+            if epoch == 1:  # validated before the second epoch is saved
+                run_epochs(tmp_path, [0.5, 0.6, 0.7], overwrite=True)
+            return super().__getitem__(epoch)
+
+    with pytest.raises(FileExistsError, match=r"another training has written to ckpt_dir=.* ends at epoch 2, which"):
+        run_epochs(tmp_path, Meanwhile([0.1, 0.9]))
+    assert saved_weight(tmp_path) == saved_weight(tmp_path, "last.pt") == 3.0  # of the other one
+
+
 def without(name: str) -> Callable[[dict[str, Any]], Any]:
     return lambda state: {key: value for key, value in state.items() if key != name}
 
