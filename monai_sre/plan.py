@@ -31,6 +31,7 @@ from tqdm import tqdm
 from monai_sre.bundles import FOLDER
 from monai_sre.data import ClassMapd, ReadImaged, find_source, free_gib, load_pairs, volumes_in
 from monai_sre.data.datalist import numbered_titles, open_datalist
+from monai_sre.data.pairs import nnunet_description
 from monai_sre.files import write_whole
 from monai_sre.ops.arguments import listed
 
@@ -233,13 +234,13 @@ def make_plan(
     Raises:
         ValueError: the volumes cannot be used; the message names the file and says why.
     """
-    path = Path(source["dataset_name"]) if source["dataset_name"] else None
-    content: dict[str, Any] = open_datalist(path, []) if path else {}
+    path = Path(source["dataset_name"] or Path(source["dataset_dir"]) / "dataset.json")
+    content: dict[str, Any] = open_datalist(path, []) if source["dataset_name"] else nnunet_description(path)
     given: dict[str, Any] = dict(source)
     splits = {part: load_pairs(**given, split=part, every=5, num_val=None, num_test=None) for part in ("train", "val")}
     pairs = load_pairs(**given)
     seen = look_at(pairs)
-    names = numbered_titles(path, content["labels"]) if path and content.get("labels") else None
+    names = numbered_titles(path, content["labels"]) if content.get("labels") else None
     values, titles, notes = choose_classes(seen.values, names)
     ct, reason = _is_ct(seen, modality, content.get("modality") or content.get("channel_names"))
     cuda, memory = torch.cuda.is_available(), free_gib() / 2 if memory is None else memory

@@ -97,6 +97,21 @@ def test_the_hippocampus_gets_the_recipe_of_its_bundle(data_dir: Path, tmp_path:
     assert {*found["network_def#kernel_size"]} == {stated["network_def"]["kernel_size"]}
 
 
+def test_the_folder_of_nnunet_says_its_classes_and_modality(scans: Path) -> None:
+    (scans / "scans").rename(scans / "imagesTr")
+    (scans / "maps").rename(scans / "labelsTr")
+    for path in sorted((scans / "imagesTr").iterdir()):
+        path.rename(path.with_name(path.name.replace("_ct", "_0000")))
+    for path in sorted((scans / "labelsTr").iterdir()):
+        path.rename(path.with_name(path.name.replace("_ball", "")))
+    about = {"channel_names": {"0": "T1"}, "labels": {"background": 0, "ball": 2}, "file_ending": ".nii"}
+    (scans / "dataset.json").write_text(json.dumps(about))
+    found = planned(scans)
+    assert (found["dataset_name"], found["images"]) == ("", "imagesTr/*_0000.nii")
+    assert (found["class_names"], found["label_values"]) == (["background", "ball"], [0, 2])
+    assert found["intensity_range"] is None  # no CT, though it reaches below -500
+
+
 def test_what_the_user_has_edited_is_not_replaced(scans: Path) -> None:
     (scans / "plan.json").write_text("{}")
     with pytest.raises(SystemExit, match=r"FileExistsError: .*plan\.json is there already; --overwrite replaces it"):

@@ -26,6 +26,8 @@ _LOGGER = logging.getLogger(__name__)
 DICOM_ENDINGS = (".dcm", ".dicom", ".ima")
 #: How far a slice may lie from where even gaps put it, as a share of the gap; directions and spacings, of their values.
 _TOLERANCE, _ROUNDING = 0.05, 1e-3
+#: Where positions are written in tenths of a mm, slices may lie so far off for that alone, but by a third of a gap at most.
+_WRITTEN = 0.1
 #: Slices that are closer than this, in mm, lie at one place.
 _SAME = 1e-3
 _TAGS = ["SeriesInstanceUID", "SeriesNumber", "SeriesDescription", "Modality", "Rows", "NumberOfFrames", "SOPClassUID"]
@@ -74,7 +76,8 @@ def find_cases(paths: Sequence[Path], series: bool) -> list[ImageCase]:
     """What is one image of the files found: the DICOM files of one series in one folder together, each other file alone.
 
     Such a series is named after its folder, or where that holds more, in it after its number and description; what the
-    folder holds is then logged. DICOM files without an image, such as plans, and segmentations are left out with a warning.
+    folder holds is then logged, and so is a series that lies in several folders. DICOM files without an image, such as
+    plans, and segmentations are left out with a warning.
     Without pydicom, each file is a case, which will be an error.
 
     Args:
@@ -107,6 +110,15 @@ def find_cases(paths: Sequence[Path], series: bool) -> list[ImageCase]:
         if not groups:
             raise FileNotFoundError(f"no image in {paths[0].parent}: the DICOM files are of other kinds, {kinds}")
         _LOGGER.warning("left out %d DICOM files, which are no images: %s", left.total(), kinds)
+    folders: dict[str, list[str]] = {}
+    for folder, uid in groups:
+        folders.setdefault(uid, []).append(str(folder))
+    for uid, places in folders.items():
+        if uid and len(places) > 1:
+            _LOGGER.warning(
+                "the series %s lies in %d folders, of which each is taken for a volume; put its files into one: %s",
+                *(uid, len(places), ", ".join(places)),
+            )
     cases = []
     for (folder, uid), files in groups.items():
         if len(files) == 1:
@@ -288,11 +300,16 @@ def place(planes: Sequence[Plane]) -> tuple[list[int], np.ndarray]:
         _check_gaps([planes[index].name for index in order], np.diff(depth[order]))
         line = np.linspace(positions[order[0]], positions[order[-1]], len(planes))
         step = line[1] - line[0]
-        if np.abs(positions[order] - line).max() > _TOLERANCE * np.linalg.norm(step):
+        if np.abs(positions[order] - line).max() > _allowed(float(np.linalg.norm(step))):
             raise ValueError("its slices do not lie behind each other on one line, so they are no volume")
     affine = np.eye(4)
     affine[:3] = np.stack([*(first.directions * first.spacing[::-1, None]), step, positions[order[0]]], axis=1)
     return order.tolist(), np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
+
+
+def _allowed(gap: float) -> float:
+    """How far from its even place a slice may lie, in mm, and a bit for the rounding of floating point numbers."""
+    return max(_TOLERANCE * gap, min(_WRITTEN, gap / 3)) + 1e-6
 
 
 def _check_gaps(names: Sequence[str], gaps: np.ndarray) -> None:
@@ -312,7 +329,7 @@ def _check_gaps(names: Sequence[str], gaps: np.ndarray) -> None:
             f"{names[index + 1]} is a gap of {gaps[index]:.4g} mm, between others {np.median(gaps):.4g}"
         )
     depth = np.concatenate([[0], np.cumsum(gaps)])
-    if np.abs(depth - np.linspace(0, depth[-1], len(depth))).max() > _TOLERANCE * gaps.mean():
+    if np.abs(depth - np.linspace(0, depth[-1], len(depth))).max() > _allowed(float(gaps.mean())):
         raise ValueError(
             f"its slices lie from {gaps.min():.4g} to {gaps.max():.4g} mm apart; the gaps of a volume are even"
         )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import glob
+import itertools
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,12 +17,12 @@ from monai_sre.data.info import SECTIONS
 from monai_sre.data.loaders import process_place, training_subset
 from monai_sre.ops.arguments import listed
 
-__all__ = ["find_pairs", "find_source", "load_pairs", "pair_classes"]
+__all__ = ["find_pairs", "find_source", "load_pairs", "nnunet_description", "pair_classes"]
 
 #: Where folders usually have their volumes and maps; nnU-Net's have the number of the channel behind the name.
 PATTERNS = [
-    (f"{images}/*{channel}{ending}", f"{labels}/*{ending}")
-    for ending in (".nii.gz", ".nii")
+    (f"{images}/*{channel}{ending}", f"{labels}/*{other}")
+    for ending, other in sorted(itertools.product((".nii.gz", ".nii"), repeat=2), key=lambda pair: pair[0] != pair[1])
     for images, labels in (("imagesTr", "labelsTr"), ("images", "labels"))
     for channel in ("_0000", "")
 ]
@@ -76,13 +78,14 @@ def find_source(source: str | Path, images: str | None = None, labels: str | Non
     """Where the bundle finds the volumes: its options ``dataset_name``, ``dataset_dir``, ``images`` and ``labels``.
 
     Args:
-        source: a MONAI datalist, a folder with a ``dataset.json``, or a folder of volumes and maps.
+        source: a MONAI datalist, a folder with a ``dataset.json`` that lists its volumes, or a folder of volumes and maps,
+            as nnU-Net has it, whose ``dataset.json`` lists none.
         images: pattern of the volumes, see :func:`find_pairs`; None: a list, or one of :data:`PATTERNS`.
         labels: likewise, of the maps.
 
     Raises:
         FileNotFoundError: there is nothing of the kind.
-        ValueError: one pattern is given without the other, or channels are in several files.
+        ValueError: one pattern is given without the other, channels are in several files, or some files are compressed.
 
     Example:
         >>> import tempfile
@@ -97,21 +100,48 @@ def find_source(source: str | Path, images: str | None = None, labels: str | Non
     path = Path(source).expanduser().resolve()
     if (images is None) != (labels is None):
         raise ValueError(f"images and labels must be given together, got {images!r} and {labels!r}")
-    if images is None and (path / "dataset.json").is_file():
-        path = path / "dataset.json"
-    if images is None and path.suffix == ".json" and path.is_file():
-        return {"dataset_name": str(path), "dataset_dir": str(path.parent)}
+    if images is not None and labels is not None:
+        patterns = [(images, labels)] if path.is_dir() else []
+    else:
+        patterns = [pair for pair in PATTERNS if path.is_dir() and all(_seen(path, pattern) for pattern in pair)]
+    listing = path / "dataset.json" if path.is_dir() else path
+    if (
+        images is None
+        and listing.suffix == ".json"
+        and listing.is_file()
+        and not (patterns and nnunet_description(listing))
+    ):
+        return {"dataset_name": str(listing), "dataset_dir": str(listing.parent)}
     if not path.is_dir():
         raise FileNotFoundError(f"{source} is no folder and no JSON datalist")
-    for pair in [(images, labels)] if images is not None and labels is not None else PATTERNS:
-        if images is not None or all(next(path.glob(pattern), None) for pattern in pair):
-            if "_0000" in pair[0] and next(path.glob(pair[0].replace("_0000", "_0001")), None):
-                raise ValueError(f"{source} has a file per channel; save those of a volume as one, channels last")
-            return {"dataset_name": "", "dataset_dir": str(path), "images": pair[0], "labels": pair[1]}
+    if patterns:
+        pair = patterns[0]
+        if "_0000" in pair[0] and _seen(path, pair[0].replace("_0000", "_0001")):
+            raise ValueError(f"{source} has a file per channel; save those of a volume as one, channels last")
+        for pattern in pair if images is None else ():
+            other = pattern.removesuffix(".gz") if pattern.endswith(".gz") else pattern + ".gz"
+            if _seen(path, other):
+                raise ValueError(f"{source} has {pattern} and {other}; compress all of them or none, or list them")
+        return {"dataset_name": "", "dataset_dir": str(path), "images": pair[0], "labels": pair[1]}
     raise FileNotFoundError(
         f"{source} has no dataset.json, and no volumes where they usually are, such as {PATTERNS[1][0]} with "
         f"{PATTERNS[1][1]}; give the patterns of both, --images and --labels"
     )
+
+
+def _seen(folder: Path, pattern: str) -> bool:
+    """Whether a folder has such files, hidden ones aside."""
+    return any(file.name[0] != "." for file in folder.glob(pattern))
+
+
+def nnunet_description(path: str | Path) -> dict[str, Any]:
+    """What nnU-Net's ``dataset.json`` says, which names channels and classes and lists no volumes; else nothing."""
+    try:
+        content = json.loads(Path(path).read_bytes())
+    except (OSError, ValueError):  # there is none, or it is no JSON, which is said where a list is opened
+        return {}
+    listing = isinstance(content, dict) and content.keys() & set(SECTIONS.values())
+    return content if isinstance(content, dict) and "channel_names" in content and not listing else {}
 
 
 def pair_classes(
@@ -272,9 +302,11 @@ def _split(
             "test": test,
         }
         found = {name: [ordered[place] for place in part] for name, part in parts.items()}
-    if min(num_val or 0, num_test or 0) < 0 or not found["train"]:
+    if min(num_val or 0, num_test or 0) < 0:
+        raise ValueError(f"num_val and num_test must be at least 0, got {num_val} and {num_test}")
+    if not found["train"]:
         raise ValueError(
-            f"num_val={num_val} and num_test={num_test} must be at least 0 and leave some of {len(pairs)} pairs to train on"
+            f"of {len(pairs)} pairs none is left to train on, with num_val={num_val}, num_test={num_test} and every={every}"
         )
     return found
 

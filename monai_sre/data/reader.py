@@ -9,7 +9,7 @@ The convention of axes, here and wherever images are used:
 * A picture is ``(C, rows, columns)`` as it is displayed, turned as its EXIF orientation says. That is the layout of PyTorch
   and of MedMNIST's npz files, and of MONAI's ``PILReader(reverse_indexing=False)``.
 * An array is as it was stored, ``(*spatial)`` or ``(*spatial, C)``.
-* NIfTI keeps its own axes; those after the third are channels.
+* NIfTI keeps its own axes; those after the third are channels. Metres and microns, where its header says so, become mm.
 * A DICOM image is a picture, ``(C, rows, columns)``; a series, or a file of several frames, has the axes (columns, rows,
   slices). See :mod:`monai_sre.data.dicom`.
 
@@ -54,6 +54,8 @@ logging.getLogger("tifffile").setLevel(
     logging.CRITICAL
 )  # of a damaged file it logs every tag; we say it in one sentence
 _MAX_PIXELS = "MONAI_SRE_MAX_PIXELS"
+#: The mm of NIfTI's other units.
+_MILLIMETRES = {"meter": 1000.0, "micron": 0.001}
 #: Endings of medical images of other kinds.
 _FOREIGN = (".mha", ".mhd", ".nrrd", ".nhdr", ".mgh", ".mgz", ".hdr", ".img")
 
@@ -190,14 +192,17 @@ def stem(name: str) -> str:
 
 
 def _nifti(path: Path, _: bool) -> _Content:
-    stated = nibabel.load(path).affine  # type: ignore[attr-defined]
+    opened: Any = nibabel.load(path)
+    stated = opened.affine
     if path.name.lower().endswith(".gz"):
         with gzip.open(path) as file:  # nibabel leaves out the last bytes, which tell whether the others are damaged
             while file.read(1 << 20):
                 pass
     reader = NibabelReader()
     array, meta = reader.get_data(reader.read(path))  # in place of an affine that is not finite it takes another
-    return array, np.asarray(meta["affine"] if np.isfinite(stated).all() else stated, dtype=np.float64), None
+    affine = np.array(meta["affine"] if np.isfinite(stated).all() else stated, dtype=np.float64)
+    affine[:3] *= _MILLIMETRES.get(opened.header.get_xyzt_units()[0], 1.0)
+    return array, affine, None
 
 
 def _array(path: Path, _: bool) -> _Content:

@@ -72,7 +72,7 @@ def save_dicom_seg(classes: np.ndarray, files: Sequence[Path], class_names: Sequ
         )
         for number, name in enumerate(class_names[1:], start=1)
     ]
-    highdicom.seg.Segmentation(
+    written = highdicom.seg.Segmentation(
         source_images=sources,
         pixel_array=frames.astype(np.uint8),
         segmentation_type="BINARY",
@@ -88,4 +88,6 @@ def save_dicom_seg(classes: np.ndarray, files: Sequence[Path], class_names: Sequ
         device_serial_number="none",
         content_label="SEGMENTATION",
         series_description="Segmentation by monai_sre",
-    ).save_as(target)
+    )
+    written.SpecificCharacterSet = "ISO_IR 192"  # UTF-8, whatever the labels and the patient's name hold
+    written.save_as(target)

@@ -172,7 +172,7 @@ class FileTable(ABC):
             paths = [Path(path) for path in batch["files"][index].split("\0")]
             try:
                 image = ReadImaged("image", batch["image"].dim() - 2)({"image": paths})["image"]
-                picture = draw_planes(image.numpy(), image.affine.numpy(), **layers, sides=_in_space(paths[0]))
+                picture = draw_planes(image.numpy(), image.affine.numpy(), **layers, sides=_has_sides(paths[0]))
             except Exception as problem:  # of each kind of file its own; the results stand
                 warnings = [*warnings, f"no picture: {_cause(problem)}"]
         self.page.add(batch["name"][index], row["file"], measures, picture, warnings, row["error"])
@@ -393,8 +393,16 @@ class SegmentationWriter(FileTable):
 
 
 def _in_space(path: Path) -> bool:
-    """Whether a file says where its voxels lie and how large they are."""
+    """Whether a file says how large its voxels are."""
     return is_nifti(path) or is_dicom(path)
+
+
+def _has_sides(path: Path) -> bool:
+    """Whether a file says which side is right: NIfTI only by a code that is not 0."""
+    if not is_nifti(path):
+        return is_dicom(path)
+    header: Any = nibabel.load(path).header
+    return bool(header["sform_code"] or header["qform_code"])
 
 
 def _page(output_dir: str | Path, report: bool | str, title: str, note: str) -> RunPage | None:
@@ -430,6 +438,8 @@ def save_map(values: np.ndarray, source: Path, target: Path, affine: Tensor | No
     else:
         place = np.eye(4) if affine is None else affine.numpy()
         image: Any = nibabel.load(source) if is_nifti(source) else nibabel.Nifti1Image(values, place)
+        if source.is_dir() or is_dicom(source):  # of a series
+            image.header.set_xyzt_units("mm")
         if values.size == int(np.prod(image.shape[:3])):  # axes of one voxel were dropped
             values = values.reshape(image.shape[:3])
         header = image.header.copy()

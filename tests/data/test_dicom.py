@@ -91,6 +91,11 @@ def test_slices_that_are_no_volume(planes: list[Plane], message: str) -> None:
 def test_rounded_positions_and_a_tilted_gantry_are_a_volume() -> None:
     rounded = [0, 0.62, 1.25, 1.88, 2.5]
     assert place(gaps(*rounded))[1][2, 2] == pytest.approx(0.625)
+    for step in (0.33, 0.625, 0.75, 1.25):  # written in tenths of a mm
+        tenths = [round(step * index, 1) for index in range(12)]
+        assert place(gaps(*tenths))[1][2, 2] == pytest.approx(step, abs=0.1 / 11)
+        with pytest.raises(ValueError, match=r"missing|apart"):
+            place(gaps(*tenths[:5], *tenths[6:]))
     tilted = [
         plane._replace(position=plane.position + np.array([0, plane.position[2] / 4, 0])) for plane in gaps(0, 2, 4)
     ]
@@ -207,6 +212,16 @@ def test_each_series_of_a_folder_is_a_case(tmp_path: Path, caplog: pytest.LogCap
     assert [len(case.files) for case in flat] == [1] * 5
     with pytest.raises(FileNotFoundError, match=r"no image in .*plan: the DICOM files are of other kinds, SEG \(1\)"):
         ImageFiles(tmp_path / "in/plan", ReadImaged("image", 3, 1), 1, 3)
+
+
+def test_a_series_in_two_folders_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pytest.importorskip("pydicom")
+    files = save_series(tmp_path / "a", VALUES)
+    (tmp_path / "b").mkdir()
+    moved = [path.rename(tmp_path / "b" / path.name) for path in files[:2]]
+    cases = find_cases([*files[2:], *moved], series=True)
+    assert [(case.named.name, len(case.files)) for case in cases] == [("a", 3), ("b", 2)]
+    assert "lies in 2 folders, of which each is taken for a volume; put its files into one: " in caplog.text
 
 
 def test_without_pydicom_each_file_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from monai_sre.data import find_pairs, find_source, load_pairs, pair_classes, pairs
+from monai_sre.data.pairs import nnunet_description
 
 
 def names(pairs: list[dict[str, str]]) -> list[tuple[str, str]]:
@@ -97,7 +98,12 @@ def test_a_datalist_says_what_is_in_a_split(folder: Path) -> None:
         ({"labels": "masks/*.png"}, FileNotFoundError, r"no file in .* matches labels='masks/\*.png'"),
         ({"labels": "manual/*.png"}, ValueError, "12 files have no partner under .*eye_1L.jpg"),
         ({"split": "training"}, ValueError, r"split must be one of \('train', 'val', 'test'\), got 'training'"),
-        ({"num_val": 3, "num_test": 3}, ValueError, "num_val=3 and num_test=3 must be at least 0 and leave some of 6"),
+        (
+            {"num_val": 3, "num_test": 3},
+            ValueError,
+            "of 6 pairs none is left to train on, with num_val=3",
+        ),
+        ({"num_val": -1}, ValueError, "num_val and num_test must be at least 0, got -1 and 0"),
         ({"split": "val"}, ValueError, "split='val' of .* is empty; give num_val and num_test"),
         ({"num_train": 7}, ValueError, "num_train must be None or a whole number from 1 to 6, got 7"),
     ],
@@ -172,7 +178,7 @@ def test_a_list_without_validation_is_split_as_a_folder_is(folder: Path) -> None
 
     path.write_text(json.dumps({"training": entries, "test": ["./imagesTs/eye_9L.jpg"]}))
     assert split(num_val=2, num_test=1) == {"train": ["1L", "1R", "2L"], "val": ["2R", "3L"], "test": ["3R"]}
-    with pytest.raises(ValueError, match="num_val=4 and num_test=2 must be at least 0 and leave some of 6"):
+    with pytest.raises(ValueError, match="of 6 pairs none is left to train on, with num_val=4, num_test=2"):
         split(num_val=4, num_test=2)
     path.write_text(json.dumps({"training": entries[:5], "test": entries[5:]}))
     assert split(num_val=2, num_test=2) == {"train": ["1L", "1R", "2L"], "val": ["2R", "3L"], "test": ["3R"]}
@@ -246,6 +252,38 @@ def test_folders_as_usual_need_no_patterns(tmp_path: Path, folders: tuple[str, s
     if channel:
         with pytest.raises(ValueError, match="has a file per channel; save those of a volume as one, channels last"):
             find_source(tmp_path)
+
+
+@pytest.mark.parametrize("endings", [(".nii", ".nii.gz"), (".nii.gz", ".nii")])
+def test_volumes_and_maps_may_differ_in_their_endings_but_not_among_themselves(
+    tmp_path: Path, endings: tuple[str, str]
+) -> None:
+    for folder, ending in zip(("images", "labels"), endings, strict=True):
+        (tmp_path / folder).mkdir()
+        for name in ("a", "b", ".c"):  # a hidden file is none
+            (tmp_path / folder / f"{name}{ending}").touch()
+    assert [Path(pair["image"]).name for pair in load_pairs(**find_source(tmp_path))] == [
+        f"{name}{endings[0]}" for name in "ab"
+    ]
+    (tmp_path / f"images/d{endings[1]}").touch()
+    with pytest.raises(ValueError, match="compress all of them or none, or list them"):
+        find_source(tmp_path)
+
+
+def test_the_folder_of_nnunet_lists_nothing_and_is_a_folder_of_volumes(tmp_path: Path) -> None:
+    content = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "liver": 1}, "file_ending": ".nii.gz"}
+    (tmp_path / "dataset.json").write_text(json.dumps(content))
+    assert find_source(tmp_path)["dataset_name"] == str(
+        tmp_path / "dataset.json"
+    )  # and who opens it says what it lacks
+    for name in ("imagesTr/a_0000.nii.gz", "labelsTr/a.nii.gz"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    assert find_source(tmp_path)["images"] == "imagesTr/*_0000.nii.gz"
+    assert nnunet_description(tmp_path / "dataset.json") == content
+    (tmp_path / "dataset.json").write_text(json.dumps({**content, "training": []}))
+    assert find_source(tmp_path)["dataset_name"]
+    assert nnunet_description(tmp_path / "dataset.json") == {}
 
 
 def test_patterns_come_in_twos(tmp_path: Path) -> None:

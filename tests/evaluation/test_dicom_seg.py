@@ -9,6 +9,7 @@ import nibabel
 import numpy as np
 import pytest
 
+from monai_sre.evaluation.dicom_seg import save_dicom_seg
 from tests.data.dicom_series import save_series
 from tests.data.test_dicom import TILTED
 from tests.evaluation.test_writers import segment, table
@@ -54,6 +55,7 @@ def test_the_segments_lie_where_the_nifti_says(tmp_path: Path, affine: np.ndarra
     assert row["output"] == str(tmp_path / "out/series.1_seg.nii.gz")
     nifti, seg = nibabel.load(row["output"]), dcmread(row["dicom"])
     assert np.asarray(nifti.dataobj).shape == CLASSES.shape
+    assert nifti.header.get_xyzt_units()[0] == "mm"
     for number in (1, 2):
         voxels = np.argwhere(np.asarray(nifti.dataobj) == number)
         assert len(voxels) == np.equal(CLASSES, number).sum()
@@ -73,6 +75,18 @@ def test_the_segments_lie_where_the_nifti_says(tmp_path: Path, affine: np.ndarra
         referred = group.DerivationImageSequence[0].SourceImageSequence[0].ReferencedSOPInstanceUID
         written = group.PlanePositionSequence[0].ImagePositionPatient
         np.testing.assert_allclose(written, sources[referred].ImagePositionPatient, atol=1e-6)
+
+
+def test_names_in_any_writing_come_back(tmp_path: Path) -> None:
+    """Those of the classes, and the patient's, which the series may write in Latin-1."""
+    from pydicom import dcmread
+
+    names = {"SpecificCharacterSet": "ISO_IR 100", "PatientName": "Müller^Jérôme"}
+    files = save_series(tmp_path / "series", CLASSES, **names)
+    save_dicom_seg(CLASSES, files, ["background", "Läsion", "腫瘍"], tmp_path / "seg.dcm")
+    seg = dcmread(tmp_path / "seg.dcm")
+    assert [segment.SegmentLabel for segment in seg.SegmentSequence] == ["Läsion", "腫瘍"]
+    assert str(seg.PatientName) == "Müller^Jérôme"
 
 
 def test_of_one_image(tmp_path: Path) -> None:

@@ -325,6 +325,30 @@ def test_the_page_shows_each_file_with_its_volumes_and_warnings(tmp_path: Path) 
     assert not (tmp_path / "none/report.html").exists()
 
 
+@pytest.mark.parametrize(("unit", "length"), [("meter", 0.002), ("micron", 2000.0), ("mm", 2.0), ("unknown", 2.0)])
+def test_volumes_are_in_ml_whatever_the_unit_of_the_file(tmp_path: Path, unit: str, length: float) -> None:
+    image = nibabel.Nifti1Image(np.ones((5, 5, 5), dtype=np.uint8), np.diag([length, length, length, 1]))
+    image.header.set_xyzt_units(unit)
+    nibabel.save(image, tmp_path / "a.nii.gz")
+    segment(tmp_path / "a.nii.gz", tmp_path / "out", 3)
+    assert table(tmp_path / "out")[0]["ml of class 1"] == "1.0000"
+    written = nibabel.load(tmp_path / "out/a_seg.nii.gz")
+    assert np.allclose(written.affine, image.affine)
+    assert written.header.get_xyzt_units()[0] == unit
+
+
+def test_sides_are_named_where_the_file_knows_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = []
+    monkeypatch.setattr("monai_sre.evaluation.writers.draw_planes", lambda *_, sides, **__: told.append(sides))
+    for name, codes in {"a": (0, 0), "b": (1, 0), "c": (0, 1)}.items():
+        image = nibabel.Nifti1Image(np.zeros((4, 4, 4), dtype=np.uint8), None)
+        image.set_sform(np.eye(4), codes[0])
+        image.set_qform(np.eye(4), codes[1])
+        nibabel.save(image, tmp_path / f"{name}.nii")
+    segment(tmp_path, tmp_path / "out", 3, writing={"report": True})
+    assert told == [False, True, True]
+
+
 def test_a_picture_that_cannot_be_drawn_costs_no_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def failing(*_: Any, **__: Any) -> None:
         raise MemoryError("too large")
