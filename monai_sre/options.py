@@ -43,6 +43,32 @@ def check_options(options: Mapping[str, Any], command: Sequence[str] | None = No
         _check_command(command, {name: value for name, value in options.items() if KINDS[name] is _text})
 
 
+def turned(rotation: bool | str, pixdim: Sequence[float] | float | None) -> bool:
+    """Whether images are rotated at random in training, which turns the grid and so needs voxels that are cubes.
+
+    Args:
+        rotation: the option.
+        pixdim: the size of a voxel that images are resampled to; None: they are not.
+
+    Raises:
+        ValueError: ``rotation`` is no yes or no, or it is one, and the sides of a voxel differ.
+
+    Example:
+        >>> turned("false", [1, 1, 4]), turned(True, [1, 1, 1])
+        (False, True)
+        >>> turned("true", [1, 1, 4])
+        Traceback (most recent call last):
+        ValueError: rotation=True turns the grid of voxels, which would shear those of pixdim=[1, 1, 4]; they must be cubes
+    """
+    found = as_flag("rotation", rotation)
+    sides = [*pixdim] if isinstance(pixdim, (list, tuple)) else []
+    if found and sides and max(sides) > 1.01 * min(sides):
+        raise ValueError(
+            f"rotation=True turns the grid of voxels, which would shear those of pixdim={pixdim}; they must be cubes"
+        )
+    return found
+
+
 def explain_errors() -> None:
     """Let ``python -m monai.bundle run`` end with the sentence that says what went wrong, which MONAI's own errors wrap."""
     if _is_bundle_run(sys.orig_argv):

@@ -12,7 +12,7 @@ import json
 import logging
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -174,7 +174,9 @@ class Checkpoints:
                 f"ckpt_dir={str(self.folder)!r} holds a training already: resume=true goes on with it, overwrite=true "
                 "replaces it, and another output_dir keeps both"
             )
-        _check_labels(getattr(engine, "data_loader", None), getattr(self.evaluator, "data_loader", None))
+        validation = getattr(self.evaluator, "data_loader", None)
+        _check_masks(getattr(validation, "dataset", None), self.description.get("class_names", ()))
+        _check_labels(getattr(engine, "data_loader", None), validation)
         if idist.get_rank() == 0:
             path = writable_folder(self.folder, "ckpt_dir") / FILE_NAME
             if settled(path) != path:
@@ -316,14 +318,27 @@ def _sentence(error: Exception) -> str:
     return f"it has no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
 
 
+def _check_masks(masks: Any, class_names: Sequence[str]) -> None:
+    """Refuse validation masks without any foreground, and warn of classes that none of them has."""
+    if not isinstance(masks, CacheDataset):
+        return
+    found = torch.zeros(max(len(class_names), 2), dtype=torch.bool)
+    for index in range(len(masks)):  # the first are in memory already; each process has a share
+        label = masks[index].get("label")
+        values = torch.arange(len(found)) if label is None else torch.as_tensor(label).unique().long().cpu()
+        found[values[(values >= 0) & (values < len(found))]] = True
+        if found.all():
+            break
+    found = torch.as_tensor(idist.all_reduce(found.int())) > 0
+    if not found[1:].any():
+        raise ValueError("no validation mask has any foreground, so no epoch can be chosen by them")
+    lacking = [name for name, there in zip(class_names, found.tolist(), strict=False) if not there]
+    if lacking and idist.get_rank() == 0:
+        _LOGGER.warning("none of the %d validation masks has a pixel of class %s", len(masks), listed(lacking))
+
+
 def _check_labels(training: Any, validation: Any) -> None:
     """Refuse validation images that are all of one class, and warn of classes that no image of the training has."""
-    masks = getattr(validation, "dataset", None)
-    if isinstance(masks, CacheDataset):  # the first are in memory already; each process has a share
-        items = (masks[index] for index in range(len(masks)))
-        found = any("label" not in item or bool((item["label"] > 0).any()) for item in items)
-        if not idist.all_reduce(int(found)):
-            raise ValueError("no validation mask has any foreground, so no epoch can be chosen by them")
     for loader in (validation, training):
         data = getattr(loader, "dataset", None)
         if not isinstance(data, LabelledImages):

@@ -403,6 +403,25 @@ def test_validation_masks_without_foreground_are_refused_before_the_first_step(t
     assert [path.name for path in tmp_path.iterdir()] == ["1"]
 
 
+def test_classes_that_no_validation_mask_has_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As where maps hold 0 and 2 for two of three names; what is below 0 does not count."""
+    network = torch.nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(network.parameters(), lr=1.0)
+    names = {"class_names": ["background", "liver", "tumour", "vein"]}
+    for values, messages in (
+        ([0, 2], ["none of the 2 validation masks has a pixel of class liver; vein"]),
+        ([0, 1, 2, 3], []),
+    ):
+        caplog.clear()
+        trainer, validator = (Engine(lambda *_: None) for _ in range(2))
+        masks = CacheDataset([{"label": torch.tensor([[-1.0, value]])} for value in values], progress=False)
+        validator.data_loader = DataLoader(masks)  # type: ignore[attr-defined]
+        Checkpoints(tmp_path, network, optimizer, schedules.ConstantLR(optimizer), validator, "dice", names).attach(
+            trainer
+        )
+        assert caplog.messages == messages
+
+
 def test_nothing_is_chosen_by_nan(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="'score' is NaN at epoch 2"):
         run_epochs(tmp_path, [0.5, float("nan"), 0.7])

@@ -342,6 +342,9 @@ class RotationSweep:
     def _start(self, _: Engine) -> None:
         if idist.get_rank() == 0:
             writable_folder(self.output_dir)
+        first = next(iter(self.loader), None)  # what cannot be swept is said before the evaluation, not behind it
+        if first is not None:
+            _check_cubes(first["image"])
 
     def _run(self, engine: Engine) -> None:
         for protocol, transformations in self.sweeps.items():

@@ -255,6 +255,16 @@ def test_voxels_must_be_cubes() -> None:
             rotation_sweep(Threshold(), [batch], sweep_transformations(3, step=180), "segmentation")
 
 
+def test_a_sweep_that_cannot_be_is_refused_before_the_evaluation(tmp_path: Path) -> None:
+    batch = {"image": MetaTensor(torch.ones(1, 1, 4, 4, 4), affine=torch.diag(torch.tensor([1.0, 1, 4, 1])))}
+    evaluated: list[int] = []
+    engine = Engine(lambda *_: evaluated.append(1))
+    RotationSweep(tmp_path, Threshold(), [batch], "segmentation", 3).attach(engine)
+    with pytest.raises(ValueError, match="must be cubes; these are 1 x 1 x 4 mm"):
+        engine.run([0])
+    assert not evaluated
+
+
 def test_pixels_from_outside_do_not_count() -> None:
     """At 45 degrees zeros enter at the corners: a network that is wrong there alone keeps its scores."""
 
