@@ -64,7 +64,7 @@ class FileTable(ABC):
             self._invert = Invertd("map", preprocessing, orig_keys="image", nearest_interp=False)
 
     def attach(self, engine: Engine) -> None:
-        """Register with an evaluator whose batches hold ``"path"`` and ``"error"``, and whose output holds ``"score"``."""
+        """Register with an evaluator whose batches hold ``"path"`` and ``"error"``, and whose output is that of a bundle."""
         engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._append)
@@ -285,6 +285,9 @@ class SegmentationWriter(FileTable):
     cannot be read, that the network cannot take, or whose map cannot be
     written, has the reason in the table, and the others go on.
 
+    It reads the network's logits, ``"pred"``, and makes the probabilities of one class after the other, so that a volume takes
+    little more memory than these logits.
+
     Args:
         output_dir: folder of the files, created if need be; folders below that of the inputs are repeated in it.
         preprocessing: the transforms of the input: what they did to the grid is undone.
@@ -319,23 +322,23 @@ class SegmentationWriter(FileTable):
     def _collect(self, engine: Engine) -> None:
         batch: Any = engine.state.batch
         output: Any = engine.state.output
-        images, scores = decollate_batch(batch["image"]), decollate_batch(output["score"])
-        for index, (image, score) in enumerate(zip(images, scores, strict=True)):
+        images, found = decollate_batch(batch["image"]), decollate_batch(output["pred"])
+        for index, (image, logits) in enumerate(zip(images, found, strict=True)):
             path, name, error = (batch[key][index] for key in ("path", "name", "error"))
             row: dict[str, Any] = {"file": path, "output": ""} | ({"dicom": ""} if self.dicom_seg else {})
             if not error and self.inferer is not None and self.inferer.error:
                 error = f"{path}: the network cannot take it: {self.inferer.error}"
-            elif not error and not bool(score.isfinite().all()):
+            elif not error and not all(bool(part.isfinite().all()) for part in logits):
                 error = f"{path}: the network gives NaN"
             titles = self.class_names[1:]
             sizes = {f"share of {title}": "" for title in titles}
             sizes |= {f"ml of {title}": "" for title in titles if image.dim() == 4}
             classes, measures, warnings = None, list[Measure](), list[str]()
             if not error:
-                _check_names(self.class_names, len(score))
+                _check_names(self.class_names, len(logits))
                 files = [Path(file) for file in batch["files"][index].split("\0")]
                 try:
-                    classes, affine = self._classes(image, score)
+                    classes, affine = self._classes(image, logits)
                     measures, warnings = self._measure(classes, affine, files[0], sizes)
                     row["output"] = str(self._save(classes, affine, path, name, files[0]))
                     if self.dicom_seg and is_dicom(files[0]):
@@ -347,11 +350,14 @@ class SegmentationWriter(FileTable):
             self.rows.append({**row, **sizes, "error": error})
             self._show(batch, index, measures, warnings, classes=classes)
 
-    def _classes(self, image: Tensor, score: Tensor) -> tuple[np.ndarray, Tensor | None]:
-        """The class of the highest score at each pixel of the file, and the affine; one class at a time, to spare memory."""
+    def _classes(self, image: Tensor, logits: Tensor) -> tuple[np.ndarray, Tensor | None]:
+        """The most probable class at each pixel of the file, and the affine; one class at a time, to spare memory."""
         best, classes, affine = torch.empty(0), np.empty(0, dtype=np.uint8), None
-        for index in range(len(score)):
-            found = self.on_own_grid(image, score[index : index + 1])
+        total = logits[0].clone()  # of the exponentials of all, as a logarithm
+        for part in logits[1:]:
+            torch.logaddexp(total, part, out=total)
+        for index in range(len(logits)):
+            found = self.on_own_grid(image, (logits[index : index + 1] - total).exp_())
             part, affine = convert_to_tensor(found)[0], getattr(found, "affine", None)
             if index == 0:
                 best, classes = part, np.zeros(part.shape, dtype=np.uint8)

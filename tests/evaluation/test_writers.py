@@ -46,7 +46,7 @@ def segment(
         return torch.cat([-(values.float() - index).square() for index in range(classes)], dim=1)
 
     def step(_: Engine, batch: dict[str, Any]) -> dict[str, Any]:
-        return {"score": inferer(batch["image"], network or thresholds)}
+        return {"pred": inferer(batch["image"], network or thresholds)}
 
     def process(engine: Engine, batch: Any) -> Any:
         engine.state.batch = batch
