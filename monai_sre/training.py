@@ -133,7 +133,7 @@ class Checkpoints:
 
     Raises:
         FileNotFoundError: ``resume`` is on and there is no ``last.pt``.
-        FileExistsError: the folder holds a training, and neither ``resume`` nor ``overwrite`` is on; or, at the end of an
+        FileExistsError: the folder holds a training or a model, and neither ``resume`` nor ``overwrite`` is on; or, at the end of an
             epoch, another training has written to the folder, and this one saves nothing more.
         OSError: a file cannot be written; those saved before are as they were.
         TypeError: JSON cannot hold the description.
@@ -161,6 +161,7 @@ class Checkpoints:
         self.resume, (self.patience,) = as_flag("resume", resume), int_tuple("early_stopping", patience, 1, minimum=0)
         self.overwrite = as_flag("overwrite", overwrite)
         self.best, self.waited, self._validated = float("-inf"), 0, False
+        self._replaced = self.overwrite and not self.resume
 
     def attach(self, engine: Engine) -> None:
         """Register with a trainer, as the last of its handlers."""
@@ -173,6 +174,11 @@ class Checkpoints:
             raise FileExistsError(
                 f"ckpt_dir={str(self.folder)!r} holds a training already: resume=true goes on with it, overwrite=true "
                 "replaces it, and another output_dir keeps both"
+            )
+        elif not self.overwrite and any((self.folder / name).exists() for name in ("model.pt", FILE_NAME)):
+            raise FileExistsError(
+                f"ckpt_dir={str(self.folder)!r} holds a model already: overwrite=true replaces it, and another output_dir "
+                "keeps it"
             )
         validation = getattr(self.evaluator, "data_loader", None)
         _check_masks(getattr(validation, "dataset", None), self.description.get("class_names", ()))
@@ -265,6 +271,10 @@ class Checkpoints:
                 self._write({"model.pt": self.parts["network"].state_dict(), FILE_NAME: values})
             if self.patience and self.waited >= self.patience:
                 engine.terminate()
+        elif self._replaced and idist.get_rank() == 0:  # the model of the training that this one takes the place of
+            for name in (FILE_NAME, "model.pt"):
+                (self.folder / name).unlink(missing_ok=True)
+        self._replaced = False
         state = {name: part.state_dict() for name, part in self.parts.items()}
         self._write({"last.pt": {**state, "best": self.best, "waited": self.waited, "epoch": engine.state.epoch}})
         self._last = _identity(self.folder / "last.pt")

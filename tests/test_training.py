@@ -158,6 +158,30 @@ def test_a_new_training_replaces_no_other_one_untold(tmp_path: Path) -> None:
     assert saved_weight(tmp_path) == saved_weight(tmp_path, "last.pt") == 1.0
 
 
+def test_a_model_alone_is_replaced_by_no_training_untold(tmp_path: Path) -> None:
+    """As in a bundle's own ``models``, or where ``last.pt`` was deleted to save space."""
+    run_epochs(tmp_path, [0.1, 0.9])
+    (tmp_path / "last.pt").unlink()
+    with pytest.raises(FileExistsError, match="holds a model already: overwrite=true replaces it"):
+        run_epochs(tmp_path, [0.5])
+    assert saved_weight(tmp_path) == 2.0
+
+
+def test_an_overwritten_training_leaves_no_model_beside_the_new_one(tmp_path: Path) -> None:
+    """It is validated for the first time after its second epoch, and stops before that."""
+    run_epochs(tmp_path, [0.1, 0.9])
+    trainer, validator = Engine(lambda *_: None), Engine(lambda *_: None)
+    network = torch.nn.Linear(1, 1, bias=False)
+    optimizer = torch.optim.SGD(network.parameters(), lr=1.0)
+    saver = Checkpoints(
+        tmp_path, network, optimizer, schedules.ConstantLR(optimizer), validator, "score", overwrite=True
+    )
+    saver.attach(trainer)
+    assert saved_weight(tmp_path) == 2.0  # there until the new one has something to save
+    trainer.run([0], max_epochs=1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["last.pt"]
+
+
 def test_of_two_trainings_in_one_folder_one_goes_on(tmp_path: Path) -> None:
     class Meanwhile(list[float]):
         def __getitem__(self, epoch: Any) -> Any:
@@ -338,7 +362,8 @@ def test_a_kill_at_any_step_of_a_save_loses_nothing(tmp_path: Path) -> None:
         assert process.exitcode == 9
         if (folder / "model.pt").exists():
             assert load_description(folder / "model.pt")["epoch"] == saved_weight(folder)
-        run_epochs(folder, scores, resume=(folder / "last.pt").exists())
+        begun = (folder / "last.pt").exists()  # else the model of the first epoch may be there alone
+        run_epochs(folder, scores, resume=begun, overwrite=not begun)
         assert (saved_weight(folder), saved_weight(folder, "last.pt")) == (4.0, 4.0)
         assert {path.name: path.read_bytes() for path in folder.glob("*.json")} == whole
         assert sorted(path.name for path in folder.iterdir()) == ["last.pt", "model.json", "model.pt"]

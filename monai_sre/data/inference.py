@@ -86,15 +86,16 @@ def earlier_outputs(folder: Path) -> set[Path]:
     record = folder / OUTPUTS
     if not record.is_file():
         return set()
-    lines = record.read_text(encoding="utf-8", errors="surrogateescape").split("\n")
-    stamps = {name: stamp for stamp, _, name in (line.partition(" ") for line in lines)}
+    lines = record.read_bytes().decode("utf-8", errors="surrogateescape").split("\n")
+    stamps = {name.replace("\0", "\n"): stamp for stamp, _, name in (line.partition(" ") for line in lines)}
     return {(folder / name).resolve() for name, stamp in stamps.items() if stamp and _stamp(folder / name) == stamp}
 
 
 def note_output(path: Path, folder: Path) -> None:
     """Add a file just written to the list of outputs in a folder: what tells its state, and its path from there."""
-    with (folder / OUTPUTS).open("a", encoding="utf-8", errors="surrogateescape") as file:
-        file.write(f"{_stamp(path)} {os.path.relpath(path, folder)}\n")
+    name = os.path.relpath(path, folder).replace("\n", "\0")  # a line each
+    with (folder / OUTPUTS).open("a", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        file.write(f"{_stamp(path)} {name}\n")
 
 
 def _stamp(path: Path) -> str:

@@ -94,15 +94,16 @@ class FileTable(ABC):
             source: path of the input file.
 
         Raises:
-            OSError: another file has claimed that path, something that no inference has written lies there beside the input,
+            OSError: another file has claimed that path, what lies there was written by no inference, or was changed since,
                 or its folder cannot be created.
         """
         target = self.path.parent / f"{stem(name)}{ending}"
         if target in self._claimed:
             raise OSError(f"{target} is that of another file already")
-        beside = target.parent.resolve() == Path(source).parent.resolve()
-        if beside and target.exists() and target.resolve() not in self._earlier:
-            raise OSError(f"{target} exists and is no output of before; choose an output folder apart from the inputs")
+        if target.exists() and target.resolve() not in self._earlier:
+            raise OSError(
+                f"{target} is there, and no inference wrote it, or it was changed since; move it, or choose another output_dir"
+            )
         self._claimed.add(target)
         target.parent.mkdir(parents=True, exist_ok=True)
         return target

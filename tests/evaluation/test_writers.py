@@ -212,8 +212,23 @@ def test_what_lies_beside_the_inputs_is_not_replaced(tmp_path: Path) -> None:
     for _ in range(2):  # of a folder, it is an input too
         segment(tmp_path, tmp_path, 2)
         errors = {Path(row["file"]).name: row["error"] for row in table(tmp_path)}
-        assert "a_seg.npy exists and is no output of before" in errors["a.npy"]
+        assert "a_seg.npy is there, and no inference wrote it, or it was changed since" in errors["a.npy"]
         assert np.load(tmp_path / "a_seg.npy").shape == (2,)
+
+
+def test_a_map_that_was_corrected_by_hand_is_not_replaced(tmp_path: Path) -> None:
+    """Wherever outputs lie; what nobody has changed is renewed. A name may hold the ends of lines."""
+    source, out = tmp_path / "in", tmp_path / "out"
+    source.mkdir()
+    for name in ("a", "b\nc\rd"):
+        np.save(source / f"{name}.npy", np.eye(3))
+    segment(source, out, 2)
+    np.save(out / "a_seg.npy", np.full((3, 3), 7))
+    segment(source, out, 2)
+    errors = {Path(row["file"]).name: row["error"] for row in table(out)}
+    assert "it was changed since; move it, or choose another output_dir" in errors["a.npy"]
+    assert errors["b\nc\rd.npy"] == ""
+    assert np.load(out / "a_seg.npy").tolist() == np.full((3, 3), 7).tolist()
 
 
 def test_outputs_among_the_inputs_are_renewed_and_are_no_inputs(tmp_path: Path) -> None:
