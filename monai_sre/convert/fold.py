@@ -16,7 +16,7 @@ from monai_sre.convert.folded import FOLDED, FOLDED_TRANSPOSED, FoldedHarmonics,
 from monai_sre.layers.centred import CentredConvNd
 from monai_sre.layers.conv import RadialNd, SREConvNd
 from monai_sre.layers.conv_transpose import RadialTransposeNd, SREConvTransposeNd
-from monai_sre.layers.harmonic import HarmonicConv
+from monai_sre.layers.harmonic import HarmonicConv, is_plain
 from monai_sre.ops.conv import NO_RINGS, exported_ends
 
 #: Hooks of ``torch.nn.utils`` that compute a parameter from others before each call.
@@ -116,8 +116,10 @@ def _fold_energies(module: HarmonicConv, form: str) -> nn.Module | None:
     if not isinstance(radial, RadialNd) or module.groups > 1 or form == "dense":
         return None  # the radial convolution inside is folded by itself
     _renew(radial)
-    if any(part._forward_hooks or part._forward_pre_hooks for part in (radial, *module.energies)):
-        return None  # which these hooks would be lost on
+    _renew(module.mix)
+    hooked = radial._forward_hooks or radial._forward_pre_hooks
+    if hooked or not all(map(is_plain, (module.mix, *module.energies))):
+        return None  # hooks, and what stands in the place of a part, would be lost
     new = FoldedHarmonics(module, rings=_takes_rings(radial, form))
     carry_hooks(module, new)
     return new.train(module.training)

@@ -99,6 +99,22 @@ class HarmonicEnergy(nn.Module):
         return f"order={self.order}, stencils={tuple(self.stencils.shape)}"
 
 
+#: What the parts of a layer do unless something was put in their place.
+_PLAIN = (nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.forward, HarmonicEnergy.forward)
+
+
+def is_plain(part: nn.Module) -> bool:
+    """Whether a part of a harmonic layer is what it was built as, without hooks, wrappers or another module in its place.
+
+    Example:
+        >>> layer = SREHarmonicConv2d(1, 4, 3)
+        >>> is_plain(layer.mix), is_plain(nn.utils.spectral_norm(layer.mix))
+        (True, False)
+    """
+    hooks = (part._forward_hooks, part._forward_pre_hooks, part._backward_hooks, part._backward_pre_hooks)
+    return type(part).forward in _PLAIN and not any([len(each) for each in hooks])
+
+
 class HarmonicConv(nn.Module):
     r"""Energies of harmonics added to a radial convolution; :class:`SREHarmonicConv2d` is the layer to take.
 
@@ -158,6 +174,7 @@ class HarmonicConv(nn.Module):
             raise ValueError(f"orders must differ from each other, got {orders!r}")
         if taps is None:
             taps = max(3 if spatial_dims == 3 else 5, max(self.orders) + 1 + max(self.orders) % 2)
+        self.spatial_dims, self.out_channels = spatial_dims, out_channels
         self.hidden_channels, self.groups, self.eps = hidden_channels, groups, float(eps)
         options: dict[str, Any] = {"device": device, "dtype": dtype}
         self.radial = radial
@@ -185,16 +202,25 @@ class HarmonicConv(nn.Module):
             nn.init.zeros_(self.mix.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        unbatched = x.dim() == self.mix.weight.dim() - 1
+        unbatched = x.dim() == self.spatial_dims + 1
         y = self.radial(x.unsqueeze(0) if unbatched else x)
-        if self._mixes_at_once:
+        at_once = self._mixes_at_once
+        if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript leaves a branch out only where this stands alone
+            if at_once:
+                at_once = self._parts_are_plain()
+        if at_once:
             stencils: list[Tensor] = [energy.stencils for energy in self.energies]  # type: ignore[misc]
             out = add_energies(y, stencils, self.mix.weight, self.mix.bias, self.groups, self.eps, self.algorithm)
         else:
-            radial, maps = split_groups(y, self.mix.weight.size(0), self.groups)
+            radial, maps = split_groups(y, self.out_channels, self.groups)
             energies = [energy(maps) for energy in self.energies]
             out = radial + self.mix(self.norm(cat_groups(energies, self.groups)))
         return out.squeeze(0) if unbatched else out
+
+    @torch.jit.unused
+    def _parts_are_plain(self) -> bool:
+        """Whether what the parts compute is known, so that none has to be called."""
+        return isinstance(self.norm, nn.Identity) and all([is_plain(part) for part in (self.mix, *self.energies)])
 
     def extra_repr(self) -> str:
         """Orders and widths; the parts say the rest."""

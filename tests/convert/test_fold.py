@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -354,6 +355,40 @@ def test_reparametrised(change: Callable[[nn.Module], Any], layer: type[nn.Modul
     assert relative_error(folded(x), network(x)) <= 1e-12
     assert set(folded.state_dict()) == {"0.weight", "0.bias"}
     assert len(calls) == 4  # the user's own hook is carried over
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated:FutureWarning")
+@pytest.mark.parametrize(
+    "change", [partial(prune.l1_unstructured, name="weight", amount=0.5), utils.spectral_norm, utils.weight_norm]
+)
+def test_reparametrised_mixtures_of_energies(change: Callable[[nn.Module], Any]) -> None:
+    """All parameters are trained, twice, and the weight of the next call is folded, not that of the last one."""
+    x = torch.randn(2, 2, 7, 8, dtype=torch.float64)
+    networks = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        layer = SREHarmonicConv2d(2, 4, 3, padding=1).double()
+        change(layer.mix)
+        optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+        for _ in range(2):
+            optimizer.zero_grad()
+            layer(x).square().mean().backward()
+            assert all(parameter.grad is not None for parameter in layer.parameters())
+            optimizer.step()
+        networks.append(layer.eval())
+    assert relative_error(fold_sre(networks[1])(x), networks[0](x)) < 1e-12
+
+
+def test_what_stands_in_the_place_of_a_mixture_stays_when_folded() -> None:
+    class Adapter(nn.Conv2d):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return 3 * super().forward(x)
+
+    layer = SREHarmonicConv2d(2, 4, 3, padding=1).double()
+    x = torch.randn(2, 2, 7, 8, dtype=torch.float64)
+    layer.mix.__class__ = Adapter
+    expected = layer(x)
+    assert relative_error(fold_sre(layer)(x), expected) < 1e-12
 
 
 @pytest.mark.parametrize("change", [convert_to_sre, fold_sre])

@@ -174,3 +174,29 @@ def test_inference_takes_no_backward_pass_along(groups: int, monkeypatch: pytest
             torch.testing.assert_close(HarmonicEnergy(2, 1)(x), energy)
     with pytest.raises(AssertionError, match="nothing is differentiated"):
         layer(x)
+
+
+# What users attach -----------------------------------------------------------------------------------------------------
+
+
+def test_hooks_of_the_parts_are_called_and_other_parts_take_their_place() -> None:
+    """The parts compute in one go only while they are what the layer built."""
+    torch.manual_seed(0)
+    layer = SREHarmonicConv2d(2, 4, 3, padding=1).double()
+    x = torch.randn(2, 2, 7, 8, dtype=torch.float64)
+    expected, seen = layer(x), list[str]()
+    handles = [
+        part.register_forward_hook(lambda *_, name=name: seen.append(name))
+        for name, part in (("mix", layer.mix), *((str(energy.order), energy) for energy in layer.energies))
+    ]
+    torch.testing.assert_close(layer(x), expected, rtol=1e-12, atol=1e-12)
+    assert seen == ["1", "2", "mix"]
+    for handle in handles:
+        handle.remove()
+    layer.norm = nn.BatchNorm2d(layer.mix.in_channels).double()
+    layer(x)
+    assert layer.norm.num_batches_tracked == 1
+    layer.norm = nn.Identity()
+    torch.testing.assert_close(layer(x), expected, rtol=1e-12, atol=1e-12)
+    layer.mix = nn.Sequential(layer.mix, nn.Conv2d(4, 4, 1).double())
+    assert not torch.allclose(layer.double()(x), expected)
