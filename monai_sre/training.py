@@ -133,8 +133,8 @@ class Checkpoints:
 
     Raises:
         FileNotFoundError: ``resume`` is on and there is no ``last.pt``.
-        FileExistsError: the folder holds a training or a model, and neither ``resume`` nor ``overwrite`` is on; or, at the end of an
-            epoch, another training has written to the folder, and this one saves nothing more.
+        FileExistsError: the folder holds a training or a model, and neither ``resume`` nor ``overwrite`` is on; or, at the
+            end of an epoch, another training has written to the folder, and this one saves nothing more.
         OSError: a file cannot be written; those saved before are as they were.
         TypeError: JSON cannot hold the description.
         ValueError: an argument cannot work; ``last.pt`` is damaged, of another network or optimizer, or of more epochs than

@@ -412,7 +412,7 @@ class _Plan:
             calls.left,
         )
         self.assignments += [
-            (module, "__class__", functions.centred_class(type(module))),
+            (module, "__class__", functions.centred_class(type(module), calls.methods)),
             (module, functions.MODE, mode),
         ]
         after = "on centred grids: " + ", ".join(calls.centred)

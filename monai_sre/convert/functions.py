@@ -16,14 +16,15 @@ Which modules these are is found by running the network in eval mode (:func:`cal
 
 from __future__ import annotations
 
+import inspect
 import math
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import wraps
 from pathlib import Path
-from types import FrameType
+from types import FrameType, FunctionType
 from typing import Any
 
 import torch
@@ -60,6 +61,7 @@ class Calls:
         with_weight: whether a convolution had a kernel of the shape of the module's weight.
         projections: of kernels, see :class:`CentredFunctions`.
         left: places whose calls are left alone.
+        methods: of the module, through which its ``forward`` came to such calls.
     """
 
     module: nn.Module
@@ -69,6 +71,7 @@ class Calls:
     with_weight: bool = False
     projections: dict[Any, Tensor] = field(default_factory=dict)
     left: set[str] = field(default_factory=set)
+    methods: set[str] = field(default_factory=set)
 
 
 class CentredFunctions(TorchFunctionMode):
@@ -156,8 +159,9 @@ class _Observer(CentredFunctions):
         frame = _users_frame() if rule is not None or func in _DOUBTFUL or reshaped else None
         if frame is None:
             return func(*args, **kwargs)
-        owner = self._owner(frame)
+        owner, through = self._owner(frame)
         calls, where = self._calls(owner), f"{_name(func)} ({_place(frame)})"
+        calls.methods |= through
         if rule is not None and _is_map(self, args[0] if args else kwargs.get("input"), self.spatial_dims):
             if self.fits(args[0] if args else kwargs["input"]):
                 self.maps.add(_short(frame))
@@ -199,15 +203,17 @@ class _Observer(CentredFunctions):
     def _calls(self, owner: nn.Module) -> Calls:
         return self.calls.setdefault(id(owner), Calls(owner, projections=self.projections))
 
-    def _owner(self, frame: FrameType) -> nn.Module:
-        """The module whose ``forward`` is running."""
+    def _owner(self, frame: FrameType) -> tuple[nn.Module, set[str]]:
+        """The module whose ``forward`` is running, and which of its methods have been called since."""
         at: FrameType | None = frame
+        called: list[tuple[Any, str]] = []
         while at is not None:
             owner = _self(at)
             if at.f_code.co_name == "forward" and id(owner) in self.modules:
-                return owner
+                return owner, {name for who, name in called if who is owner and _is_method(owner, name)}
+            called.append((owner, at.f_code.co_name))
             at = at.f_back
-        return self.network
+        return self.network, set()
 
 
 def calls_of(
@@ -233,8 +239,9 @@ def calls_of(
             run()
     finally:
         handle.remove()
+    left = set().union(*(calls.left for calls in observer.calls.values())) - observer.maps
     for calls in observer.calls.values():
-        calls.left -= observer.maps
+        calls.left = left  # of all, as the mode of a module also sees what its children call
         for notes in (calls.centred, calls.refused, calls.doubtful):
             notes[:] = dict.fromkeys(notes)
     return observer.calls
@@ -245,12 +252,18 @@ def is_fixed(module: nn.Module) -> bool:
     return next(module.parameters(), None) is None
 
 
+def _is_method(module: nn.Module, name: str) -> bool:
+    return not name.startswith("__") and isinstance(inspect.getattr_static(type(module), name, None), FunctionType)
+
+
 class _Centred:
     """What stands before a class whose ``forward`` calls functions on centred grids."""
 
+    _methods: tuple[str, ...] = ()
+
     def __reduce_ex__(self, protocol: Any) -> Any:
         made: Any = super().__reduce_ex__(protocol)
-        return (_blank, (type(self).__bases__[1],), *made[2:])
+        return (_blank, (type(self).__bases__[1], self._methods), *made[2:])
 
     def __prepare_scriptable__(self) -> Any:
         raise TypeError(
@@ -259,25 +272,36 @@ class _Centred:
         )
 
 
-_CLASSES: dict[type[nn.Module], type[nn.Module]] = {}
+_CLASSES: dict[tuple[type[nn.Module], tuple[str, ...]], type[nn.Module]] = {}
 
 
-def centred_class(kind: type[nn.Module]) -> type[nn.Module]:
-    """A subclass of the same name whose ``forward`` runs inside the mode that an instance has under :data:`MODE`."""
+def centred_class(kind: type[nn.Module], methods: Iterable[str] = ()) -> type[nn.Module]:
+    """A subclass of the same name that runs ``forward`` inside the mode that an instance has under :data:`MODE`.
 
-    @wraps(kind.forward)
-    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        with getattr(self, MODE):
-            return kind.forward(self, *args, **kwargs)
-
-    if kind not in _CLASSES:
+    Args:
+        kind: the class.
+        methods: others to run so, as they may be called from elsewhere: by a user, or by gradient checkpointing, which calls
+            them again in the backward pass.
+    """
+    key = kind, tuple(sorted(methods))
+    if key not in _CLASSES:
         names = {name: getattr(kind, name) for name in ("__module__", "__qualname__", "__doc__")}
-        _CLASSES[kind] = type(kind.__name__, (_Centred, kind), {**names, "forward": forward})
-    return _CLASSES[kind]
+        inside = {name: _inside(getattr(kind, name)) for name in ("forward", *key[1])}
+        _CLASSES[key] = type(kind.__name__, (_Centred, kind), {**names, "_methods": key[1], **inside})
+    return _CLASSES[key]
 
 
-def _blank(kind: type[nn.Module]) -> nn.Module:
-    twin = centred_class(kind)
+def _inside(method: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(method)
+    def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        with getattr(self, MODE):
+            return method(self, *args, **kwargs)
+
+    return call
+
+
+def _blank(kind: type[nn.Module], methods: tuple[str, ...] = ()) -> nn.Module:
+    twin = centred_class(kind, methods)
     return twin.__new__(twin)
 
 

@@ -102,7 +102,7 @@ class FileTable(ABC):
             raise OSError(f"{target} is that of another file already")
         if target.exists() and target.resolve() not in self._earlier:
             raise OSError(
-                f"{target} is there, and no inference wrote it, or it was changed since; move it, or choose another output_dir"
+                f"{target} is there, and no inference wrote it, or it was changed since; move it, or take another output_dir"
             )
         self._claimed.add(target)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -286,8 +286,8 @@ class SegmentationWriter(FileTable):
     cannot be read, that the network cannot take, or whose map cannot be
     written, has the reason in the table, and the others go on.
 
-    It reads the network's logits, ``"pred"``, and makes the probabilities of one class after the other, so that a volume takes
-    little more memory than these logits.
+    It reads the network's logits, ``"pred"``, and makes the probabilities of one class after the other, so that a volume
+    takes little more memory than these logits.
 
     Args:
         output_dir: folder of the files, created if need be; folders below that of the inputs are repeated in it.

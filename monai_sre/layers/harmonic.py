@@ -112,7 +112,7 @@ def is_plain(part: nn.Module) -> bool:
         (True, False)
     """
     hooks = (part._forward_hooks, part._forward_pre_hooks, part._backward_hooks, part._backward_pre_hooks)
-    return type(part).forward in _PLAIN and not any([len(each) for each in hooks])
+    return type(part).forward in _PLAIN and not any(len(each) for each in hooks)
 
 
 class HarmonicConv(nn.Module):
@@ -174,7 +174,7 @@ class HarmonicConv(nn.Module):
             raise ValueError(f"orders must differ from each other, got {orders!r}")
         if taps is None:
             taps = max(3 if spatial_dims == 3 else 5, max(self.orders) + 1 + max(self.orders) % 2)
-        self.spatial_dims, self.out_channels = spatial_dims, out_channels
+        self.out_channels, self._axes_of_a_batch = out_channels, spatial_dims + 2
         self.hidden_channels, self.groups, self.eps = hidden_channels, groups, float(eps)
         options: dict[str, Any] = {"device": device, "dtype": dtype}
         self.radial = radial
@@ -202,7 +202,7 @@ class HarmonicConv(nn.Module):
             nn.init.zeros_(self.mix.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        unbatched = x.dim() == self.spatial_dims + 1
+        unbatched = x.dim() == self._axes_of_a_batch - 1
         y = self.radial(x.unsqueeze(0) if unbatched else x)
         at_once = self._mixes_at_once
         if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript leaves a branch out only where this stands alone
@@ -220,7 +220,10 @@ class HarmonicConv(nn.Module):
     @torch.jit.unused
     def _parts_are_plain(self) -> bool:
         """Whether what the parts compute is known, so that none has to be called."""
-        return isinstance(self.norm, nn.Identity) and all([is_plain(part) for part in (self.mix, *self.energies)])
+        plain = isinstance(self.norm, nn.Identity) and is_plain(self.mix)
+        for energy in self.energies:
+            plain = plain and is_plain(energy)
+        return plain
 
     def extra_repr(self) -> str:
         """Orders and widths; the parts say the rest."""

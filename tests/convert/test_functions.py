@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 import monai_sre
 from monai_sre import conversion_report, convert_to_sre, equivariance_error, fold_sre
@@ -286,3 +287,76 @@ def test_quantised_layers_are_refused_by_name() -> None:
     layer = torch.ao.nn.quantized.Conv2d(1, 2, 3)
     with pytest.raises(TypeError, match=r"its module 1 is torch\.ao\.nn\.quantized.*\.Conv2d"):
         convert_to_sre(nn.Sequential(nn.Conv2d(1, 1, 3), layer))
+
+
+# Other ways in ---------------------------------------------------------------------------------------------------------
+
+
+class Autoencoder(nn.Module):
+    """Users call ``encode`` alone, and gradient checkpointing calls it again in the backward pass."""
+
+    def __init__(self, reentrant: bool | None = None) -> None:
+        super().__init__()
+        self.down, self.up, self.reentrant = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 1, 3, padding=1), reentrant
+
+    def encode(self, x: Tensor) -> Tensor:
+        return F.max_pool2d(self.down(x).relu(), 2)
+
+    def decode(self, x: Tensor) -> Tensor:
+        return F.interpolate(self.up(x), scale_factor=1.5, mode="bilinear")
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.reentrant is None or not self.training:
+            return self.decode(self.encode(x))
+        return self.decode(checkpoint(self.encode, x, use_reentrant=self.reentrant))
+
+
+def autoencoder(reentrant: bool | None = None) -> nn.Module:
+    torch.manual_seed(0)
+    return convert_to_sre(Autoencoder(reentrant).double())
+
+
+def test_methods_are_on_centred_grids_when_called_alone() -> None:
+    network = autoencoder().eval()
+    x, z = torch.randn(1, 1, 21, 26, dtype=torch.float64), torch.randn(1, 4, 7, 9, dtype=torch.float64)
+    assert max(equivariance_error(network.encode, x).values()) < 1e-12
+    assert max(equivariance_error(network.decode, z).values()) < 1e-12
+    for copied in (copy.deepcopy(network), pickle.loads(pickle.dumps(network))):
+        assert torch.equal(copied.encode(x), network.encode(x))
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_gradient_checkpointing_of_a_method_gives_the_same_gradients(reentrant: bool) -> None:
+    x = torch.randn(1, 1, 21, 26, dtype=torch.float64, requires_grad=True)
+    networks = autoencoder().train(), autoencoder(reentrant).train()
+    for network in networks:
+        network(x).square().sum().backward()
+    for ours, theirs in zip(networks[1].parameters(), networks[0].parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-12, atol=1e-12)
+
+
+def test_what_is_no_map_stays_so_inside_of_a_module_whose_calls_are_centred() -> None:
+    class Table(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Parameter(torch.randn(1, 4, 20, 5, dtype=torch.float64))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x * F.interpolate(self.table, size=(7, 2)).square().mean()
+
+    class Outer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mix, self.inner = nn.Conv2d(4, 4, 1), Table()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(F.max_pool2d(self.mix(x), 2))
+
+    network = Outer().double().eval()
+    x = torch.randn(1, 4, 21, 27, dtype=torch.float64)
+    table = F.interpolate(network.inner.table, size=(7, 2)).square().mean()
+    pooled = F.max_pool2d(x, 2)
+    converted = convert_to_sre(network)
+    assert float(converted.inner(pooled).sum() / pooled.sum()) == pytest.approx(float(table), rel=1e-12)
+    expected = monai_sre.layers.CentredMaxPool2d(2)(converted.mix(x)) * table
+    torch.testing.assert_close(converted(x), expected, rtol=1e-12, atol=1e-12)

@@ -226,7 +226,7 @@ def test_a_map_that_was_corrected_by_hand_is_not_replaced(tmp_path: Path) -> Non
     np.save(out / "a_seg.npy", np.full((3, 3), 7))
     segment(source, out, 2)
     errors = {Path(row["file"]).name: row["error"] for row in table(out)}
-    assert "it was changed since; move it, or choose another output_dir" in errors["a.npy"]
+    assert "it was changed since; move it, or take another output_dir" in errors["a.npy"]
     assert errors["b\nc\rd.npy"] == ""
     assert np.load(out / "a_seg.npy").tolist() == np.full((3, 3), 7).tolist()
 
