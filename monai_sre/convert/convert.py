@@ -150,7 +150,10 @@ def convert_to_sre(
     except (TypeError, ValueError):
         raise TypeError(f"spacing must be None or {ndim} positive lengths, got {spacing!r}") from None
     if kernel_size is not None:
-        int_tuple("kernel_size", kernel_size, ndim, minimum=1)
+        sizes = int_tuple("kernel_size", kernel_size, ndim, minimum=1)
+        kernel_size = sizes if isinstance(kernel_size, Sequence) else sizes[0]
+    if axes is not None and not isinstance(axes, Sequence):
+        raise TypeError(f"axes must be None or different spatial axes out of {tuple(range(ndim))}, got {axes!r}")
     options = Options(
         kernel_size=kernel_size,
         num_rings=num_rings,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from monai_sre.layers.centred import CentredConvNd
 from monai_sre.layers.harmonic import HarmonicConv
 from monai_sre.ops.conv import centred_conv, centred_conv_transpose, extra_padding
-from monai_sre.ops.grid import centred_windows, pad_ends
+from monai_sre.ops.grid import centred_windows, extend_ends
 from monai_sre.ops.pool import centred_blur
 from monai_sre.ops.ring.energy_portable import exported_energies
 from monai_sre.ops.ring.portable import conv_nd, cropped_ring, ring_ends, scaled_rings, summed_along_axes, tensor_train
@@ -177,7 +177,7 @@ class FoldedCentring(nn.Module):
         if self.antialias > 0:
             x = centred_blur(x, self.stride, self.antialias)
         if self.padding_mode != "zeros":
-            x = pad_ends(x, self.padding, self.padding_mode)
+            x = extend_ends(x, self.padding, self.padding_mode)
         return centred_windows(x, self.reach, self.stride, self.total)
 
 

@@ -318,7 +318,8 @@ def _from_datalist(
     section, own = SECTIONS[split], content.get("test") or []
     labelled = bool(own) and all(isinstance(entry, dict) and "label" in entry for entry in own)
     # A count of None takes all that the rule gives.
-    shared = not content.get("validation") and num_val != 0 and not (split == "test" and (labelled or num_test == 0))
+    wanted = num_val != 0 or (num_test != 0 and not labelled)
+    shared = not content.get("validation") and wanted and not (split == "test" and (labelled or num_test == 0))
     if shared:
         section = "training"
     entries: list[dict[str, Any]] = open_datalist(path, [section]).get(section) or []

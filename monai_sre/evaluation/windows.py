@@ -185,7 +185,8 @@ def window_starts(size: int, window: int, overlap: float) -> list[int]:
 
 def _bell(length: int, sigma: float) -> Tensor:
     offsets = torch.arange(length, dtype=torch.float64) - (length - 1) / 2
-    return torch.exp(-0.5 * (offsets / (sigma * length)).square())
+    # Not below what float32 can hold of the product of three axes, or the ends of a volume would have no weight.
+    return torch.exp(-0.5 * (offsets / (sigma * length)).square()).clamp(min=1e-4)
 
 
 def _scale(x: Tensor, factors: Sequence[Tensor]) -> Tensor:

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from monai_sre.ops.arguments import int_tuple
+from monai_sre.ops.arguments import check_flags, int_tuple
 from monai_sre.ops.conv import NO_RINGS, check_algorithm, expand_kernel, exported_ends, sre_conv_nd
-from monai_sre.ops.grid import pad_ends
+from monai_sre.ops.grid import extend_ends
 from monai_sre.ops.radial import GAUSSIAN_WIDTH, centred_basis, initial_std, learned_gaussian, radial_basis
 
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
@@ -86,6 +86,7 @@ class RadialNd(nn.Module):
                 raise ValueError(f"groups must divide {name}={channels}, got {groups}")
         if dtype is not None and not (isinstance(dtype, torch.dtype) and (dtype.is_floating_point or dtype.is_complex)):
             raise TypeError(f"dtype must be None or a floating-point torch.dtype, got {dtype!r}")
+        check_flags(bias=bias)
         if padding_mode not in PADDING_MODES:
             raise ValueError(f"padding_mode must be one of {PADDING_MODES}, got {padding_mode!r}")
         ndim = self.spatial_dims
@@ -144,6 +145,13 @@ class RadialNd(nn.Module):
                 setattr(self, name, buffer.clone())
         self._fill_basis()
         return self
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        """Weights that are assigned to a layer on the meta device, where a basis has no values, bring their device."""
+        super()._load_from_state_dict(*args, **kwargs)
+        if self.basis.is_meta and not self.weight.is_meta:
+            for name, values in self._exact_buffers().items():
+                setattr(self, name, values.to(self.weight))
 
     def _exact_buffers(self) -> dict[str, Tensor]:
         """The basis in float64 and, where its width is learned, what :meth:`current_basis` makes it of."""
@@ -233,7 +241,7 @@ class SREConvNd(RadialNd):
     def forward(self, x: Tensor) -> Tensor:
         padding = list(self.padding)
         if self.padding_mode != "zeros":
-            x = pad_ends(x, padding, self.padding_mode)
+            x = extend_ends(x, padding, self.padding_mode)
             padding = [0] * len(padding)
         basis, stride, dilation = self.current_basis(), list(self.stride), list(self.dilation)
         return sre_conv_nd(

@@ -16,7 +16,10 @@ from monai_sre.ops.radial import initial_std, radial_basis
 
 
 class RadialTransposeNd(RadialNd):
-    """Arguments of transposed radial layers, in the order of ``torch.nn.ConvTranspose*d``."""
+    """Arguments of transposed radial layers, in the order of ``torch.nn.ConvTranspose*d``.
+
+    ``algorithm`` is taken as in other layers, and changes nothing: these build their kernels and convolve.
+    """
 
     transposed = True
 

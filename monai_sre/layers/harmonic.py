@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ from monai.networks.layers.factories import Conv
 from monai.networks.layers.utils import get_norm_layer
 from torch import Tensor, nn
 
-from monai_sre.layers.conv import SREConv1d, SREConv2d, SREConv3d, on_flat
+from monai_sre.layers.conv import PADDING_MODES, SREConv1d, SREConv2d, SREConv3d, on_flat
 from monai_sre.ops.arguments import int_tuple
 from monai_sre.ops.energy import add_energies, harmonic_energy
 from monai_sre.ops.grid import centred_fit, extend_ends
@@ -57,8 +58,10 @@ class HarmonicEnergy(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if not isinstance(eps, (int, float)) or not eps > 0:
+        if not isinstance(eps, (int, float)) or not 0 < eps < math.inf:
             raise ValueError(f"eps must be a positive number, got {eps!r}")
+        if padding_mode not in PADDING_MODES:
+            raise ValueError(f"padding_mode must be one of {PADDING_MODES}, got {padding_mode!r}")
         self.order, self.eps, self.padding_mode = order, float(eps), padding_mode
         geometry: dict[str, Any] = {"taps": taps, "width": width, "spacing": spacing, "axes": axes}
         self._geometry = geometry
@@ -175,7 +178,7 @@ class HarmonicConv(nn.Module):
         if taps is None:
             taps = max(3 if spatial_dims == 3 else 5, max(self.orders) + 1 + max(self.orders) % 2)
         self.out_channels, self._axes_of_a_batch = out_channels, spatial_dims + 2
-        self.hidden_channels, self.groups, self.eps = hidden_channels, groups, float(eps)
+        self.hidden_channels, self.groups = hidden_channels, groups
         options: dict[str, Any] = {"device": device, "dtype": dtype}
         self.radial = radial
         self.energies = nn.ModuleList(
@@ -184,12 +187,24 @@ class HarmonicConv(nn.Module):
             )
             for order in self.orders
         )
+        self.eps = float(eps)
         total = hidden_channels * len(self.orders)
         self.norm = nn.Identity() if norm is None else get_norm_layer(norm, spatial_dims, total).to(**options)
         self.mix = Conv["CONV", spatial_dims](total, out_channels, 1, groups=groups, bias=bias, **options)
         self.algorithm = str(getattr(radial, "algorithm", "auto"))
         self._mixes_at_once = norm is None and padding_mode == "zeros"
         self.reset_parameters()
+
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Any], prefix: str, local_metadata: Any, *more: Any
+    ) -> None:
+        """Weights that are assigned to a layer on the meta device, where stencils have no values, bring their device."""
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *more)
+        given = next((value for value in state_dict.values() if isinstance(value, Tensor)), None)
+        if given is not None and not given.is_meta and local_metadata.get("assign_to_params_buffers", False):
+            for energy in self.energies:
+                if energy.stencils.is_meta:
+                    energy.to_empty(device=given.device)  # and makes them anew
 
     def reset_parameters(self) -> None:
         """Refill all parts; the mixed energies start with the power of one energy, the bias with zero."""

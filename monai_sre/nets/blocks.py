@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from monai.networks.layers.factories import Conv, Pool, split_args
 from monai.networks.layers.utils import get_act_layer, get_norm_layer
 from torch import Tensor, nn
@@ -66,7 +67,7 @@ def per_level(name: str, value: Any, levels: int, what: str = "level") -> tuple[
         >>> per_level("kernel_size", 3, 2), per_level("kernel_size", (5, (3, 1)), 2)
         ((3, 3), (5, (3, 1)))
     """
-    if value is None or isinstance(value, int):
+    if value is None or isinstance(value, (int, np.integer)):
         return (value,) * levels
     if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != levels:
         raise ValueError(f"{name} must be one value or {levels}, one per {what}, got {value!r}")

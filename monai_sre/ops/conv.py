@@ -26,6 +26,7 @@ from monai_sre.ops.dispatch import is_exporting, may_define_gradient
 from monai_sre.ops.grid import (
     centred_margin,
     centred_windows,
+    extend_ends,
     half_of,
     in_onnx_export,
     join_neighbours,
@@ -220,7 +221,7 @@ def _on_centred_grid(
         x = centred_blur(x, stride, blur)
     total = [2 * padding[axis] + far_padding[axis] for axis in range(ndim)]
     if padding_mode != "zeros":
-        x = pad_ends(x, padding, padding_mode)
+        x = extend_ends(x, padding, padding_mode)
         total = far_padding
     if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript leaves a branch out only where this stands alone
         if torch.onnx.is_in_onnx_export():  # no branch on a size

@@ -55,23 +55,28 @@ def pad_ends(x: Tensor, amounts: list[int], mode: str = "constant", value: float
     return functional.pad(x, pads, mode=mode, value=value)
 
 
+@script_if_tracing
 def extend_ends(x: Tensor, amounts: list[int], mode: str) -> Tensor:
     """:func:`pad_ends` by any amounts: ``"reflect"`` and ``"circular"`` go on, where torch stops at the size of the map.
+
+    In a graph for ONNX they stop there too.
 
     Example:
         >>> import torch
         >>> extend_ends(torch.tensor([[[1.0, 2.0]]]), [3], "reflect").tolist()
         [[[2.0, 1.0, 2.0, 1.0, 2.0, 1.0, 2.0, 1.0]]]
     """
+    if in_onnx_export():
+        return pad_ends(x, amounts, mode)
     fits = True
     for axis in range(len(amounts)):
-        fits = fits and amounts[axis] < x.size(axis + 2)
+        fits = fits and amounts[axis] < x.size(axis - len(amounts))
     if fits or mode not in ("reflect", "circular"):
         return pad_ends(x, amounts, mode)
     for axis in range(len(amounts)):
         rest = amounts[axis]
         while rest > 0:
-            size = x.size(axis + 2)
+            size = x.size(axis - len(amounts))
             step = min(rest, max(1, size - 1) if mode == "reflect" else size)
             one = [0] * len(amounts)
             one[axis] = step

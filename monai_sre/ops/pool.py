@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from monai_sre.ops.dispatch import is_eager_cpu_call, keep_subclass, under_transform
+from monai_sre.ops.dispatch import is_eager_cpu_call, keep_subclass, under_autocast, under_transform, without_autocast
 from monai_sre.ops.grid import in_onnx_export, pad_ends, script_if_tracing, spread_to, window_spans
 
 #: Standard deviation of the filter, in steps of the coarse grid, where the caller names none: that of binomial weights of 7
@@ -205,6 +205,10 @@ def centred_upsample(x: Tensor, scale_factor: int, size: list[int] | None = None
 
 def _multiply_axes(x: Tensor, axes: list[int], matrices: list[Tensor]) -> Tensor:
     """A matrix times each of some axes; in ordinary torch on the CPU, what is not finite stays within their non-zeros."""
+    if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript leaves a branch out only where this stands alone
+        if under_autocast(x.device.type):  # which would take half precision for matrices, and not for slices
+            with without_autocast(x.device.type):
+                return _multiply_axes(x, axes, matrices)
     out = x
     for i in range(len(axes)):
         out = torch.matmul(out.transpose(axes[i], x.dim() - 1), matrices[i].t()).transpose(axes[i], x.dim() - 1)
@@ -271,7 +275,7 @@ def _refine_axis(x: Tensor, axis: int, scale: int, fine: int) -> Tensor:
     behind = max(0, (first + unit - 2) // unit + count + 1 - before - coarse)
     if before + behind > 0:
         pads = [0] * (2 * (x.dim() - 1 - axis)) + [before, behind] + [0] * (2 * (axis - 2))
-        x = functional.pad(x, pads, mode="replicate")
+        x = functional.pad(x, pads, mode="replicate").to(x.dtype)  # autocast on a CPU would give float32
     phases: list[Tensor] = []
     for phase in range(scale):
         start, rest = (first + 2 * phase) // unit, (first + 2 * phase) % unit

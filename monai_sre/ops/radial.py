@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -142,7 +143,8 @@ def centred_basis(
     size, steps, round_axes = check_geometry(kernel_size, spacing, axes)
     name, options = _check_profile(profile)
     check_flags(circular=circular, orthonormal=orthonormal)
-    if num_rings is not None and (isinstance(num_rings, bool) or not isinstance(num_rings, int) or num_rings < 1):
+    whole = isinstance(num_rings, (int, np.integer)) and not isinstance(num_rings, bool)
+    if num_rings is not None and (not whole or num_rings < 1):
         raise ValueError(f"num_rings must be None or an integer >= 1, got {num_rings!r}")
     offsets = tap_offsets([size[axis] for axis in round_axes], [steps[axis] for axis in round_axes])
     most = math.floor(_reach(offsets) + _TOLERANCE) + (1 if circular else 2)
@@ -302,7 +304,10 @@ def check_geometry(
     if len(steps) != ndim or not all(math.isfinite(step) and step > 0 for step in steps):
         raise ValueError(f"spacing must be None or {ndim} positive lengths, got {spacing!r}")
     allowed = tuple(range(ndim))
-    if axes is not None and (not isinstance(axes, Sequence) or any(type(axis) is not int for axis in axes)):
+    if axes is not None and (
+        not isinstance(axes, Sequence)
+        or any(type(axis) is not int and not isinstance(axis, np.integer) for axis in axes)
+    ):
         raise TypeError(f"axes must be None or different spatial axes out of {allowed}, got {axes!r}")
     chosen = allowed if axes is None else tuple(axes)
     if not chosen or len(set(chosen)) != len(chosen) or not set(chosen) <= set(allowed):

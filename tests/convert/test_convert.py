@@ -9,6 +9,7 @@ import pickle
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from monai.networks import nets
@@ -518,3 +519,18 @@ def test_a_default_device_without_values() -> None:
     assert max(conversion_report(converted).errors.values()) < 1e-9
     with pytest.raises(ValueError, match=r"its parameter 0\.weight is on the meta device"):
         convert_to_sre(empty)
+
+
+def test_larger_kernels_take_all_sizes_of_before() -> None:
+    """The maps of the last convolution are smaller than the padding that reflects them."""
+    layers = [nn.Conv2d(1, 4, 3, padding=1, padding_mode="reflect"), nn.MaxPool2d(2)]
+    network = nn.Sequential(*layers, nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect")).double()
+    converted = convert_to_sre(network, kernel_size=np.int64(7))
+    for size in ((6, 6), (5, 7)):
+        x = torch.randn(1, 1, *size, dtype=torch.float64)
+        assert max(equivariance_error(converted, x).values()) < 1e-12
+
+
+def test_axes_that_are_no_sequence() -> None:
+    with pytest.raises(TypeError, match=r"axes must be None or different spatial axes out of \(0, 1\), got 1"):
+        convert_to_sre(nn.Sequential(nn.Conv2d(1, 2, 3)), axes=1)  # type: ignore[arg-type]

@@ -178,6 +178,11 @@ def test_a_list_without_validation_is_split_as_a_folder_is(folder: Path) -> None
 
     path.write_text(json.dumps({"training": entries, "test": ["./imagesTs/eye_9L.jpg"]}))
     assert split(num_val=2, num_test=1) == {"train": ["1L", "1R", "2L"], "val": ["2R", "3L"], "test": ["3R"]}
+    parts = {part: load_pairs(str(path), split=part, num_test=2) for part in ("train", "test")}
+    assert [[image[4:6] for image, _ in names(pairs)] for pairs in parts.values()] == [
+        ["1L", "1R", "2L", "2R"],
+        ["3L", "3R"],
+    ]
     with pytest.raises(ValueError, match="of 6 pairs none is left to train on, with num_val=4, num_test=2"):
         split(num_val=4, num_test=2)
     path.write_text(json.dumps({"training": entries[:5], "test": entries[5:]}))

@@ -145,3 +145,10 @@ def test_maps_of_another_size_are_refused() -> None:
         CentredWindowInferer(4)(torch.randn(1, 1, 8, 8), nn.AvgPool2d(2))
     with pytest.raises(ValueError, match=r"roi_size=\(4, 4\) does not have one size for each of 3 spatial axes"):
         CentredWindowInferer((4, 4))(torch.randn(1, 1, 8, 8, 8), nn.Identity())
+
+
+@pytest.mark.parametrize("sigma", [0.01, 0.03, 0.06])
+def test_narrow_windows_leave_no_gap(sigma: float) -> None:
+    """Where the weights of three axes would vanish in float32."""
+    found = CentredWindowInferer(8, 0.25, sigma=sigma)(torch.ones(1, 1, 20, 20, 20), lambda x: x)
+    torch.testing.assert_close(found, torch.ones_like(found))

@@ -30,7 +30,7 @@ from monai_sre.layers import (
     SREHarmonicConv3d,
 )
 from monai_sre.layers.centred import CentredConv2d, CentredConv3d, CentredConvTranspose2d
-from monai_sre.nets import SREResNet
+from monai_sre.nets import SREResNet, SREUNet
 from monai_sre.ops.radial import centred_basis
 from monai_sre.ops.ring.convolution import ring_conv
 from tests.testers import Case, LayerTester, check_algorithms, check_compiled, lattice_symmetries, relative_error
@@ -206,6 +206,34 @@ def test_meta_device() -> None:
     layer.reset_parameters()
     assert torch.equal(layer.basis, SREConv2d(2, 3, 5, profile="gaussian").basis)
     assert bool(layer(torch.randn(1, 2, 6, 6)).isfinite().all())
+
+
+def test_weights_assigned_on_the_meta_device() -> None:
+    """As large networks are loaded, without memory for a first set of weights."""
+    for make, shape in (
+        (lambda: SREConv2d(2, 3, 5, profile=("gaussian", {"learn_width": True})), (1, 2, 6, 7)),
+        (lambda: SREHarmonicConv3d(2, 4, 3, padding=1), (1, 2, 4, 5, 6)),
+        (lambda: SREUNet(2, 2, 3, channels=(4, 8), conv="harmonic"), (1, 2, 13, 16)),
+    ):
+        source = make().eval()
+        with torch.device("meta"):
+            network = make()
+        network.load_state_dict(source.state_dict(), assign=True)
+        x = torch.randn(shape)
+        assert torch.equal(network.eval()(x), source(x))
+
+
+@pytest.mark.parametrize("mode", ["reflect", "circular", "replicate"])
+def test_padding_goes_on_beyond_small_maps(mode: str) -> None:
+    """Where torch stops, at a padding of the size of the map; batched or not."""
+    layer = SREConv2d(1, 2, 7, padding=3, padding_mode=mode).double()
+    x = torch.randn(1, 1, 2, 9, dtype=torch.float64)
+    extended = np.pad(
+        x.numpy(), ((0, 0), (0, 0), (3, 3), (3, 3)), {"circular": "wrap", "replicate": "edge"}.get(mode, mode)
+    )
+    expected = functional.conv2d(torch.from_numpy(extended), layer.kernel(), layer.bias)
+    torch.testing.assert_close(layer(x), expected)
+    torch.testing.assert_close(layer(x[0]), expected[0])
 
 
 def test_default_device_without_values() -> None:
@@ -429,6 +457,7 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"num_rings": 6}, ValueError, r"num_rings=6 is too many .*no tap lies in ring 1; use at most 3 rings"),
     ({"orthonormal": "false"}, TypeError, "orthonormal must be True or False, got 'false'"),
     ({"circular": 1}, TypeError, "circular must be True or False, got 1"),
+    ({"bias": "false"}, TypeError, "bias must be True or False, got 'false'"),
     ({"num_rings": 0}, ValueError, "num_rings must be None or an integer >= 1, got 0"),
     ({"profile": "cubic"}, ValueError, r"profile must be one of \('band'.*got 'cubic'"),
     ({"spacing": (1, 1, 1)}, ValueError, r"spacing must be None or 2 positive lengths, got \(1, 1, 1\)"),

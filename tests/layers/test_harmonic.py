@@ -119,6 +119,8 @@ def test_parameters_against_the_radial_layer() -> None:
         ({"hidden_channels": 3, "groups": 2}, "hidden_channels must be a multiple of groups=2, got 3"),
         ({"taps": 4}, "taps must be odd"),
         ({"eps": 0.0}, "eps must be a positive number, got 0.0"),
+        ({"eps": None}, "eps must be a positive number, got None"),
+        ({"eps": float("inf")}, "eps must be a positive number, got inf"),
         ({"kernel_size": 4}, "kernel_size must be odd"),
         ({"profile": 3}, "profile must be one of .*got 3"),
     ],

@@ -160,3 +160,10 @@ def test_pad_pool_is_centred(factor: int) -> None:
     out = CentredPadPool(factor)(x)
     assert out.shape == x.shape
     assert torch.allclose(CentredPadPool(factor)(x.flip(2)), out.flip(2), atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_upsampling_under_autocast_keeps_the_dtype_at_every_size(dtype: torch.dtype) -> None:
+    """Below and above the size where slices take the place of matrices."""
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert {CentredUpsample(2)(torch.ones(1, 1, size, size, dtype=dtype)).dtype for size in (90, 100)} == {dtype}
