@@ -16,6 +16,7 @@ import argparse
 import json
 import math
 import os
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -332,7 +333,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     run, train = "python -m monai.bundle run --config_file", f"'{CONFIGS}/train.json','{path}'"
     print(f'{path} is yours to edit. Then:\n  {run} "[{train}]"')
     print(f"  {run} \"[{train},'{CONFIGS}/evaluate.json']\" --ckpt_dir output/models")
-    print(f"  {run} {CONFIGS}/inference.json --ckpt_dir output/models --input VOLUMES")
+    print(f"  {run} {shlex.quote(f'{CONFIGS}/inference.json')} --ckpt_dir output/models --input VOLUMES")
 
 
 if __name__ == "__main__":
