@@ -89,6 +89,15 @@ def test_training_leaves_what_it_promises_and_learns(trained: Path) -> None:
     assert (trained / "learning_curves.png").is_file()
 
 
+def test_an_evaluation_takes_the_volumes_that_its_training_left_for_it(volumes: Path, tmp_path: Path) -> None:
+    """Whatever the defaults of the configs would take."""
+    split = {"every": 0, "num_val": 2, "num_test": 1}
+    run("train", **toy(volumes, patches_per_image=1), **split, max_epochs=1, output_dir=str(tmp_path))
+    where = {"dataset_dir": str(volumes), "device": "cpu", "ckpt_dir": str(tmp_path / "models")}
+    run("train", "evaluate", **where, output_dir=str(tmp_path / "test"))
+    assert [Path(row["file"]).name for row in rows(tmp_path / "test/scores.csv")] == ["h_000.nii.gz"]
+
+
 @pytest.mark.parametrize("rotation", [False, True])
 def test_a_resumed_run_repeats_an_uninterrupted_one(volumes: Path, tmp_path: Path, rotation: bool) -> None:
     """Its rate falls step by step."""
