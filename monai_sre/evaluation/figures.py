@@ -148,22 +148,24 @@ def draw_sweep(
 def draw_maps(shown: Sequence[tuple[np.ndarray, ...]], path: Path, titles: Sequence[str] = ()) -> None:
     """Picture with a row per image: the image, the truth, and each decided map with its errors in colour.
 
-    White is foreground that is found, red what is found in excess, blue what is missed. Images are rows by columns; of a
-    volume, the middle slice across the last axis is shown, its first axis from left to right.
+    White is foreground that is found, red what is found in excess, blue what is missed, yellow another class. Images are rows
+    by columns; of a volume, the middle slice across the last axis is shown, its first axis from left to right.
 
     Args:
         shown: of each image ``(image (C, *spatial), truth (*spatial), decided map (*spatial), ...)``.
         path: of the PNG file.
         titles: one for each column; ``()`` names the first three.
     """
-    titles = titles or ("image", "truth", "found (red: excess, blue: missed)")
+    several = any(_slice(values).max() > 1 for _, *maps in shown for values in maps)
+    colours = "red: excess, blue: missed" + (", yellow: another class" if several else "")
+    titles = titles or ("image", "truth", f"found ({colours})")
     figure = new_figure(3.6 * len(titles), 3.6 * len(shown))
     if figure is None or not shown:
         return
     grid = figure.subplots(len(shown), len(titles), squeeze=False)
     for index, (image, truth, *maps) in enumerate(shown):
         pictures = [_picture(image), _slice(truth) > 0]
-        pictures += [_errors(_slice(found) > 0, _slice(truth)) for found in maps]
+        pictures += [_errors(_slice(found), _slice(truth)) for found in maps]
         for axes, picture, title in zip(grid[index], pictures, titles, strict=True):
             axes.imshow(picture, cmap="gray", interpolation="nearest")
             axes.set_axis_off()
@@ -268,8 +270,8 @@ def _picture(image: np.ndarray) -> np.ndarray:
 
 
 def _errors(found: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    right, counts = truth > 0, truth >= 0
-    return np.stack([found & counts, found & right, right], axis=-1).astype(float)
+    right, counts, marked = truth > 0, truth >= 0, found > 0
+    return np.stack([marked & counts, marked & right, right & ((found == truth) | ~marked)], axis=-1).astype(float)
 
 
 def draw_activations(

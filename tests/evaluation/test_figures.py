@@ -109,6 +109,15 @@ def test_errors_in_colour(tmp_path: Path) -> None:
     assert box[1] == pytest.approx(8 * box[0], rel=0.1)  # a row lies across, as the image is displayed
 
 
+def test_another_class_is_no_error_of_the_foreground(tmp_path: Path) -> None:
+    truth = np.array([[1], [2], [0], [0]]).repeat(8, axis=1)
+    found = np.array([[1], [1], [0], [0]]).repeat(8, axis=1)
+    draw_maps([(np.zeros((1, 4, 8)), truth, found)], tmp_path / "a.png")
+    yellow, *box = coloured(tmp_path / "a.png", (255, 255, 0))
+    assert yellow > 500
+    assert box[1] == pytest.approx(8 * box[0], rel=0.1)  # the second row
+
+
 def test_middle_slice_of_a_volume(tmp_path: Path) -> None:
     """Pixels in a row along the first axis of the middle slice alone lie across."""
     found = np.zeros((6, 5, 7))
