@@ -341,12 +341,22 @@ class TestRefusals:
         assert max(conversion_report(convert_to_sre(Classes())).errors.values()) < 1e-9
 
     def test_what_a_converted_network_cannot_take(self) -> None:
-        small = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1, padding_mode="reflect"), nn.ReLU())
+        class Choosy(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.conv = nn.Conv2d(1, 2, 3, padding=1)
+
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                if type(self.conv) is not nn.Conv2d:
+                    raise RuntimeError("no plain convolution")
+                return self.conv(x)
+
+        network = Choosy()
         with pytest.raises(
             ValueError, match=r"\(root\).*converted, it raises RuntimeError on an input of shape .1, 1, 5, 5"
         ):
-            convert_to_sre(small, kernel_size=13, verify=(1, 1, 5, 5))
-        assert isinstance(small[0], nn.Conv2d)
+            convert_to_sre(network, verify=(1, 1, 5, 5))
+        assert type(network.conv) is nn.Conv2d
 
     def test_not_strict(self) -> None:
         network = convert_to_sre(Sliced(), strict=False)
