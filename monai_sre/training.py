@@ -286,7 +286,8 @@ class Checkpoints:
 
 def _identity(path: Path) -> tuple[int, int] | None:
     """What tells a file from one that has replaced it; None where there is none."""
-    return (found.st_ino, found.st_mtime_ns) if path.exists() and (found := path.stat()) else None
+    found = path.stat() if path.exists() else None
+    return None if found is None else (found.st_ino, found.st_mtime_ns)
 
 
 def _write_content(content: Any, path: Path) -> None:
@@ -336,15 +337,15 @@ def _check_masks(masks: Any, class_names: Sequence[str]) -> None:
     for index in range(len(masks)):  # the first are in memory already; each process has a share
         label = masks[index].get("label")
         values = torch.arange(len(found)) if label is None else torch.as_tensor(label).unique().long().cpu()
-        found[values[(values >= 0) & (values < len(found))]] = True
+        found[values[values >= 0].clamp(max=len(found) - 1)] = True
         if found.all():
             break
-    found = torch.as_tensor(idist.all_reduce(found.int())) > 0
+    found = torch.as_tensor(idist.all_reduce(found.int().to(idist.device()))) > 0  # NCCL knows no CPU
     if not found[1:].any():
         raise ValueError("no validation mask has any foreground, so no epoch can be chosen by them")
     lacking = [name for name, there in zip(class_names, found.tolist(), strict=False) if not there]
     if lacking and idist.get_rank() == 0:
-        _LOGGER.warning("none of the %d validation masks has a pixel of class %s", len(masks), listed(lacking))
+        _LOGGER.warning("no validation mask has a pixel of class %s", listed(lacking))
 
 
 def _check_labels(training: Any, validation: Any) -> None:

@@ -413,8 +413,8 @@ def test_validation_masks_without_foreground_are_refused_before_the_first_step(t
     optimizer = torch.optim.SGD(network.parameters(), lr=1.0)
     for value in (1, 0):
         trainer, validator = (Engine(lambda *_: None) for _ in range(2))
-        masks = CacheDataset(
-            [{"label": torch.full((1, 2, 2), -value)}, {"label": torch.eye(2)[None] * value}], progress=False
+        masks = CacheDataset(  # without names of classes, any number above 0 is foreground
+            [{"label": torch.full((1, 2, 2), -value)}, {"label": torch.eye(2)[None] * 2 * value}], progress=False
         )
         validator.data_loader = DataLoader(masks)  # type: ignore[attr-defined]
         saver = Checkpoints(
@@ -434,7 +434,7 @@ def test_classes_that_no_validation_mask_has_are_told(tmp_path: Path, caplog: py
     optimizer = torch.optim.SGD(network.parameters(), lr=1.0)
     names = {"class_names": ["background", "liver", "tumour", "vein"]}
     for values, messages in (
-        ([0, 2], ["none of the 2 validation masks has a pixel of class liver; vein"]),
+        ([0, 2], ["no validation mask has a pixel of class liver; vein"]),
         ([0, 1, 2, 3], []),
     ):
         caplog.clear()
