@@ -77,6 +77,7 @@ def test_from_a_folder_to_a_segmentation(scans: Path, capsys: pytest.CaptureFixt
             np.asarray(nibabel.load(scans / f"maps/{number}_{name}").dataobj).round()
             for name in ("ball.nii", "ct_seg.nii.gz")
         )
+        assert set(np.unique(result)) == {0, 2}  # the values of the maps that the network has learned from
         assert 2 * (result * truth > 0).sum() / ((result > 0).sum() + (truth > 0).sum()) > 0.8
 
 

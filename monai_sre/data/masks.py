@@ -38,6 +38,22 @@ _NUMBERS = (".nii", ".gz", ".npy", ".npz")
 # Class maps -----------------------------------------------------------------------------------------------------------
 
 
+def check_label_values(values: Sequence[int], num_classes: int | None) -> tuple[int, ...]:
+    """The value of each class in class maps as files hold them, the background's first.
+
+    Raises:
+        ValueError: there is not one whole number per class, each another.
+
+    Example:
+        >>> check_label_values([0, 1, 3], 3)
+        (0, 1, 3)
+    """
+    whole = isinstance(values, Sequence) and all(isinstance(value, (int, float)) and value % 1 == 0 for value in values)
+    if not whole or len(values) != num_classes or len(set(values)) < len(values):
+        raise ValueError(f"label_values must be {num_classes} whole numbers that differ, got {values!r}")
+    return tuple(int(value) for value in values)
+
+
 class ClassMapd(MapTransform):
     """Masks as files hold them to class numbers, shape ``(1, *spatial)``, float32.
 
@@ -54,9 +70,9 @@ class ClassMapd(MapTransform):
         values: those of the classes in the masks, the background's first, such as ``(0, 1, 3)``; None: as above.
 
     Raises:
-        ValueError: there is not one value per class, each another; a mask differs from its image in shape or, as NIfTI, in
-            its place in space, has channels that differ, values that are no class, or, of two classes, another background
-            than 0; the message names the file.
+        ValueError: there is not one whole number per class, each another; a mask differs from its image in shape or, as
+            NIfTI, in its place in space, has channels that differ, values that are no class, or, of two classes, another
+            background than 0; the message names the file.
 
     Example:
         >>> mask = torch.tensor([[[0.0, 255.0, 255.0]]])
@@ -68,9 +84,8 @@ class ClassMapd(MapTransform):
         self, keys: KeysCollection, image_key: str, num_classes: int | None, values: Sequence[int] | None = None
     ) -> None:
         super().__init__(keys)
-        if values is not None and (len(values) != num_classes or len(set(values)) < len(values)):
-            raise ValueError(f"values (label_values of a bundle) must be {num_classes} that differ, got {values!r}")
-        self.image_key, self.num_classes, self.values = image_key, num_classes, values
+        self.image_key, self.num_classes = image_key, num_classes
+        self.values = None if values is None else check_label_values(values, num_classes)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)

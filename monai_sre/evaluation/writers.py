@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from monai_sre.data.dicom import is_dicom
 from monai_sre.data.inference import earlier_outputs, note_output
 from monai_sre.data.info import MULTI_LABEL, TASKS
+from monai_sre.data.masks import check_label_values
 from monai_sre.data.reader import ReadImaged, is_nifti, stem
 from monai_sre.evaluation.activation import ClassActivation
 from monai_sre.evaluation.dicom_seg import save_dicom_seg
@@ -296,12 +297,14 @@ class SegmentationWriter(FileTable):
         inferer: that of the evaluator, if it is a :class:`monai_sre.evaluation.FileInferer`.
         report: whether to write the page.
         dicom_seg: whether to write DICOM SEG, which needs the extra ``dicom``.
+        label_values: the value of each class in the maps, the background's first, whole numbers; None: the class numbers. A
+            DICOM SEG numbers its segments from 1.
 
     Raises:
         OSError: the folder cannot be written to; found out before any inference.
         ImportError: the extra is missing.
-        ValueError: ``report`` or ``dicom_seg`` is no yes or no; or, at inference, the network does not give one score per
-            class name.
+        ValueError: ``report`` or ``dicom_seg`` is no yes or no, there is not one label value per class, each another; or, at
+            inference, the network does not give one score per class name.
     """
 
     def __init__(
@@ -312,10 +315,15 @@ class SegmentationWriter(FileTable):
         inferer: FileInferer | None = None,
         report: bool | str = False,
         dicom_seg: bool | str = False,
+        label_values: Sequence[int] | None = None,
     ) -> None:
         page = _page(output_dir, report, "Segmentations", "Outlines have the colours of the classes. ")
         super().__init__(Path(output_dir) / "segmentations.csv", preprocessing, page)
         self.class_names, self.inferer = class_names, inferer
+        self.values: np.ndarray | None = None
+        if label_values is not None:
+            values = check_label_values(label_values, len(class_names))
+            self.values = np.array(values, dtype=np.result_type(*map(np.min_scalar_type, values)))
         self.dicom_seg = as_flag("dicom_seg", dicom_seg)
         if self.dicom_seg:
             require("dicom_seg=True", "pydicom highdicom", "dicom")
@@ -394,7 +402,11 @@ class SegmentationWriter(FileTable):
     def _save(self, classes: np.ndarray, affine: Tensor | None, source: str, name: str, file: Path) -> Path:
         default = ".nii.gz" if is_dicom(file) else ".png"
         ending = next((_ENDINGS[end] for end in _ENDINGS if name.lower().endswith(end)), default)
-        if ending == ".png" and len(self.class_names) == 2:
+        if self.values is not None:
+            classes = self.values[classes]
+            if ending == ".png" and classes.dtype != np.uint8:
+                raise ValueError(f"a picture holds values from 0 to 255, and label_values are {self.values.tolist()}")
+        elif ending == ".png" and len(self.class_names) == 2:
             classes = classes * np.uint8(255)
         return self.save(partial(save_map, classes, Path(source), affine=affine), name, f"_seg{ending}", source)
 

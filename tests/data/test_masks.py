@@ -102,7 +102,7 @@ def test_values_that_skip_numbers_become_classes() -> None:
     with pytest.raises(ValueError, match=r"the item 'label' holds 7, which is none of label_values=\[1, 3\]"):
         ClassMapd("label", "image", 2, values=[1, 3])(data)
     for values in ([0, 1], [0, 1, 1]):
-        with pytest.raises(ValueError, match=r"values \(label_values of a bundle\) must be 3 that differ, got \[0, 1"):
+        with pytest.raises(ValueError, match=r"label_values must be 3 whole numbers that differ, got \[0, 1"):
             ClassMapd("label", "image", 3, values=values)
 
 

@@ -77,6 +77,23 @@ def test_pictures_and_arrays(tmp_path: Path) -> None:
     assert rows["a.png"]["output"] == str(target / "sub/a_seg.png")
 
 
+def test_maps_have_the_values_of_those_that_the_network_learned_from(tmp_path: Path) -> None:
+    values = np.array([[0, 1, 2], [2, 1, 0]], dtype=np.float32)
+    np.save(tmp_path / "a.npy", values)
+    Image.fromarray(values.astype(np.uint8)).save(tmp_path / "b.png")
+    for label_values, kind in (([0, 7, 3], np.uint8), ([0, -1, 400], np.int32)):
+        found = segment(tmp_path, tmp_path / "out", 2, classes=3, writing={"label_values": label_values})
+        written = np.load(tmp_path / "out/a_seg.npy")
+        np.testing.assert_array_equal(written, np.array(label_values)[values.astype(int)])
+        assert written.dtype == kind
+        assert found.rows[0]["share of class 1"] == found.rows[0]["share of class 2"] == "0.333333"
+        if kind == np.uint8:
+            np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "out/b_seg.png")), written)
+    assert "a picture holds values from 0 to 255, and label_values are [0, -1, 400]" in found.rows[1]["error"]
+    with pytest.raises(ValueError, match=r"label_values must be 3 whole numbers that differ, got \[0, 1\]"):
+        segment(tmp_path, tmp_path / "out", 2, classes=3, writing={"label_values": [0, 1]})
+
+
 AFFINES = {
     "RAS": np.diag([1.0, 2.0, 3.0, 1.0]),
     "tilted PIL": np.array([[0.1, 0.2, -2.9, 40.0], [-1.1, 0.3, 0.2, -7.0], [0.2, -2.0, 0.3, 12.5], [0, 0, 0, 1.0]]),
