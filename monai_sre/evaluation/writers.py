@@ -30,7 +30,7 @@ from monai_sre.evaluation.page import COLOURS, Measure, RunPage, draw_planes
 from monai_sre.evaluation.windows import FileInferer
 from monai_sre.extras import require
 from monai_sre.files import writable_folder, write_whole
-from monai_sre.ops.arguments import as_flag
+from monai_sre.ops.arguments import as_flag, listed
 
 __all__ = ["FileTable", "PredictionWriter", "SegmentationWriter", "save_map"]
 
@@ -327,6 +327,13 @@ class SegmentationWriter(FileTable):
         self.dicom_seg = as_flag("dicom_seg", dicom_seg)
         if self.dicom_seg:
             require("dicom_seg=True", "pydicom highdicom", "dicom")
+
+    def finish(self) -> None:
+        """As that of a table; and say which files have no DICOM SEG, as they are no DICOM."""
+        other = [row["file"] for row in self.rows if self.dicom_seg and not row["error"] and not row["dicom"]]
+        if other:
+            _LOGGER.warning("%d files are no DICOM, so they have no DICOM SEG: %s", len(other), listed(other))
+        super().finish()
 
     def _collect(self, engine: Engine) -> None:
         batch: Any = engine.state.batch

@@ -86,13 +86,16 @@ def test_classes_come_with_the_model(tmp_path: Path) -> None:
 
 
 def test_worker_processes_and_volumes_that_are_not_kept_change_nothing(slabs: Path, tmp_path: Path) -> None:
-    """Fed by a process from files, interrupted and resumed: the weights of a training on volumes in memory, to the bit."""
+    """From files, by a process, and from a folder of what was prepared: the weights of a training in memory, to the bit."""
     small = {"network_def#channels": [4, 4], "network_def#kernel_size": 3, "network_def#conv": "radial"}
     small |= {"lr_scheduler#T_max": 10, "num_val": 1, "learning_rate": 0.01}
     train(slabs, tmp_path / "kept", max_epochs=2, **small)
     fed = {**small, "cache_gib": 0, "num_workers": 1}
     train(slabs, tmp_path / "fed", max_epochs=1, **fed)
-    train(slabs, tmp_path / "fed", max_epochs=2, resume=True, **fed)
+    disk = {"data": "@train#pairs", "transform": "@train#preprocessing", "cache_dir": str(tmp_path / "cache")}
+    disk = {"train#dataset": {"_target_": "PersistentDataset", **disk}}
+    train(slabs, tmp_path / "fed", max_epochs=2, resume=True, **fed, **disk)
+    assert len([*(tmp_path / "cache").iterdir()]) == 7
     states = [torch.load(tmp_path / name / "models/last.pt", weights_only=True) for name in ("kept", "fed")]
     torch.testing.assert_close(*states, rtol=0, atol=0)
 

@@ -160,3 +160,10 @@ def test_without_highdicom_it_is_refused_before_any_inference(tmp_path: Path, mo
     with pytest.raises(ImportError, match=r'dicom_seg=True needs highdicom: pip install "monai_sre\[dicom\]"'):
         segment(tmp_path / "x.npy", tmp_path / "out", 3, writing=options)
     assert not (tmp_path / "out").exists()
+
+
+def test_files_without_a_dicom_seg_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    save_series(tmp_path / "in/series", CLASSES, TILTED)
+    np.save(tmp_path / "in/a.npy", CLASSES.astype(np.float32))
+    segment(tmp_path / "in", tmp_path / "out", 3, classes=3, writing={"dicom_seg": True}).finish()
+    assert f"1 files are no DICOM, so they have no DICOM SEG: {tmp_path / 'in/a.npy'}" in caplog.text
