@@ -150,15 +150,19 @@ def targets_table(chosen: dict[tuple[Task, str], Cells]) -> list[str]:
 
 
 def _drawn(target: Target, ours: Cells, peers: Cells | None) -> Interval | None:
-    """The interval of a target's figure, or of the difference; None where cells hold no images, and of the loss."""
+    """The interval of a target's figure, or of the difference; None of the loss, of one seed, and without images."""
     columns = STUDY.columns
     first, figure = images_of_seeds(STUDY, ours), figure_of(columns[target.column])
     if first is None or figure is None:
         return None
     if peers is None:
-        return interval(first, figure)
-    second, other = images_of_seeds(STUDY, peers), figure_of(columns[target.peer_column or target.column])
-    return None if second is None or other is None else contrast((first, figure), (second, other))
+        found = interval(first, figure)
+    else:
+        second, other = images_of_seeds(STUDY, peers), figure_of(columns[target.peer_column or target.column])
+        if second is None or other is None:
+            return None
+        found = contrast((first, figure), (second, other))
+    return found if found.word() else None
 
 
 def cost_columns(dataset: str) -> dict[str, dict[str, str]]:

@@ -320,7 +320,12 @@ def shown_figure(path: tuple[str, ...], images: list[intervals.Images]) -> inter
         return figure if "upright" in images[0] else None
     if figure.metric == "consistency" and "log_odds" not in images[0]:
         return None
-    return figure if intervals.chosen_places(images[0]["transformations"].tolist(), figure.part) else None
+    return figure if _is_swept(figure, images[0]["transformations"].tolist()) else None
+
+
+def _is_swept(figure: intervals.Figure, transformations: Sequence[str]) -> bool:
+    """Whether a sweep has transformations of a figure's part; the identity alone is no mean over rotations."""
+    return len(intervals.chosen_places(transformations, figure.part)) > (figure.part == "mean")
 
 
 def bracket(images: list[intervals.Images] | None, path: tuple[str, ...]) -> str:
@@ -328,8 +333,7 @@ def bracket(images: list[intervals.Images] | None, path: tuple[str, ...]) -> str
     figure = None if images is None else shown_figure(path, images)
     if images is None or figure is None:
         return ""
-    _, low, high = intervals.interval(images, figure)
-    return f" [{low:.3f}, {high:.3f}]"
+    return intervals.interval(images, figure).bracket()
 
 
 def image_columns(images: dict[str, list[intervals.Images] | None]) -> dict[str, dict[str, str]]:
@@ -425,6 +429,11 @@ def values(members: Cells, path: tuple[str, ...]) -> list[float]:
 
 def _cell(members: Cells, path: tuple[str, ...]) -> str:
     """What a table shows of one number of each seed's cell; nothing where it was not measured."""
+    figure = figure_of(path)
+    if figure is not None and figure.protocol:
+        rows = members[0].get("sweep", {}).get(figure.protocol, {}).get("rows", [])
+        if rows and not _is_swept(figure, [row["transformation"] for row in rows]):
+            return ""
     try:
         return spread(values(members, path))
     except KeyError:

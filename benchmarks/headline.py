@@ -86,8 +86,8 @@ def table(rows: Sequence[Row] = ROWS) -> str:
             images = images_of_seeds(row.study, cells[name])
             lines[-1].append(f"{100 * sum(numbers) / len(numbers):.1f}")
             if images is not None:
-                _, low, high = interval(images, Figure(score, part))
-                lines[-1][-1] += f" [{100 * low:.0f}, {100 * high:.0f}]"
+                drawn = interval(images, Figure(score, part))
+                lines[-1][-1] += f" [{100 * drawn.low:.0f}, {100 * drawn.high:.0f}]"
     return markdown(_HEAD, lines)
 
 

@@ -223,10 +223,10 @@ def class_scores(
 
     Returns:
         For each class but the background, a value per metric; NaN where the image has none, such as the Dice of a class that
-        is absent, or where a score is NaN.
+        is absent.
 
     Raises:
-        ValueError: a metric is unknown, or the shapes differ.
+        ValueError: a metric is unknown, the shapes differ, or a score is NaN or infinite.
 
     Example:
         >>> label = np.array([[0, 1, 1, -1]])
@@ -237,8 +237,8 @@ def class_scores(
     check_metrics(metrics)
     if score.shape[1:] != label.shape:
         raise ValueError(f"score {score.shape} must be (C, *spatial) and label {label.shape} (*spatial)")
-    if not np.isfinite(score).all():
-        return [dict.fromkeys(metrics, NAN)] * (len(score) - 1)
+    if not np.isfinite(score).all():  # no value would leave the image out of the mean, which then tells of the others
+        raise ValueError("the network gives NaN or infinite values")
     inside, decided = label >= 0, score.argmax(axis=0)
     voxel = np.ones(label.ndim) if spacing is None else np.asarray(spacing, dtype=float)
     rows = []

@@ -265,7 +265,10 @@ class SegmentationReport(_Report):
         for image, label, score in zip(output["image"], output["label"], output["score"], strict=True):
             name = str(getattr(image, "meta", {}).get("filename_or_obj", len(self._items)))
             values, classes = as_arrays(score, label)
-            row = map_scores(values, classes, self.metrics, voxel_size(image), self.class_names)
+            try:
+                row = map_scores(values, classes, self.metrics, voxel_size(image), self.class_names)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from error
             self._items.append({"file": name, **row})
             if len(self._shown) < self.num_pictures:
                 self._shown.append((convert_to_tensor(image).cpu().numpy(), classes, values.argmax(axis=0)))

@@ -246,8 +246,10 @@ def test_each_class_has_scores_of_its_own() -> None:
     assert [row["Dice"] for row in rows] == pytest.approx(DiceMetric(include_background=False)(*one_hot)[0].tolist())
     expected = [roc_auc_score(label.ravel() == index, score[index].ravel()) for index in (1, 2, 3)]
     assert [row["AUC"] for row in rows] == pytest.approx(expected)
-    score[2, 0, 0] = np.nan
-    assert all(math.isnan(row["Dice"]) for row in class_scores(score, label, ("Dice",)))
+    for broken in (np.nan, np.inf):  # no NaN, which a mean over images would leave out
+        score[2, 0, 0] = broken
+        with pytest.raises(ValueError, match="the network gives NaN or infinite values"):
+            class_scores(score, label, ("Dice",))
 
 
 def masked(output: dict[str, Tensor]) -> tuple[Tensor, Tensor]:

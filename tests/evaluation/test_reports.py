@@ -137,6 +137,15 @@ def test_several_classes_have_a_dice_each(tmp_path: Path) -> None:
     assert rows[1]["Dice of artery"] == "nan"
 
 
+def test_an_image_that_the_network_fails_on_is_named(tmp_path: Path) -> None:
+    engine = Engine(lambda _, item: item)
+    SegmentationReport(tmp_path, num_pictures=0).attach(engine)
+    score = torch.rand(2, 2, 6, 5)
+    score[1, 0, 0, 0] = float("nan")
+    with pytest.raises(ValueError, match=r"^1: the network gives NaN or infinite values"):  # no file: its place
+        engine.run([{"image": torch.zeros(2, 1, 6, 5), "label": torch.ones(2, 1, 6, 5), "score": score}])
+
+
 def classified(tmp_path: Path, task: str, score: torch.Tensor, label: torch.Tensor) -> Any:
     engine = Engine(lambda _, item: item)
     names = [f"kind {index}" for index in range(score.shape[1])]
