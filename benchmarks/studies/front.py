@@ -119,7 +119,8 @@ def report(study: Study) -> None:
         "Made by `benchmarks/studies/front.py report`. SRE-ResNet18 of the bundles' widths and recipes (BreastMNIST: 32, 40",
         "epochs; AdrenalMNIST3D: 16, 15 epochs), Gaussian rings, kernels of 5. Cost: processor time of a training step in",
         "that of the plain network with kernels of 3, one thread, medians of 7 rounds in turns. Best validation AUC;",
-        "the test set is not read but where the text says so. Mean ± standard deviation over seeds. The front: no cheaper form has a higher mean.",
+        "the test set is not read but where the text says so. Mean ± standard deviation over seeds. The front: no cheaper",
+        "form has a higher mean.",
         "",
     ]
     tried = read_cells(study.cells, list(study.models))

@@ -239,7 +239,8 @@ Made by `benchmarks/studies/stencils.py`: see its first lines for what is done. 
   hardly where it has them, as the bundle's (0.842 for 0.837, 40 epochs, seed 0); upright is level. AdrenalMNIST3D decides
   less steadily (consistency 0.895 for 0.943, three seeds, which differ by more than they did) with a level AUC: at its last
   stages, of 4 and 2 voxels a side, 5 taps reach beyond the frame from every voxel, which may be why.
-* So the package keeps its stencils: the test sets decided, so the scores of its own there are the better of two. `conv=("harmonic", {"taps": 5})` asks for 5 taps.
+* So the package keeps its stencils: the test sets decided, so the scores of its own there are the better of two.
+  `conv=("harmonic", {"taps": 5})` asks for 5 taps.
 """
 
 if __name__ == "__main__":
