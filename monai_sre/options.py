@@ -43,6 +43,29 @@ def check_options(options: Mapping[str, Any], command: Sequence[str] | None = No
         _check_command(command, {name: value for name, value in options.items() if KINDS[name] is _text})
 
 
+def check_class_names(class_names: Sequence[str], known: Sequence[str]) -> None:
+    """Refuse names of classes that are not those of the data, or of the model: an output would be called by another's name.
+
+    Args:
+        class_names: the option.
+        known: of the data or the model; where these are the numbers of the classes, as many others are taken.
+
+    Raises:
+        ValueError: they differ; the message names both.
+
+    Example:
+        >>> check_class_names(["no", "yes"], ["0", "1"])
+        >>> check_class_names(["malignant", "benign"], ["benign", "malignant"])
+        Traceback (most recent call last):
+        ValueError: class_names must be ['benign', 'malignant'], in this order, got ['malignant', 'benign']
+    """
+    names, theirs = ([str(name) for name in each] for each in (class_names, known))
+    numbered = theirs == [str(number) for number in range(len(theirs))]
+    if len(names) != len(theirs) or not (numbered or names == theirs):
+        wanted = f"{len(theirs)} names" if numbered else f"{theirs}, in this order"
+        raise ValueError(f"class_names must be {wanted}, got {names}")
+
+
 def turned(rotation: bool | str, pixdim: Sequence[float] | float | None) -> bool:
     """Whether images are rotated at random in training, which turns the grid and so needs voxels that are cubes.
 
@@ -91,6 +114,12 @@ def _range(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be None or two increasing numbers such as [-100,300], got {value!r}")
 
 
+def _names(name: str, value: Any) -> None:
+    good = isinstance(value, (list, tuple)) and all(isinstance(item, (str, int)) for item in value)
+    if not good or len(value) < 2 or len({str(item) for item in value}) < len(value):
+        raise ValueError(f"{name} must be a list of 2 names or more that differ, such as ['no','yes'], got {value!r}")
+
+
 def _lengths(name: str, value: Any) -> None:
     """Of a voxel; none, where volumes are not resampled."""
     for length in value if isinstance(value, (list, tuple)) else [] if value is None else [value]:
@@ -126,6 +155,7 @@ KINDS: dict[str, Callable[[str, Any], object]] = {
         ("cache_gib", "field_threshold", "learning_rate", "margins", "weight_decay"),
         partial(_number, least=0, whole=False),
     ),
+    "class_names": _names,
     "intensity_range": _range,
     "pixdim": _lengths,
     **dict.fromkeys(("ckpt_dir", "dataset_dir", "dataset_name", "input", "output_dir"), _text),

@@ -1,4 +1,4 @@
-"""What MONAI's training workflow lacks: seeds for each epoch, autocast on any device, checkpoints that resume exactly."""
+"""What MONAI's training workflow lacks: a seed for each epoch, a last validation, autocast on any device, exact resuming."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ import numpy as np
 import torch
 from ignite.engine import Engine, Events
 from monai.data import CacheDataset
+from monai.engines import Evaluator
+from monai.handlers import ValidationHandler
 from monai.inferers import SimpleInferer
 from monai.utils import set_determinism
 from torch import Tensor, nn
@@ -73,6 +75,34 @@ class EpochSeed:
         set_determinism(mix_seed(self.seed, engine.state.epoch, idist.get_rank()) % 2**32)
         if self.loader is not None:
             self.loader.set_epoch(engine.state.epoch)
+
+
+class Validation(ValidationHandler):
+    """MONAI's ``ValidationHandler`` every few epochs, and after the last, whose weights are a candidate as others are.
+
+    Args:
+        validator: the validation engine.
+        interval: epochs from one to the next.
+
+    Example:
+        >>> from unittest.mock import Mock
+        >>> from monai.engines import Evaluator
+        >>> trainer, validator = Engine(lambda *_: None), Mock(spec=Evaluator)
+        >>> Validation(validator, interval=3).attach(trainer)
+        >>> _ = trainer.run([0], max_epochs=7)
+        >>> [call.args[0] for call in validator.run.call_args_list]
+        [3, 6, 7]
+    """
+
+    def __init__(self, validator: Evaluator, interval: int) -> None:
+        super().__init__(interval, validator)
+
+    def attach(self, engine: Engine) -> None:
+        """Register with a trainer."""
+        engine.add_event_handler(Events.EPOCH_COMPLETED(event_filter=self._is_due), self)
+
+    def _is_due(self, engine: Engine, epoch: int) -> bool:
+        return epoch % self.interval == 0 or epoch == engine.state.max_epochs
 
 
 class AutocastInferer(SimpleInferer):

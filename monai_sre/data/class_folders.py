@@ -13,13 +13,16 @@ from monai_sre.data.reader import IMAGE_ENDINGS
 
 __all__ = ["list_class_folders"]
 
+#: Other names of folders of splits.
+_ALSO = {"valid": "validation", "testing": "test"}
+
 
 def list_class_folders(folder: Path) -> dict[str, Any]:
     """The images of ``folder/CLASS/``, searched through all levels, as a datalist whose labels are the names of the classes.
 
-    Folders ``train``, ``val`` and ``test`` (or ``training``, ``validation``), each with folders of classes in it, say what is
-    in a split. Else, of each class in the order of names, the last fifth tests, the tenth before it validates, one image at
-    least each, and the others train; number the files of one patient consecutively.
+    Folders ``train``, ``val`` and ``test`` (or ``training``, ``valid``, ``validation``, ``testing``; in any case), each with
+    folders of classes in it, say what is in a split. Else, of each class in the order of names, the last fifth tests, the
+    tenth before it validates, one image at least each, and the others train; number the files of one patient consecutively.
 
     Args:
         folder: that of the classes, or of the splits.
@@ -64,9 +67,15 @@ def list_class_folders(folder: Path) -> dict[str, Any]:
 
 
 def _split_folders(folder: Path) -> dict[str, str]:
-    """The folder of each section that there is."""
-    names = [(section, name) for split, section in SECTIONS.items() for name in (section, split)]
-    return {section: name for section, name in names if (folder / name).is_dir()}
+    """The folder of each section that there is, in any case."""
+    sections = {name: section for split, section in SECTIONS.items() for name in (section, split)} | _ALSO
+    names = [path.name for path in sorted(folder.iterdir()) if path.is_dir()]
+    found: dict[str, str] = {}
+    for name in names:
+        section = sections.get(name.lower())
+        if section is not None and found.setdefault(section, name) != name:
+            raise ValueError(f"{folder} has the folders {found[section]!r} and {name!r}, which both mean {section!r}")
+    return found
 
 
 def _classes(folder: Path) -> list[Path]:

@@ -276,4 +276,5 @@ def load_datalist(
     if any(image.dtype != torch.uint8 for image in images):
         images = [image / 255 if image.dtype == torch.uint8 else image for image in images]
     values = torch.from_numpy(labels[split])
-    return LabelledImages(torch.stack(images), values.float() if info.multi_label else values.long(), info)
+    files = [str(path.parent / entry["image"]) for entry in entries]
+    return LabelledImages(torch.stack(images), values.float() if info.multi_label else values.long(), info, files)

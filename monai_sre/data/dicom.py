@@ -176,6 +176,9 @@ def read_series(files: Sequence[Path]) -> tuple[np.ndarray, np.ndarray, bool]:
     coloured = int(datasets[0].get("SamplesPerPixel") or 1) > 1
     for file, dataset in zip(files, datasets, strict=True):
         _decode(file, dataset)
+        if (float(dataset.get("RescaleSlope", 1)), float(dataset.get("RescaleIntercept", 0))) == (1, 0):
+            for keyword in {"RescaleSlope", "RescaleIntercept"} & set(dataset.dir()):
+                delattr(dataset, keyword)  # which would make floats of what is stored, and change nothing else
     reader = PydicomReader(swap_ij=False)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of what is read of the place of the frames of a file, which it does not know

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -88,6 +88,7 @@ class LabelledImages(Dataset):
         images: ``(N, C, *spatial)``, uint8 in 0..255 or float in 0..1.
         labels: int64 of shape ``(N,)``, or float of shape ``(N, L)`` for a multi-label task.
         info: description of the data set.
+        files: path of each image, where each is a file.
 
     Raises:
         ValueError: the two tensors differ in length or have the wrong number of dimensions.
@@ -99,7 +100,9 @@ class LabelledImages(Dataset):
         (5, torch.Size([1, 4, 4]), 1)
     """
 
-    def __init__(self, images: torch.Tensor, labels: torch.Tensor, info: DatasetInfo) -> None:
+    def __init__(
+        self, images: torch.Tensor, labels: torch.Tensor, info: DatasetInfo, files: Sequence[str] = ()
+    ) -> None:
         if images.ndim != info.spatial_dims + 2:
             raise ValueError(
                 f"images must have shape (N, C, *spatial), {info.spatial_dims} spatial axes, got {tuple(images.shape)}"
@@ -107,7 +110,7 @@ class LabelledImages(Dataset):
         if len(images) != len(labels):
             raise ValueError(f"there are {len(images)} images and {len(labels)} labels")
         super().__init__(data=range(len(images)))
-        self.images, self.labels, self.info = images, labels, info
+        self.images, self.labels, self.info, self.files = images, labels, info, files
 
     def _transform(self, index: int) -> Any:
         return {"image": self.images[index], "label": self.labels[index]}

@@ -29,6 +29,8 @@ _LOGGER = logging.getLogger(__name__)
 _OUTSIDE = 0.05
 #: Endings of pictures that keep their pixels as they are, and of those that blur them.
 _EXACT, _BLURRED = (".png", ".gif", ".bmp", ".tif", ".tiff"), (".jpg", ".jpeg", ".webp")
+#: How many times as many pixels have the value inside of a smoothed mask as any between that and 0; else they are classes.
+_SOLID = 4
 #: Values of a mask that is all foreground.
 _FOREGROUND = (1, 255, 65535)
 #: Endings of files that hold numbers, which nobody blurs.
@@ -58,10 +60,10 @@ class ClassMapd(MapTransform):
     """Masks as files hold them to class numbers, shape ``(1, *spatial)``, float32.
 
     With two classes the background is 0 and the foreground any other value (1, 255, grey or RGB). A picture whose edges are
-    blurred, as JPEG leaves them, is split at half of its largest value. With more classes, the values are the class numbers,
-    unless ``values`` says which value each class has. What is within 0.001 of a whole number is rounded, as writers that
-    scale what they store leave it. A picture and its mask that are turned by different EXIF orientations are
-    logged as a warning.
+    smoothed, as JPEG leaves them, is split at half of its largest value; one of many objects with a value each is refused.
+    With more classes, the values are the class numbers, unless ``values`` says which value each class has. What is within
+    0.001 of a whole number is rounded, as writers that scale what they store leave it. A picture and its mask that are turned
+    by different EXIF orientations are logged as a warning.
 
     Args:
         keys: of the masks, shape ``(C, *spatial)``.
@@ -150,8 +152,10 @@ def _numbered(mask: Tensor, values: Sequence[int], name: str) -> Tensor:
 
 
 def _two_classes(mask: Tensor, name: str) -> Tensor:
-    values, ending = torch.unique(mask), Path(name).suffix.lower()
+    (values, counts), ending = torch.unique(mask, return_counts=True), Path(name).suffix.lower()
     classes = float(values[-1]) < 128 or ending in _NUMBERS or (len(values) <= 4 and ending in _EXACT)
+    if ending not in _BLURRED and len(values) > 4:  # edges that are smoothed have many values of few pixels each
+        classes |= bool(counts[-1] < _SOLID * counts[1:-1].max())
     if len(values) == 1 and float(values) in _FOREGROUND:
         return torch.ones_like(mask)
     if len(values) <= 2 and float(values[0]) != 0 and ending not in _BLURRED:
@@ -159,7 +163,9 @@ def _two_classes(mask: Tensor, name: str) -> Tensor:
         raise ValueError(f"{name} holds {shown}; the background of a mask of two classes is 0")
     if len(values) > 2 and classes:
         shown = ", ".join(f"{value:g}" for value in values[:5].tolist()) + (", ..." if len(values) > 5 else "")
-        raise ValueError(f"{name} holds {len(values)} values ({shown}); a mask of two classes holds two")
+        raise ValueError(
+            f"{name} holds {len(values)} values ({shown}); a mask of two classes holds two: 0 and one for all objects"
+        )
     middle = values.mean() if len(values) == 2 else values[-1] / 2
     return (mask > middle).float()
 

@@ -27,6 +27,8 @@ class ClassActivation:
             and MONAI's ``ResNet`` do.
         target_layer: name of the module that gives the last feature maps; None: ``"stages.3"`` or ``"layer4"``, as these two
             call it.
+        relative: give the logit less the mean of those of the other classes. Where classes exclude each other, a logit alone
+            says nothing; this speaks for the class above 0, against it below.
 
     Raises:
         ValueError: the network has no module of that name, or no ``fc``.
@@ -40,7 +42,7 @@ class ClassActivation:
         (torch.Size([2, 4, 4]), True)
     """
 
-    def __init__(self, network: nn.Module, target_layer: str | None = None) -> None:
+    def __init__(self, network: nn.Module, target_layer: str | None = None, relative: bool = False) -> None:
         names = [name for name, _ in network.named_modules() if name]
         if target_layer is None:
             target_layer = next((name for name in ("stages.3", "layer4") if name in names), "stages.3")
@@ -50,7 +52,7 @@ class ClassActivation:
                 f"target_layer must be a module before the pooling and the linear layer 'fc' of {type(network).__name__}, "
                 f"got {target_layer!r}; its modules are {children}"
             )
-        self.network, self.target_layer = network, target_layer
+        self.network, self.target_layer, self.relative = network, target_layer, relative
 
     def __call__(self, x: Tensor, classes: Tensor) -> Tensor:
         """Maps of shape ``(N, *coarse)``, of the classes ``(N,)`` of the images ``(N, C, *spatial)``."""
@@ -66,11 +68,18 @@ class ClassActivation:
         finally:
             hook.remove()
         linear: Any = self.network.fc
-        weight = linear.weight.detach()[classes]
+        weight = self._of(linear.weight.detach(), classes)
         maps = torch.einsum("nc...,nc->n...", seen[-1].to(weight.dtype), weight)
         if linear.bias is None:
             return maps
-        return maps + linear.bias.detach()[classes].reshape(-1, *[1] * (maps.dim() - 1))
+        return maps + self._of(linear.bias.detach(), classes).reshape(-1, *[1] * (maps.dim() - 1))
+
+    def _of(self, values: Tensor, classes: Tensor) -> Tensor:
+        """What belongs to the classes, of the values of all."""
+        found, others = values[classes], len(values) - 1
+        if not self.relative or others == 0:
+            return found
+        return found - (values.sum(dim=0) - found) / others
 
     def resample(self, maps: Tensor, size: Sequence[int]) -> Tensor:
         """Bring maps onto the grid of the image that the network saw, by linear interpolation around its centre.

@@ -182,11 +182,20 @@ class ClassificationReport(_Report):
         task: MedMNIST's name of the kind of task.
         class_names: one per class.
         name: of the data set, for ``metrics.json`` and the log.
+        files: path of each sample, a column of ``predictions.csv``; ``()``: there is none.
     """
 
-    def __init__(self, output_dir: str | Path, task: str, class_names: Sequence[str], name: str = "") -> None:
+    def __init__(
+        self,
+        output_dir: str | Path,
+        task: str,
+        class_names: Sequence[str],
+        name: str = "",
+        files: Sequence[str] = (),
+    ) -> None:
         super().__init__(output_dir)
         self.task, self.class_names, self.name = task, [str(title) for title in class_names], name
+        self.files = files
 
     def _collect(self, output: Mapping[str, Tensor]) -> None:
         scores, labels = (convert_to_tensor(output[key]).cpu().numpy() for key in ("score", "label"))
@@ -197,7 +206,8 @@ class ClassificationReport(_Report):
         truth, names = check_scores(scores, labels, self.task), self.class_names
         rows = []
         for index, (score, label) in enumerate(zip(scores, truth, strict=True)):
-            row = {"index": index, "label": " ".join(str(int(value)) for value in np.atleast_1d(label))}
+            row: dict[str, Any] = {"index": index} | ({"file": self.files[index]} if self.files else {})
+            row["label"] = " ".join(str(int(value)) for value in np.atleast_1d(label))
             rows.append(row | {f"p({name})": repr(float(value)) for name, value in zip(names, score, strict=True)})
         write_csv(self.output_dir / "predictions.csv", rows)
         metrics = {

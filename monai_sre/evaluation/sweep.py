@@ -338,6 +338,8 @@ class RotationSweep:
         if self.enabled:
             engine.add_event_handler(Events.STARTED, self._start)
             engine.add_event_handler(Events.COMPLETED, self._run)
+        elif earlier := sorted(self.output_dir.glob("sweep_*.json")):
+            engine.logger.warning(f"{earlier[0]} is of an earlier evaluation; this one sweeps nothing")
 
     def _start(self, _: Engine) -> None:
         if idist.get_rank() == 0:

@@ -87,7 +87,9 @@ class FileTable(ABC):
             )
 
     def claim(self, name: str, ending: str, source: str) -> Path:
-        """Where to write what belongs to an input file: ``STEM`` + ``ending``, in the input's folder below that of the table.
+        """Where to write what belongs to an input file, in the input's folder below that of the table.
+
+        It is ``STEM`` + ``ending``; of a second file of that stem, with another ending, its whole name + ``ending``.
 
         Args:
             name: of the input file, from the folder that holds all inputs.
@@ -99,6 +101,8 @@ class FileTable(ABC):
                 or its folder cannot be created.
         """
         target = self.path.parent / f"{stem(name)}{ending}"
+        if target in self._claimed:
+            target = self.path.parent / f"{name}{ending}"
         if target in self._claimed:
             raise OSError(f"{target} is that of another file already")
         if target.exists() and target.resolve() not in self._earlier:
@@ -135,14 +139,16 @@ class FileTable(ABC):
         self.rows, self._claimed, self._written = [], set(), 0
         writable_folder(self.path.parent)
         self._earlier = earlier_outputs(self.path.parent)
-        self.path.write_text("")
+        with self.path.open("a"):  # found out now; what it holds is replaced by the first row
+            pass
         if self.page is not None:
             self.page.start()
 
     def _append(self, _: Engine) -> None:
         """Add the newest rows to the file: whatever stops the run, it holds all files so far."""
         try:
-            with self.path.open("a", newline="", encoding="utf-8", errors="surrogateescape") as file:
+            mode = "a" if self._written else "w"
+            with self.path.open(mode, newline="", encoding="utf-8", errors="surrogateescape") as file:
                 writer = csv.DictWriter(file, list(self.rows[0]))
                 if self._written == 0:
                     writer.writeheader()
@@ -187,10 +193,10 @@ class FileTable(ABC):
 class PredictionWriter(FileTable):
     """Evaluator handler: ``predictions.csv`` with one row per file: path, class, its name, probabilities, error.
 
-    For a multi-label task the class is the list of labels above 0.5. On request each file also gets a class-activation map
-    of its class (multi-label: of the most probable label) as ``NAME_activation.nii.gz``, float32, on the file's own grid,
-    NIfTI with its header. A file whose map cannot be made or written has the reason in the table, and the others go on.
-    ``report.html`` shows each image with its probabilities and its map, on request.
+    For a multi-label task the class is the list of labels above 0.5. On request each file also gets a class-activation map of
+    its class (multi-label: of the most probable label) as ``NAME_activation.nii.gz``, float32, on the file's own grid, NIfTI
+    with its header: above 0 speaks for the class. A file whose map cannot be made or written has the reason in the table, and
+    the others go on. ``report.html`` shows each image with its probabilities and its map, on request.
 
     Args:
         output_dir: folder of the files, created if need be; for maps, folders below that of the inputs are repeated in it.
@@ -231,7 +237,7 @@ class PredictionWriter(FileTable):
         if as_flag("activation_maps", activation_maps):
             if network is None:
                 raise ValueError("activation_maps needs the network, got network=None")
-            self.activation = ClassActivation(network, target_layer)
+            self.activation = ClassActivation(network, target_layer, relative=task != MULTI_LABEL)
 
     def _collect(self, engine: Engine) -> None:
         batch: Any = engine.state.batch

@@ -63,6 +63,33 @@ def trained(toy_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int
     return folders
 
 
+def test_classes_keep_the_names_that_the_data_give_them(tmp_path: Path) -> None:
+    """Names in another order would call each class by another's: refused in training and in evaluation, before all else."""
+    rng = np.random.default_rng(0)
+    for name, level in (("benign", 40), ("malignant", 200)):
+        (tmp_path / "cells" / name).mkdir(parents=True)
+        for number in range(10):
+            pixels = rng.integers(0, 50, (8, 8)) + level
+            Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / f"cells/{name}/{number}.png")
+    common = {"dataset_name": "cells", "dataset_dir": str(tmp_path), "size": 8, "batch_size": 8, "device": "cpu"}
+    turned = ["malignant", "benign"]
+    with pytest.raises(Exception) as caught:  # noqa: PT011 - MONAI wraps it
+        train(2, **common, max_epochs=1, output_dir=str(tmp_path / "no"), class_names=turned)
+    assert "class_names must be ['benign', 'malignant'], in this order" in causes(caught.value)
+    assert not (tmp_path / "no").exists()
+    train(2, **common, max_epochs=1, output_dir=str(tmp_path / "out"))
+    common |= {"ckpt_dir": str(tmp_path / "out/models"), "output_dir": str(tmp_path / "evaluation")}
+    with pytest.raises(Exception) as caught:  # noqa: PT011
+        run(2, "train", "evaluate", **common, class_names=turned)
+    assert "class_names must be ['benign', 'malignant'], in this order" in causes(caught.value)
+    run(2, "train", "evaluate", **common)
+    found = rows(tmp_path / "evaluation/predictions.csv")
+    assert [Path(row["file"]).relative_to(tmp_path / "cells") for row in found] == [
+        Path(name, f"{number}.png") for name in ("benign", "malignant") for number in (8, 9)
+    ]
+    assert [row["label"] for row in found] == ["0", "0", "1", "1"]
+
+
 @pytest.mark.parametrize("dims", [2, 3])
 def test_training_leaves_what_it_promises(trained: dict[int, Path], dims: int) -> None:
     folder = trained[dims]

@@ -56,6 +56,19 @@ def test_folders_of_splits_say_what_is_in_them(tmp_path: Path) -> None:
         dataset_info(str(tmp_path), splits=("train", "val"))
 
 
+def test_folders_of_splits_in_other_writings(tmp_path: Path) -> None:
+    for part in ("Training", "valid", "TESTING"):
+        for name in ("x", "y"):
+            picture(tmp_path / part / name / f"{part}.png", len(part))
+    lists = list_class_folders(tmp_path)
+    assert lists["labels"] == ["x", "y"]
+    for section, part in (("training", "Training"), ("validation", "valid"), ("test", "TESTING")):
+        assert {Path(entry["image"]).stem for entry in lists[section]} == {part}
+    (tmp_path / "test").mkdir()
+    with pytest.raises(ValueError, match="has the folders 'TESTING' and 'test', which both mean 'test'"):
+        list_class_folders(tmp_path)
+
+
 def test_copies_in_other_splits_or_classes_are_said(tmp_path: Path) -> None:
     for part in ("train", "val"):
         for name in ("x", "y"):

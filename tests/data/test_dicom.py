@@ -319,3 +319,22 @@ def test_pictures_keep_their_colours_and_inverted_ones_are_turned_round(shipped:
         else (0, 2**dataset.BitsStored - 1)
     )
     assert np.array_equal(read(tmp_path / "a.dcm", 2).numpy(), low + high - plain)
+
+
+def test_a_slope_of_one_changes_no_pixel_and_no_type(tmp_path: Path) -> None:
+    """Pixels of 8 bits stay as they are, and are not stretched to their own range."""
+    values = np.random.default_rng(0).integers(0, 200, (4, 5, 1))
+    bits = {"BitsAllocated": 8, "BitsStored": 8, "HighBit": 7, "PixelRepresentation": 0}
+    bits["PixelData"] = values[..., 0].T.astype(np.uint8).tobytes()
+    plain, scaled, twice = (
+        save_series(tmp_path / name, values, **bits, **changes)[0]
+        for name, changes in (
+            ("a", {}),
+            ("b", {"RescaleSlope": 1, "RescaleIntercept": 0}),
+            ("c", {"RescaleSlope": 2, "RescaleIntercept": 0}),
+        )
+    )
+    images = [ReadImaged("image", 2)({"image": path})["image"].numpy() for path in (plain, scaled, twice)]
+    assert [image.dtype for image in images] == [np.uint8, np.uint8, np.float32]
+    np.testing.assert_array_equal(images[0], images[1])
+    np.testing.assert_array_equal(2.0 * images[0], images[2])

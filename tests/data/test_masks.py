@@ -29,6 +29,23 @@ def test_levels_of_grey_are_no_two_classes(tmp_path: Path) -> None:
         ClassMapd("label", "image", 2)(data)
 
 
+def test_smoothed_edges_are_split_and_objects_of_a_value_each_refused(tmp_path: Path) -> None:
+    disc = np.hypot(*np.mgrid[-20:20, -20:20])
+    smooth = (255 * np.clip((15 - disc) / 3 + 0.5, 0, 1)).astype(np.uint8)
+    Image.fromarray(smooth).save(tmp_path / "smooth.png")
+    data = {"image": torch.zeros(1, 40, 40), "label": read(tmp_path / "smooth.png", as_classes=True)}
+    assert bool((ClassMapd("label", "image", 2)(data)["label"][0] == torch.from_numpy(smooth > 127)).all())
+    nuclei = np.kron(np.arange(9).reshape(3, 3) * 30, np.ones((8, 8), int))
+    nuclei[18:] = 240  # the last is the largest
+    for name, kind in (("a.png", np.uint8), ("a.tif", np.uint16)):
+        Image.fromarray(nuclei.astype(kind)).save(tmp_path / name)
+        data = {"image": torch.zeros(1, 24, 24), "label": read(tmp_path / name, as_classes=True)}
+        with pytest.raises(
+            ValueError, match=r"holds 9 values \(0, 30, 60, 90, 120, ...\); .* 0 and one for all objects"
+        ):
+            ClassMapd("label", "image", 2)(data)
+
+
 @pytest.mark.parametrize(
     ("orientation", "size", "message"),
     [

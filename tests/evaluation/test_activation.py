@@ -44,6 +44,18 @@ def test_a_map_is_the_linear_layer_at_each_place() -> None:
     torch.testing.assert_close(ClassActivation(net)(x, classes), expected)
 
 
+def test_relative_to_the_others_the_mean_of_a_map_speaks_for_the_decision() -> None:
+    """Whatever is added to all logits, which the probabilities do not show."""
+    net, x = network(2), torch.randn(4, 1, 28, 28)
+    net.fc.bias.data -= 100
+    logits = net(x)
+    decided = logits.argmax(dim=1)
+    means = ClassActivation(net, relative=True)(x, decided).mean((1, 2))
+    best = logits.amax(dim=1)
+    torch.testing.assert_close(means, best - (logits.sum(dim=1) - best) / 2, atol=1e-4, rtol=1e-4)
+    assert (means > 0).all()
+
+
 def test_of_plain_networks_the_mean_is_the_logit_too() -> None:
     net = plain()
     x = torch.randn(2, 1, 64, 40)

@@ -265,6 +265,15 @@ def test_a_sweep_that_cannot_be_is_refused_before_the_evaluation(tmp_path: Path)
     assert not evaluated
 
 
+def test_the_sweep_of_an_earlier_evaluation_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "sweep_nearest_zero.json").write_text("{}")
+    caplog.set_level("WARNING")
+    for enabled in (False, True):
+        sweep = RotationSweep(tmp_path, torch.nn.Identity(), [], "binary-class", 2, enabled=enabled)
+        sweep.attach(Engine(lambda *_: None))
+    assert caplog.text.count("sweep_nearest_zero.json is of an earlier evaluation; this one sweeps nothing") == 1
+
+
 def test_pixels_from_outside_do_not_count() -> None:
     """At 45 degrees zeros enter at the corners: a network that is wrong there alone keeps its scores."""
 
