@@ -125,7 +125,8 @@ def contrast(
         groups = [found[:, 0] - other[:, 0]]
     else:
         groups = [found[:, 0], other[:, 0]]
-    return _student(found.mean(axis=0) - other.mean(axis=0), groups, numbers[0])
+    value, low, high = _student(found.mean(axis=0) - other.mean(axis=0), groups, numbers[0])
+    return Interval(value, max(low, -1.0), min(high, 1.0))
 
 
 def _student(drawn: np.ndarray, groups: Sequence[np.ndarray], number: int) -> Interval:
