@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from benchmarks.bundles import HIPPOCAMPUS, Model, network_of, source_of
-from benchmarks.cells import choose, fill, read_cells, table_of
+from benchmarks.cells import BACKGROUND, _cell, choose, fill, read_cells, table_of
 from benchmarks.volumes import MODELS, STUDY
 from monai_sre.symmetry.lattice import lattice_symmetries
 
@@ -81,3 +81,12 @@ def test_cells_hold_both_evaluations_and_tables_what_was_measured(folder: Path, 
         cells["plain"]["sweep"]["bilinear_background"]["Dice orientation mean"], abs=6e-4
     )
     assert lines[3].split(" | ")[place] == ""
+
+
+def test_the_identity_alone_is_no_mean_over_angles() -> None:
+    swept = {"rows": [{"transformation": "0"}, {"transformation": "flip 0"}], "Dice upright": 0.9, "Dice mean": 0.9}
+    members = [{"sweep": {BACKGROUND: swept}}]
+    shown = {part: _cell(members, ("sweep", BACKGROUND, f"Dice {part}")) for part in ("upright", "mean")}
+    assert shown == {"upright": "0.900", "mean": ""}
+    swept["rows"].append({"transformation": "45 about axis 0"})
+    assert _cell(members, ("sweep", BACKGROUND, "Dice mean")) == "0.900"

@@ -8,13 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from monai_sre.data.inference import find_images
-from monai_sre.data.info import SECTIONS
+from monai_sre.data.info import OTHER_NAMES, SECTIONS
 from monai_sre.data.reader import IMAGE_ENDINGS
 
 __all__ = ["list_class_folders"]
-
-#: Other names of folders of splits.
-_ALSO = {"valid": "validation", "testing": "test"}
 
 
 def list_class_folders(folder: Path) -> dict[str, Any]:
@@ -68,7 +65,7 @@ def list_class_folders(folder: Path) -> dict[str, Any]:
 
 def _split_folders(folder: Path) -> dict[str, str]:
     """The folder of each section that there is, in any case."""
-    sections = {name: section for split, section in SECTIONS.items() for name in (section, split)} | _ALSO
+    sections = {section: section for section in SECTIONS.values()} | OTHER_NAMES
     names = [path.name for path in sorted(folder.iterdir()) if path.is_dir()]
     found: dict[str, str] = {}
     for name in names:

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from monai_sre.data.class_folders import list_class_folders
 from monai_sre.data.info import (
     MULTI_LABEL,
+    OTHER_NAMES,
     SECTIONS,
     TASKS,
     DatasetInfo,
@@ -32,9 +33,6 @@ from monai_sre.data.transforms import FitSquared, ScaleToUnitd
 from monai_sre.ops.arguments import listed
 
 __all__ = ["class_titles", "datalist_info", "find_file", "load_datalist", "numbered_titles", "open_datalist"]
-
-#: Names that are taken for those of the sections.
-_MISTAKEN = {"train": "training", "val": "validation", "valid": "validation", "testing": "test"}
 
 
 def find_file(name: str, folder: str | PathLike[str], endings: Sequence[str]) -> Path | None:
@@ -75,7 +73,7 @@ def open_datalist(path: Path, sections: Sequence[str] = tuple(SECTIONS.values())
         raise ValueError(
             f"{path} is not a readable JSON datalist: {error}; write it as UTF-8, with '/' in paths"
         ) from error
-    for mistaken, meant in _MISTAKEN.items() if isinstance(content, dict) else []:
+    for mistaken, meant in OTHER_NAMES.items() if isinstance(content, dict) else []:
         if mistaken in content and meant not in content:
             raise ValueError(f"{path} has a list {mistaken!r}; the name of that list is {meant!r}")
     if not isinstance(content, dict) or not isinstance(content.get("training", content.get("test")), list):

@@ -27,6 +27,8 @@ TASKS = ("binary-class", "multi-class", MULTI_LABEL, "ordinal-regression")
 SPLITS = ("train", "val", "test")
 #: The list of each split in a datalist.
 SECTIONS = {"train": "training", "val": "validation", "test": "test"}
+#: What else they are called: refused in a datalist, whose names MONAI reads, and taken for folders.
+OTHER_NAMES = {"train": "training", "val": "validation", "valid": "validation", "testing": "test"}
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,11 @@ def test_monai_label(dims: int, tmp_path: Path) -> None:
     expected = wanted(tmp_path, dims, path)
     assert len(np.unique(expected)) > 1
     item = {"image": str(path), "image_path": str(path)}
-    np.testing.assert_array_equal(served(config, item, network), expected)
+    np.testing.assert_array_equal(served(config, dict(item), network), expected)
+    values = [0, 100, 200][:dims]  # of a model whose masks had these; two classes in 2-D, three in 3-D
+    config.config["label_values"] = values
+    config.parse(reset=True)
+    np.testing.assert_array_equal(served(config, item, network), np.array(values)[expected])
 
 
 @pytest.mark.parametrize("dims", [2, 3])
