@@ -74,13 +74,13 @@ class RunPage:
     def __init__(self, path: Path, title: str, note: str) -> None:
         self.path, self.title, self.note = path, title, note
         self._rows: list[str] = []
-        self._pictures = 0
+        self._pictures, self._begun = 0, False
 
     def start(self) -> None:
-        """Write the head of the page over an earlier one."""
-        self._rows, self._pictures = [], 0
+        """Begin a page, which takes the place of an earlier one when its first rows are written."""
         note = f"{self.note} The first {MAX_PICTURES} images that can be used have a picture."
-        self.path.write_text(_HEAD.format(title=escape(self.title), note=escape(note)), encoding="utf-8")
+        self._rows = [_HEAD.format(title=escape(self.title), note=escape(note))]
+        self._pictures, self._begun = 0, False
 
     @property
     def wants_pictures(self) -> bool:
@@ -121,11 +121,11 @@ class RunPage:
             OSError: they cannot be written; the message names the page.
         """
         try:
-            with self.path.open("a", encoding="utf-8", errors="replace") as file:
+            with self.path.open("a" if self._begun else "w", encoding="utf-8", errors="replace") as file:
                 file.writelines(self._rows)
         except OSError as error:
             raise OSError(f"{self.path} cannot be written: {error}") from error
-        self._rows = []
+        self._rows, self._begun = [], True
 
     def finish(self, summary: str) -> None:
         """Close the page below its table with a sentence."""

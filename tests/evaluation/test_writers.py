@@ -193,17 +193,18 @@ def test_bad_files_are_listed_and_the_others_done(tmp_path: Path) -> None:
         writer.finish()
 
 
-def test_a_run_that_fails_at_once_leaves_the_table_of_the_one_before(tmp_path: Path) -> None:
+def test_a_run_that_fails_at_once_leaves_the_table_and_the_page_of_the_one_before(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.eye(3))
-    segment(tmp_path / "a.npy", tmp_path / "out", 2)
-    before = (tmp_path / "out/segmentations.csv").read_text()
+    segment(tmp_path / "a.npy", tmp_path / "out", 2, writing={"report": True})
+    files = [tmp_path / "out" / name for name in ("segmentations.csv", "report.html")]
+    before = [path.read_text() for path in files]
 
     def broken(_: torch.Tensor) -> torch.Tensor:
         return torch.zeros(1, 3, 3, 3)
 
     with pytest.raises(ValueError, match="class_names must be 3 names"):
-        segment(tmp_path / "a.npy", tmp_path / "out", 2, network=broken)
-    assert (tmp_path / "out/segmentations.csv").read_text() == before
+        segment(tmp_path / "a.npy", tmp_path / "out", 2, network=broken, writing={"report": True})
+    assert [path.read_text() for path in files] == before
 
 
 def test_what_the_network_cannot_take_is_listed_too(tmp_path: Path) -> None:
