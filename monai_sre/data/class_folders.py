@@ -18,8 +18,10 @@ def list_class_folders(folder: Path) -> dict[str, Any]:
     """The images of ``folder/CLASS/``, searched through all levels, as a datalist whose labels are the names of the classes.
 
     Folders ``train``, ``val`` and ``test`` (or ``training``, ``valid``, ``validation``, ``testing``; in any case), each with
-    folders of classes in it, say what is in a split. Else, of each class in the order of names, the last fifth tests, the
-    tenth before it validates, one image at least each, and the others train; number the files of one patient consecutively.
+    folders of classes in it, say what is in a split; without ``val``, a part of ``train`` validates
+    (:func:`monai_sre.data.datalist.datalist_info`). Without any of them, of each class in the order of names, the last fifth
+    tests, the tenth before it validates, one image at least each, and the others train; number the files of one patient
+    consecutively.
 
     Args:
         folder: that of the classes, or of the splits.

@@ -132,6 +132,26 @@ def _labels(path: Path, content: dict[str, Any], names: Sequence[str]) -> dict[s
     return found
 
 
+def _with_validation(
+    content: dict[str, Any], labels: dict[str, np.ndarray]
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """A datalist and its labels by split; one without validation has the last tenth of each class of its training for it."""
+    given = labels.get("train")
+    if given is None or "val" in labels:
+        return content, labels
+    classes = given if given.ndim == 1 else np.zeros(len(given))
+    held = np.zeros(len(given), dtype=bool)
+    for number in np.unique(classes):
+        places = np.flatnonzero(classes == number)
+        held[places[len(places) - max(1, len(places) // 10) :]] = len(places) > 1
+    if not held.any():
+        return content, labels
+    parts: dict[str, Any] = {"training": [], "validation": []}
+    for entry, validates in zip(content["training"], held, strict=True):
+        parts["validation" if validates else "training"].append(entry)
+    return {**content, **parts}, {**labels, "train": given[~held], "val": given[held]}
+
+
 def class_titles(path: Path, labels: Any) -> list[str]:
     """The names in a datalist's ``"labels"``, in the order of their numbers, of which none may be left out."""
     return list(numbered_titles(path, labels, gaps=False).values())
@@ -165,8 +185,9 @@ def datalist_info(
 ) -> DatasetInfo:
     """Describe a MONAI datalist; its first image tells dimensions and channels.
 
-    Optional entries of the JSON: ``"labels"``, the class names (a list, MSD's ``{"0": name, ...}`` or nnU-Net's ``{name: 0,
-    ...}``), and ``"task"``.
+    Without ``"validation"``, of each class the last tenth of ``"training"`` validates, one image at least of two; of images
+    with several labels, the last tenth of all. Optional entries of the JSON: ``"labels"``, the class names (a list, MSD's
+    ``{"0": name, ...}`` or nnU-Net's ``{name: 0, ...}``), and ``"task"``.
 
     Args:
         path: the JSON file: lists ``training``, ``validation``, ``test`` of ``{"image": path relative to the JSON,
@@ -192,7 +213,7 @@ def _described(
     own = class_titles(path, content.get("labels") or [])
     if class_names is not None and set(own) <= set(class_names) and _by_name(content):
         own = list(class_names)
-    labels = _labels(path, content, own)
+    content, labels = _with_validation(content, _labels(path, content, own))
     multi = next(iter(labels.values())).ndim == 2
     largest = max(int(values.max()) for values in labels.values())
     columns = next(iter(labels.values())).shape[1] if multi else 0

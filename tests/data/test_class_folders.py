@@ -69,6 +69,19 @@ def test_folders_of_splits_in_other_writings(tmp_path: Path) -> None:
         list_class_folders(tmp_path)
 
 
+def test_folders_of_splits_without_validation(tmp_path: Path) -> None:
+    """The last of each class of ``train`` validates; what tests is as it was."""
+    for number in range(8):
+        picture(tmp_path / ("train" if number < 6 else "test") / "xy"[number % 2] / f"{number}.png", number)
+    found = {part: load_dataset(str(tmp_path), split=part, size=8, progress=False) for part in ("train", "val", "test")}
+    names = {part: [Path(file).name for file in data.files] for part, data in found.items()}
+    assert names == {
+        "train": ["0.png", "2.png", "1.png", "3.png"],
+        "val": ["4.png", "5.png"],
+        "test": ["6.png", "7.png"],
+    }
+
+
 def test_copies_in_other_splits_or_classes_are_said(tmp_path: Path) -> None:
     for part in ("train", "val"):
         for name in ("x", "y"):

@@ -162,11 +162,31 @@ def test_text_labels_are_those_that_labels_names(tmp_path: Path) -> None:
         np.save(tmp_path / f"{number}.npy", np.full((4, 4), number, dtype=np.uint8))
     entries = [{"image": f"{number}.npy", "label": label} for number, label in enumerate(("b", 0, 1.0000153, True))]
     write_datalist(tmp_path, {"training": entries}, labels=["a", "b"])
-    assert load_dataset("mine", tmp_path, size=4, progress=False).labels.tolist() == [1, 0, 1, 1]
+    found = [
+        load_dataset("mine", tmp_path, split, size=4, progress=False).labels.tolist() for split in ("train", "val")
+    ]
+    assert found == [[1, 0, 1], [1]]
     write_datalist(tmp_path, {"test": [{"image": "0.npy", "label": "b"}]}, labels=["a", "b"])
     test = load_dataset("mine", tmp_path, "test", size=4, class_names=["b", "c", "a"], progress=False)
     assert test.labels.tolist() == [0]
     assert test.info.class_names == ("b", "c", "a")
+
+
+def test_without_validation_the_last_tenth_of_each_class_validates(tmp_path: Path) -> None:
+    """In the order of the list; one image at least of two, and none of a class of one. Of several labels, of all images."""
+    classes = [*[0] * 20, *[1] * 2, 2, *[0] * 9, 1]
+    for number in range(len(classes)):
+        np.save(tmp_path / f"{number}.npy", np.full((4, 4), number, dtype=np.uint8))
+    for labels, validate in (
+        (classes, ["30", "31", "32"]),
+        ([f"class {number}" for number in classes], ["30", "31", "32"]),
+        ([[number // 2, number % 2, 1] for number in classes[:12]], ["11"]),
+    ):
+        entries = [{"image": f"{number}.npy", "label": label} for number, label in enumerate(labels)]
+        write_datalist(tmp_path, {"training": entries}, labels=["class 0", "class 1", "class 2"])
+        val, train = (load_dataset("mine", tmp_path, split, size=4, progress=False) for split in ("val", "train"))
+        assert [Path(file).stem for file in val.files] == validate
+        assert len(train) == len(labels) - len(validate)
 
 
 def test_what_a_training_lacks_is_found_before_an_image_is_read(tmp_path: Path) -> None:
