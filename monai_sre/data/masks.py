@@ -19,7 +19,8 @@ from PIL import ExifTags, Image
 from scipy import ndimage
 from torch import Tensor
 
-from monai_sre.data.reader import is_nifti
+from monai_sre.data.dicom import is_dicom
+from monai_sre.data.reader import PICTURE_ENDINGS, is_array, is_nifti
 from monai_sre.data.transforms import file_of, keep_meta
 
 __all__ = ["ClassMapd", "FieldOfViewd", "IgnoreOutsided", "NormalizeFieldd"]
@@ -27,14 +28,12 @@ __all__ = ["ClassMapd", "FieldOfViewd", "IgnoreOutsided", "NormalizeFieldd"]
 _LOGGER = logging.getLogger(__name__)
 #: Share of the foreground that may lie outside of a field of view.
 _OUTSIDE = 0.05
-#: Endings of pictures that keep their pixels as they are, and of those that blur them.
-_EXACT, _BLURRED = (".png", ".gif", ".bmp", ".tif", ".tiff"), (".jpg", ".jpeg", ".webp")
+#: Endings of pictures that blur their pixels; others keep them as they are.
+_BLURRED = (".jpg", ".jpeg", ".webp")
 #: How many times as many pixels have the value inside of a smoothed mask as any between that and 0; else they are classes.
 _SOLID = 4
 #: Values of a mask that is all foreground.
 _FOREGROUND = (1, 255, 65535)
-#: Endings of files that hold numbers, which nobody blurs.
-_NUMBERS = (".nii", ".gz", ".npy", ".npz")
 
 
 # Class maps -----------------------------------------------------------------------------------------------------------
@@ -62,8 +61,9 @@ class ClassMapd(MapTransform):
     With two classes the background is 0 and the foreground any other value (1, 255, grey or RGB). A picture whose edges are
     smoothed, as JPEG leaves them, is split at half of its largest value; one of many objects with a value each is refused.
     With more classes, the values are the class numbers, unless ``values`` says which value each class has. What is within
-    0.001 of a whole number is rounded, as writers that scale what they store leave it. A picture and its mask that are turned
-    by different EXIF orientations are logged as a warning.
+    0.001 of a whole number is rounded, as writers that scale what they store leave it. The mask has the affine of its image:
+    where a file has no place in space, as an array has none, its voxels are those of the other. A picture and its mask that
+    are turned by different EXIF orientations are logged as a warning.
 
     Args:
         keys: of the masks, shape ``(C, *spatial)``.
@@ -72,9 +72,9 @@ class ClassMapd(MapTransform):
         values: those of the classes in the masks, the background's first, such as ``(0, 1, 3)``; None: as above.
 
     Raises:
-        ValueError: there is not one whole number per class, each another; a mask differs from its image in shape or, as
-            NIfTI, in its place in space, has channels that differ, values that are no class, or, of two classes, another
-            background than 0; the message names the file.
+        ValueError: there is not one whole number per class, each another; a mask differs from its image in shape or, where
+            both are NIfTI or DICOM, in its place in space, has channels that differ, values that are no class, or, of two
+            classes, another background than 0; the message names the file.
 
     Example:
         >>> mask = torch.tensor([[[0.0, 255.0, 255.0]]])
@@ -109,8 +109,7 @@ class ClassMapd(MapTransform):
                 _LOGGER.warning(
                     "%s%s; if it was not drawn on the picture as displayed, remove the orientation", name, turned
                 )
-            _check_place(image, mask, name)
-            mask = mask[:1].float()
+            mask = _in_place(image, mask[:1].float(), name)
             if bool(((mask - mask.round()).abs() <= 1e-3).all()):  # as a writer that scales what it stores leaves them
                 mask = mask.round()
             if self.values is not None:
@@ -152,13 +151,16 @@ def _numbered(mask: Tensor, values: Sequence[int], name: str) -> Tensor:
 
 
 def _two_classes(mask: Tensor, name: str) -> Tensor:
-    (values, counts), ending = torch.unique(mask, return_counts=True), Path(name).suffix.lower()
-    classes = float(values[-1]) < 128 or ending in _NUMBERS or (len(values) <= 4 and ending in _EXACT)
-    if ending not in _BLURRED and len(values) > 4:  # edges that are smoothed have many values of few pixels each
+    values, counts = torch.unique(mask, return_counts=True)
+    blurred = name.lower().endswith(_BLURRED)
+    exact = name.lower().endswith(PICTURE_ENDINGS) and not blurred
+    numbers = is_array(name) or _has_place(name)  # nobody smooths them
+    classes = float(values[-1]) < 128 or numbers or (len(values) <= 4 and exact)
+    if not blurred and len(values) > 4:  # edges that are smoothed have many values of few pixels each
         classes |= bool(counts[-1] < _SOLID * counts[1:-1].max())
     if len(values) == 1 and float(values) in _FOREGROUND:
         return torch.ones_like(mask)
-    if len(values) <= 2 and float(values[0]) != 0 and ending not in _BLURRED:
+    if len(values) <= 2 and float(values[0]) != 0 and not blurred:
         shown = " and ".join(f"{value:g}" for value in values.tolist())
         raise ValueError(f"{name} holds {shown}; the background of a mask of two classes is 0")
     if len(values) > 2 and classes:
@@ -170,21 +172,32 @@ def _two_classes(mask: Tensor, name: str) -> Tensor:
     return (mask > middle).float()
 
 
-def _check_place(image: Tensor, mask: Tensor, name: str) -> None:
-    """Refuse a NIfTI mask whose corners lie elsewhere than those of its image by more than a tenth of a voxel."""
-    files = [file_of(item, "") for item in (image, mask)]
-    if not all(isinstance(item, MetaTensor) for item in (image, mask)) or not all(is_nifti(Path(f)) for f in files):
-        return
-    ours, theirs = (convert_to_tensor(item.affine).double() for item in (image, mask))  # type: ignore[attr-defined]
-    ends = [(0.0, float(length - 1)) for length in image.shape[1:]]
-    flat = [0.0] * (len(ours) - 1 - len(ends))  # images lie in the first plane of their space
-    corners = torch.tensor([[*corner, *flat, 1.0] for corner in itertools.product(*ends)], dtype=torch.float64)
-    away = ((theirs - ours) @ corners.T)[:-1].norm(dim=0).max()
-    if away > 0.1 * ours[:-1, :-1].norm(dim=0).min():
-        raise ValueError(
-            f"{name} lies elsewhere in space than its image {files[0]}: affines {theirs.tolist()} and {ours.tolist()}; "
-            "save the mask with the affine of its image"
-        )
+def _has_place(name: str) -> bool:
+    """Whether a file says where its voxels lie in space."""
+    return is_nifti(name) or is_dicom(Path(name))
+
+
+def _in_place(image: Tensor, mask: Tensor, name: str) -> Tensor:
+    """The mask with the affine of its image; refused where both files have a place, and its corners lie elsewhere.
+
+    They may be off by a tenth of a voxel. Of two files without a common place, an array and a NIfTI, the voxels are the same.
+    """
+    if not (isinstance(image, MetaTensor) and isinstance(mask, MetaTensor)):
+        return mask
+    source = file_of(image, "")
+    ours, theirs = (convert_to_tensor(item.affine).double() for item in (image, mask))
+    if _has_place(source) and _has_place(name):
+        ends = [(0.0, float(length - 1)) for length in image.shape[1:]]
+        flat = [0.0] * (len(ours) - 1 - len(ends))  # images lie in the first plane of their space
+        corners = torch.tensor([[*corner, *flat, 1.0] for corner in itertools.product(*ends)], dtype=torch.float64)
+        away = ((theirs - ours) @ corners.T)[:-1].norm(dim=0).max()
+        if away > 0.1 * ours[:-1, :-1].norm(dim=0).min():
+            raise ValueError(
+                f"{name} lies elsewhere in space than its image {source}: affines {theirs.tolist()} and {ours.tolist()}; "
+                "save the mask with the affine of its image"
+            )
+    mask.affine = ours
+    return mask
 
 
 # Field of view --------------------------------------------------------------------------------------------------------

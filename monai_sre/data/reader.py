@@ -1,8 +1,8 @@
 """Reading image files: pictures, NIfTI, npy and npz become tensors of one convention, or end in one sentence.
 
-Every value of a file is read, or the file is refused: Pillow, which would cut 16-bit colours to 8 bits and wrap or drop what
-else it does not know, reads what it can hold, and tifffile the other TIFFs. Pictures may have as many pixels as Pillow
-allows, 178,956,970, or as the environment variable ``MONAI_SRE_MAX_PIXELS`` says.
+Every value of a file is read, as uint8 or float32, or the file is refused: Pillow, which would cut 16-bit colours to 8 bits
+and wrap or drop what else it does not know, reads what it can hold, and tifffile the other TIFFs. Pictures may have as many
+pixels as Pillow allows, 178,956,970, or as the environment variable ``MONAI_SRE_MAX_PIXELS`` says.
 
 The convention of axes, here and wherever images are used:
 
@@ -41,7 +41,7 @@ from torch import Tensor
 
 from monai_sre.data.dicom import DICOM_ENDINGS, is_dicom, read_series
 
-__all__ = ["IMAGE_ENDINGS", "ReadImaged", "is_foreign", "is_nifti", "stem"]
+__all__ = ["IMAGE_ENDINGS", "PICTURE_ENDINGS", "ReadImaged", "is_array", "is_foreign", "is_nifti", "stem"]
 
 #: Array, affine of its spatial axes, and whether its last axis is that of the channels (None: the number of axes tells).
 _Content = tuple[np.ndarray, np.ndarray, bool | None]
@@ -56,6 +56,8 @@ logging.getLogger("tifffile").setLevel(
 _MAX_PIXELS = "MONAI_SRE_MAX_PIXELS"
 #: The mm of NIfTI's other units.
 _MILLIMETRES = {"meter": 1000.0, "micron": 0.001}
+_NIFTI, _ARRAYS = (".nii", ".nii.gz"), (".npy", ".npz")
+PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif", ".webp", ".jp2", ".ppm", ".pgm")
 #: Endings of medical images of other kinds.
 _FOREIGN = (".mha", ".mhd", ".nrrd", ".nhdr", ".mgh", ".mgz", ".hdr", ".img")
 
@@ -75,8 +77,8 @@ class ReadImaged(MapTransform):
         keys: of the paths; the DICOM files of one series are a list of paths, or a folder; or of the images themselves.
         spatial_dims: number of spatial axes, 2 or 3; None: those of the file.
         num_channels: channels that the network takes, one number for all keys or one per key; None: any.
-        as_classes: likewise, keep the entries of a palette, which are class numbers in masks, unless all its colours are
-            grey; otherwise palettes, and transparency, become RGB.
+        as_classes: likewise, a mask: refuse whole numbers that float32 would round, and keep the entries of a palette, which
+            are class numbers, unless all its colours are grey; otherwise palettes, and transparency, become RGB.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -111,7 +113,7 @@ class ReadImaged(MapTransform):
         for key, channels, as_classes in self.key_iterator(d, self.num_channels, self.as_classes):
             if isinstance(d[key], Tensor):
                 content, meta = _given(MetaTensor(d[key]))
-                d[key] = self._checked(f"the image {key!r}", content, channels, meta)
+                d[key] = self._checked(f"the image {key!r}", content, channels, as_classes, meta)
                 continue
             files = [Path(path) for path in (d[key] if isinstance(d[key], (list, tuple)) else [d[key]])]
             if files[0].is_dir():
@@ -138,9 +140,12 @@ class ReadImaged(MapTransform):
             raise ValueError(f"{path}: {error} {_MAX_PIXELS}=N in the environment allows N pixels") from error
         except Exception as error:  # each reader has its own exceptions for a damaged file
             raise ValueError(f"{path} cannot be read as an image: {type(error).__name__}: {error}") from error
-        return self._checked(path, content, num_channels, {"filename_or_obj": str(path), "space": "RAS"})
+        meta = {"filename_or_obj": str(path), "space": "RAS"}
+        return self._checked(path, content, num_channels, as_classes, meta)
 
-    def _checked(self, path: Path | str, content: _Content, num_channels: int | None, meta: dict[str, Any]) -> Tensor:
+    def _checked(
+        self, path: Path | str, content: _Content, num_channels: int | None, as_classes: bool, meta: dict[str, Any]
+    ) -> Tensor:
         array, affine, has_channels = content
         if array.dtype.kind not in "buif":
             raise ValueError(f"{path} holds {array.dtype} values; expected numbers")
@@ -154,10 +159,21 @@ class ReadImaged(MapTransform):
             raise ValueError(f"{path} has a singular affine, {affine.tolist()}, so that its voxels have no place")
         shape = array.shape
         array, affine = _channels_first(path, array, affine, has_channels, self.spatial_dims)
-        array = np.ascontiguousarray(array, dtype=np.uint8 if array.dtype == np.uint8 else np.float32)
+        array = _in_float32(path, array, as_classes)
         image = _with_channels(path, torch.from_numpy(array.copy()), num_channels, shape)
         meta["spatial_shape"] = np.asarray(image.shape[1:])
         return MetaTensor(image, affine=torch.from_numpy(affine), meta=meta)
+
+
+def _in_float32(path: Path | str, array: np.ndarray, as_classes: bool) -> np.ndarray:
+    """uint8 as it is, all else as float32, which may not round whole numbers of classes."""
+    found = np.ascontiguousarray(array, dtype=np.uint8 if array.dtype == np.uint8 else np.float32)
+    if as_classes and array.dtype.kind in "ui" and array.dtype.itemsize > 2:
+        with np.errstate(invalid="ignore"):  # beyond the integers of its type a number is another, too
+            rounded = found.astype(array.dtype) != array
+        if rounded.any():
+            raise ValueError(f"{path} holds {array[rounded].flat[0]}, which float32 would round; renumber its classes")
+    return found
 
 
 def _given(image: MetaTensor) -> tuple[_Content, dict[str, Any]]:
@@ -172,7 +188,12 @@ def _given(image: MetaTensor) -> tuple[_Content, dict[str, Any]]:
 
 def is_nifti(path: str | Path) -> bool:
     """Whether a file is NIfTI, by its name."""
-    return Path(path).name.lower().endswith((".nii", ".nii.gz"))
+    return str(path).lower().endswith(_NIFTI)
+
+
+def is_array(path: str | Path) -> bool:
+    """Whether a file is an array of numpy, by its name."""
+    return str(path).lower().endswith(_ARRAYS)
 
 
 def is_foreign(path: Path) -> bool:
@@ -273,9 +294,9 @@ def _check_depth(picture: Any) -> None:
 
 #: How files are opened, by their endings.
 _OPENERS: dict[tuple[str, ...], Callable[[Path, bool], _Content]] = {
-    (".nii", ".nii.gz"): _nifti,
-    (".npy", ".npz"): _array,
-    (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif", ".webp", ".jp2", ".ppm", ".pgm"): _picture,
+    _NIFTI: _nifti,
+    _ARRAYS: _array,
+    PICTURE_ENDINGS: _picture,
 }
 #: Endings of the files that are images.
 IMAGE_ENDINGS = tuple(ending for endings in _OPENERS for ending in endings)

@@ -9,9 +9,11 @@ import nibabel
 import numpy as np
 import pytest
 import torch
+from monai.transforms import Orientation
 from PIL import ExifTags, Image
 
 from monai_sre.data import ClassMapd, FieldOfViewd, IgnoreOutsided, NormalizeFieldd, ReadImaged
+from tests.data.dicom_series import save_series
 
 
 def read(path: Path, **options: Any) -> Any:
@@ -21,11 +23,20 @@ def read(path: Path, **options: Any) -> Any:
 # Class maps -----------------------------------------------------------------------------------------------------------
 
 
-def test_levels_of_grey_are_no_two_classes(tmp_path: Path) -> None:
-    mask = np.array([[0, 127, 255]], dtype=np.uint8)
-    Image.fromarray(mask).save(tmp_path / "a.png")
-    data = {"image": torch.zeros(1, 1, 3), "label": read(tmp_path / "a.png", as_classes=True)}
-    with pytest.raises(ValueError, match=r"a\.png holds 3 values \(0, 127, 255\); a mask of two classes holds two"):
+@pytest.mark.parametrize("ending", ["png", "pgm", "ppm", "jp2", "npy", "dicom"])
+def test_levels_of_grey_are_no_two_classes(tmp_path: Path, ending: str) -> None:
+    mask, path = np.array([[0, 127, 255]], dtype=np.uint8), tmp_path / f"a.{ending}"
+    if ending == "npy":
+        np.save(path, mask)
+    elif ending == "dicom":
+        pytest.importorskip("pydicom")
+        path = save_series(tmp_path, mask.T[..., None])[0]
+    else:
+        Image.fromarray(mask).convert("RGB" if ending == "ppm" else "L").save(path)
+    data = {"image": torch.zeros(1, 1, 3), "label": read(path, as_classes=True)}
+    with pytest.raises(
+        ValueError, match=rf"{path.name} holds 3 values \(0, 127, 255\); a mask of two classes holds two"
+    ):
         ClassMapd("label", "image", 2)(data)
 
 
@@ -178,6 +189,46 @@ def test_a_mask_must_lie_where_its_image_does(tmp_path: Path) -> None:
 
 
 # Field of view --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kinds", [("nifti", "array"), ("array", "nifti"), ("dicom", "array"), ("dicom", "nifti")])
+def test_a_mask_of_another_kind_turns_with_its_image(tmp_path: Path, kinds: tuple[str, str]) -> None:
+    """From the patient's left and back on: both are turned to RAS, or neither where the image has no place."""
+    values, affine = np.zeros((6, 5, 4), np.int16), np.diag([-1.0, -1, 2, 1])
+    values[:2, 1:3, :3] = 7
+    files: dict[str, Any] = {}
+    for key, kind in zip(("image", "label"), kinds, strict=True):
+        files[key] = tmp_path / f"{key}.{'npy' if kind == 'array' else 'nii.gz'}"
+        if kind == "array":
+            np.save(files[key], values)
+        elif kind == "nifti":
+            nibabel.save(nibabel.Nifti1Image(values, affine), files[key])
+        else:
+            pytest.importorskip("pydicom")
+            files[key] = save_series(tmp_path / "series", values, affine)
+    read_both = ReadImaged(["image", "label"], 3, as_classes=[False, True])
+    pair = ClassMapd("label", "image", 2)(read_both(files))
+    image, label = (Orientation("RAS", labels=None)(pair[key]).as_tensor() for key in ("image", "label"))
+    assert torch.equal(image > 0, label > 0)
+    turned = torch.from_numpy(values > 0) if kinds[0] == "array" else torch.from_numpy(values > 0).flip(0, 1)
+    assert torch.equal(label[0] > 0, turned)
+    if kinds == ("dicom", "nifti"):
+        nibabel.save(nibabel.Nifti1Image(values, np.diag([1.0, 1, 2, 1])), files["label"])
+        with pytest.raises(ValueError, match=r"label\.nii\.gz lies elsewhere in space than its image .*IM00"):
+            ClassMapd("label", "image", 2)(read_both(files))
+
+
+def test_class_numbers_that_float32_would_round_are_refused(tmp_path: Path) -> None:
+    """Of 312782574 and 312782578 it makes one. Images are rounded, as fractions are."""
+    np.save(tmp_path / "a.npy", np.array([[0, 16777216, 312782578]], dtype=np.int32))
+    with pytest.raises(ValueError, match=r"a\.npy holds 312782578, which float32 would round; renumber its classes"):
+        read(tmp_path / "a.npy", as_classes=True)
+    assert read(tmp_path / "a.npy").tolist() == [[[0.0, 16777216.0, 312782592.0]]]
+    np.save(tmp_path / "a.npy", np.array([[0, -(2**63), 2**62]]))
+    assert read(tmp_path / "a.npy", as_classes=True).tolist() == [[[0.0, -(2.0**63), 2.0**62]]]
+    np.save(tmp_path / "a.npy", np.array([[0, 2**64 - 1]], dtype=np.uint64))
+    with pytest.raises(ValueError, match="holds 18446744073709551615, which float32 would round"):
+        read(tmp_path / "a.npy", as_classes=True)
 
 
 def test_the_field_is_the_disc() -> None:
