@@ -154,9 +154,9 @@ class Checkpoints:
         overwrite: likewise, start anew where the folder holds a training already, and replace it.
         patience: end the training after so many validations without improvement; 0 is never.
 
-    The options of the optimizer and of the schedule are those of the run that resumes: with more epochs, fewer, or another
-    learning rate, it goes on along the rates of a run that had them from the start. ``ReduceLROnPlateau`` goes on from the
-    rate that it had reached.
+    The options of the optimizer and of the schedule are those of the run that resumes: with more epochs, fewer, batches of
+    another size, or another learning rate, it goes on along the rates of a run that had them from the start.
+    ``ReduceLROnPlateau`` goes on from the rate that it had reached.
 
     A training that is complete, or was stopped early, has nothing to go on with: resumed, it ends at once, which draws its
     learning curves if they are missing.
@@ -262,7 +262,7 @@ class Checkpoints:
                 group.update(own)
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
-                for _ in range(_steps_done(state["lr_scheduler"])):
+                for _ in range(_steps_to_do(state, length)):
                     scheduler.step()
         engine.state.epoch = epoch
         engine.state.iteration = epoch * length
@@ -306,7 +306,8 @@ class Checkpoints:
                 (self.folder / name).unlink(missing_ok=True)
         self._replaced = False
         state = {name: part.state_dict() for name, part in self.parts.items()}
-        self._write({"last.pt": {**state, "best": self.best, "waited": self.waited, "epoch": engine.state.epoch}})
+        progress = {"best": self.best, "waited": self.waited, "epoch": engine.state.epoch}
+        self._write({"last.pt": {**state, **progress, "epoch_length": engine.state.epoch_length}})
         self._last = _identity(self.folder / "last.pt")
 
     def _write(self, files: Mapping[str, Any]) -> None:
@@ -327,22 +328,18 @@ def _write_content(content: Any, path: Path) -> None:
         torch.save(content, path)
 
 
-#: Iterations per epoch that a schedule of an earlier run may have been stepped at.
-_MOST_STEPS = 10_000
-
-
 def _check_progress(state: Any, length: int) -> None:
-    """Raise if ``last.pt`` does not say how far a training of so many iterations per epoch has come."""
+    """Raise if ``last.pt`` does not say how far its training has come; one of an earlier version has epochs of ``length``."""
     for name, part in {"content": state, **{name: state[name] for name in _PARTS if isinstance(state, dict)}}.items():
         if not isinstance(part, dict):
             raise ValueError(f"its {name} must be a dictionary, got {type(part).__name__}")
-    for name, least in (("epoch", 1), ("waited", 0)):
+    state.setdefault("epoch_length", length)
+    for name, least in (("epoch", 1), ("waited", 0), ("epoch_length", 1)):
         if type(state[name]) is not int or state[name] < least:
             raise ValueError(f"{name} must be a whole number from {least}, got {state[name]!r}")
     if not isinstance(state["best"], float) or math.isnan(state["best"]):
         raise ValueError(f"best must be a number, got {state['best']!r}")
-    # Stepped per epoch or per iteration; those may have been more, of smaller batches. Each is repeated on resume.
-    steps, most = _steps_done(state["lr_scheduler"]), state["epoch"] * max(length, _MOST_STEPS)
+    steps, most = _steps_done(state["lr_scheduler"]), state["epoch"] * state["epoch_length"]
     if type(steps) is not int or not 0 <= steps <= most:
         raise ValueError(f"the steps of its schedule must be a whole number up to {most}, got {steps!r}")
 
@@ -352,6 +349,16 @@ def _steps_done(schedule: Any) -> Any:
     while "last_epoch" not in schedule and "_schedulers" in schedule:
         schedule = schedule["_schedulers"][0]
     return schedule["last_epoch"]
+
+
+def _steps_to_do(state: Mapping[str, Any], length: int) -> int:
+    """How often a schedule is stepped until where ``last.pt`` ends, with so many iterations per epoch now.
+
+    One that was stepped per iteration follows the iterations of now, which are others where batches are.
+    """
+    steps = int(_steps_done(state["lr_scheduler"]))
+    per_iteration = state["epoch_length"] > 1 and steps == state["epoch"] * state["epoch_length"]
+    return int(state["epoch"]) * length if per_iteration else steps
 
 
 def _sentence(error: Exception) -> str:

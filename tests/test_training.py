@@ -15,6 +15,7 @@ import pytest
 import torch
 from ignite.engine import Engine, Events
 from monai.data import CacheDataset, DataLoader
+from monai.handlers import LrScheduleHandler
 from monai.optimizers import WarmupCosineSchedule
 from torch import nn
 from torch.optim import lr_scheduler as schedules
@@ -228,9 +229,10 @@ DAMAGED: dict[str, tuple[Any, str]] = {
     "best text": (with_("best", "0.9"), "best must be a number, got '0.9'"),
     "schedule 10^12": (
         with_("lr_scheduler", {"last_epoch": 10**12}),
-        "must be a whole number up to 20000, got 1000000000000",
+        "must be a whole number up to 2, got 1000000000000",
     ),
-    "schedule x": (with_("lr_scheduler", {"last_epoch": "x"}), "must be a whole number up to 20000, got 'x'"),
+    "schedule x": (with_("lr_scheduler", {"last_epoch": "x"}), "must be a whole number up to 2, got 'x'"),
+    "length 0": (with_("epoch_length", 0), "epoch_length must be a whole number from 1, got 0"),
     "schedule empty": (with_("lr_scheduler", {}), "it has no 'last_epoch'"),
     "schedule list": (with_("lr_scheduler", [1]), "its lr_scheduler must be a dictionary, got list"),
     "shape": (weight(torch.ones(2, 1)), "weight has shape (2, 1), the network's is (1, 1)"),
@@ -500,6 +502,34 @@ def test_a_longer_run_goes_on_along_its_own_learning_rates(
     train("parts", whole, whole, resume=True)
     assert rates["parts"][3:] == rates["whole"][3:]
     assert len(rates["parts"]) == whole
+
+
+@pytest.mark.parametrize("per_iteration", [True, False], ids=["per iteration", "per epoch"])
+def test_a_training_that_goes_on_with_other_batches_follows_its_own_rates(tmp_path: Path, per_iteration: bool) -> None:
+    """Half as many steps per epoch, of twice the images: the rates of a run that had such batches from the start."""
+
+    def train(folder: str, length: int, resume: bool = False, stop: int = 8) -> dict[int, float]:
+        network, found = torch.nn.Linear(1, 1), {}
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.5)
+        scheduler = schedules.CosineAnnealingLR(optimizer, T_max=8 * (length if per_iteration else 1))
+        trainer = Engine(lambda *_: optimizer.step())
+        trainer.state.max_epochs, trainer.state.epoch_length = 8, length
+        LrScheduleHandler(scheduler, print_lr=False, epoch_level=not per_iteration).attach(trainer)
+        Checkpoints(
+            tmp_path / folder, network, optimizer, scheduler, Engine(lambda *_: 0), "score", resume=resume
+        ).attach(trainer)
+        trainer.add_event_handler(
+            Events.EPOCH_COMPLETED,
+            lambda engine: found.update({engine.state.epoch: optimizer.param_groups[0]["lr"]}),
+        )
+        trainer.add_event_handler(Events.EPOCH_COMPLETED(once=stop), lambda engine: engine.terminate())
+        trainer.run(range(length), max_epochs=8)
+        return found
+
+    train("parts", 6, stop=4)
+    whole, rest = train("whole", 3), train("parts", 3, resume=True)
+    assert list(rest) == [5, 6, 7, 8]
+    assert rest == {epoch: pytest.approx(whole[epoch]) for epoch in rest}
 
 
 def test_a_schedule_on_plateaus_resumes_at_its_rate(tmp_path: Path) -> None:
