@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import glob
 import json
 import math
 import os
+import secrets
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -39,15 +41,23 @@ def writable_folder(path: Path, name: str = "output_dir") -> Path:
 
 
 def draft_of(path: Path) -> Path:
-    """Where a file is written before it gets its name: beside it, hidden, with the same ending."""
+    """Where a file that is complete waits for its name: beside it, hidden, with the same ending."""
     return path.with_name(f".draft-{path.name}")
+
+
+def remove_drafts(path: Path) -> None:
+    """Remove what processes that were killed have left of a file."""
+    draft = draft_of(path)
+    for left in (draft, *path.parent.glob(f".????????{glob.escape(draft.name)}")):
+        left.unlink(missing_ok=True)
 
 
 def write_whole(files: Mapping[Path, Callable[[Path], object]]) -> None:
     """Write all drafts first, then give them their names in the order given.
 
     What fails leaves the files as they were, and no drafts, which would keep a full disk full. A process that is killed
-    between two names leaves the drafts of the later files, and none of the first.
+    between two names leaves the drafts of the later files, and none of the first. Of two processes that write one file, the
+    last to finish has it.
 
     Args:
         files: for each path, what writes to the path that it is given.
@@ -61,20 +71,26 @@ def write_whole(files: Mapping[Path, Callable[[Path], object]]) -> None:
         >>> [(path.name, path.read_text()) for path in folder.iterdir()]
         [('a.txt', 'one')]
     """
+    token = secrets.token_hex(4)
+    begun = {path: path.with_name(f".{token}{draft_of(path).name}") for path in files}
     try:
         for path, write in files.items():
-            write(draft_of(path))
-            with draft_of(path).open("rb+") as file:
+            write(begun[path])
+            with begun[path].open("rb+") as file:
                 os.fsync(file.fileno())
     except BaseException as error:
-        for other in reversed(list(files)):
-            draft_of(other).unlink(missing_ok=True)
+        for other in reversed(begun.values()):
+            other.unlink(missing_ok=True)
         if isinstance(error, (OSError, RuntimeError)):  # the latter of torch's writer, which does not say why
             hint = " (is the disk full?)" if isinstance(error, RuntimeError) else ""
             raise OSError(f"{path} cannot be written{hint}: {error}") from error
         raise
-    for path in files:
-        draft_of(path).replace(path)
+    if len(files) > 1:
+        for path, draft in begun.items():
+            draft.replace(draft_of(path))
+            begun[path] = draft_of(path)
+    for path, draft in begun.items():
+        draft.replace(path)
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

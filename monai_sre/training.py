@@ -33,7 +33,7 @@ from torch.utils._pytree import tree_map
 from monai_sre.data import BatchLoader, EpochLoader, LabelledImages, mix_seed
 from monai_sre.description import FILE_NAME, describe, load_description, misfit, read_tensors, settled
 from monai_sre.evaluation.metrics import area_under_curve, scalar_metrics
-from monai_sre.files import draft_of, writable_folder, write_whole
+from monai_sre.files import remove_drafts, writable_folder, write_whole
 from monai_sre.ops.arguments import as_flag, int_tuple, listed
 
 _LOGGER = logging.getLogger(__name__)
@@ -219,7 +219,7 @@ class Checkpoints:
                 settled(path).replace(path)
             # Drafts of a process that was killed; that of the description first, as alone it counts.
             for name in (FILE_NAME, "model.pt", "last.pt"):
-                draft_of(self.folder / name).unlink(missing_ok=True)
+                remove_drafts(self.folder / name)
         self._last = _identity(self.folder / "last.pt")
         self.evaluator.add_event_handler(Events.COMPLETED, self._mark)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._save)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from monai_sre.files import draft_of, write_arrays, write_csv, write_json, write_whole
+from monai_sre.files import draft_of, remove_drafts, write_arrays, write_csv, write_json, write_whole
 
 
 @contextmanager
@@ -71,6 +71,28 @@ def test_an_end_between_two_names_leaves_the_draft_of_the_second(
         write_whole({path: lambda draft: draft.write_text("new") for path in (first, second)})
     assert first.read_text() == draft_of(second).read_text() == "new"
     assert not draft_of(first).exists()
+
+
+def test_of_two_processes_that_write_one_file_the_last_to_finish_has_it(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+
+    def slow(draft: Path) -> None:
+        with draft.open("w") as file:
+            file.write("a" * 10)
+            file.flush()
+            write_whole({path: lambda other: other.write_text("B" * 20)})  # another process, meanwhile
+            assert path.read_text() == "B" * 20
+            file.write("a" * 10)
+
+    write_whole({path: slow})
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("a.csv", "a" * 20)]
+
+
+def test_what_killed_processes_have_left_is_removed(tmp_path: Path) -> None:
+    for name in (".draft-a.pt", ".0123abcd.draft-a.pt", ".draft-a.ptx", ".0123abcd.draft-ba.pt", "a.pt"):
+        (tmp_path / name).touch()
+    remove_drafts(tmp_path / "a.pt")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".0123abcd.draft-ba.pt", ".draft-a.ptx", "a.pt"]
 
 
 def test_file_names_that_are_not_unicode_can_be_written(tmp_path: Path) -> None:

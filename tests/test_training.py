@@ -356,7 +356,7 @@ def test_a_kill_at_any_step_of_a_save_loses_nothing(tmp_path: Path) -> None:
     scores = [0.1, 0.9, 0.5, 0.95]  # the weight of the network is the number of its epoch
     run_epochs(tmp_path / "whole", scores)
     whole = {path.name: path.read_bytes() for path in (tmp_path / "whole").glob("*.json")}
-    for step in range(3 * 6 + 2):  # three epochs with a new model and one without
+    for step in range(3 * 8 + 2):  # three epochs with a new model, whose two files have a step more, and one without
         folder = tmp_path / str(step)
         process = multiprocessing.get_context("fork").Process(target=killed_at, args=(step, folder, scores))
         process.start()
