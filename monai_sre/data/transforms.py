@@ -54,8 +54,9 @@ def scale_to_unit(images: Tensor, intensity_range: Sequence[float] | None = None
 
     Args:
         images: ``(N, C, *spatial)``.
-        intensity_range: the values that become 0 and 1; beyond them is clipped. None keeps floats that all lie in 0..1
-            and maps each other image from its own minimum and maximum (a constant image becomes 0).
+        intensity_range: the values that become 0 and 1; beyond them is clipped. None keeps each image of floats that all
+            lie in 0..1 and maps each other one from its own minimum and maximum (a constant image becomes 0), whatever
+            images lie beside it.
 
     Raises:
         ValueError: ``intensity_range`` is not increasing.
@@ -68,10 +69,11 @@ def scale_to_unit(images: Tensor, intensity_range: Sequence[float] | None = None
     if intensity_range is not None:
         low, high = check_intensity_range(intensity_range)
         return ((values - low) / (high - low)).clamp(0, 1)
-    if images.is_floating_point() and float(values.min()) >= 0 and float(values.max()) <= 1:
-        return values
     axes = tuple(range(1, images.ndim))
     low_, high_ = values.amin(axes, keepdim=True), values.amax(axes, keepdim=True)
+    if images.is_floating_point():
+        stay = (low_ >= 0) & (high_ <= 1)
+        low_, high_ = low_.masked_fill(stay, 0.0), high_.masked_fill(stay, 1.0)
     return (values - low_) / torch.where(high_ > low_, high_ - low_, torch.ones_like(low_))
 
 

@@ -76,8 +76,12 @@ def test_other_dtypes_become_0_to_1(tmp_path: Path) -> None:
     np.savez(tmp_path / "ct.npz", **hounsfield)
     with pytest.raises(ValueError, match="val_images holds values beyond those of float32"):
         load_dataset("ct", tmp_path, "val")
-    fractions = torch.rand(2, 1, 3, 3)
+    fractions = torch.linspace(0.1, 0.9, 18).reshape(2, 1, 3, 3)
     assert torch.equal(scale_to_unit(fractions), fractions)
+    beyond = fractions[1:] + torch.tensor([0.5, 0.0, 0.0])
+    both = scale_to_unit(torch.cat([fractions[:1], beyond]))
+    assert torch.equal(both[:1], fractions[:1])  # as inference has it, which sees one image at a time
+    torch.testing.assert_close(both[1:], (beyond - beyond.min()) / (beyond.max() - beyond.min()))
     with pytest.raises(ValueError, match="intensity_range"):
         scale_to_unit(fractions, (1, 1))
     with pytest.raises(ValueError, match="intensity_range must be two increasing values"):
