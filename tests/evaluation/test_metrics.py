@@ -303,6 +303,18 @@ def test_centreline_dice_of_a_line() -> None:
     assert map_scores(np.stack([np.ones_like(label), 0 * label]).astype(float), label)["clDice"] == 0.0
 
 
+@pytest.mark.parametrize("width", [1, 2, 3, 4])
+def test_centreline_dice_of_tubes(width: int) -> None:
+    """All of a tube that is found has 1; the first half of it, beside a tube that is found whole: 3 of 4 parts."""
+    label = np.zeros((12, 12, 26), dtype=int)
+    label[1 : 1 + width, 1 : 1 + width, 1:25] = label[7 : 7 + width, 7 : 7 + width, 1:25] = 1
+    found = label.copy()
+    assert map_scores(np.stack([1 - found, found]).astype(float), label, metrics=["clDice"]) == {"clDice": 1.0}
+    found[7:, :, 13:] = 0
+    half = map_scores(np.stack([1 - found, found]).astype(float), label, metrics=["clDice"])
+    assert half["clDice"] == pytest.approx(2 * 0.75 / 1.75, abs=0.03)
+
+
 def test_surface_distance_and_volume_error_of_boxes() -> None:
     """A slab of 4 x 4 x 8 voxels of 1 x 2 x 0.5 mm, found 3 voxels along the second axis, and 2 voxels longer."""
     label, found = np.zeros((12, 12, 12), dtype=int), np.zeros((12, 12, 12), dtype=int)
