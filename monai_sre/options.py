@@ -16,6 +16,7 @@ from typing import Any
 
 from monai.bundle import ConfigParser, run
 
+from monai_sre.data.geometry import check_cubes
 from monai_sre.ops.arguments import as_flag
 
 
@@ -39,6 +40,9 @@ def check_options(options: Mapping[str, Any], command: Sequence[str] | None = No
         command = sys.orig_argv
     for name, value in options.items():
         KINDS[name](name, value)
+    pixdim, dims = options.get("pixdim"), options.get("spatial_dims")
+    if pixdim and dims and len(pixdim) != dims:
+        raise ValueError(f"pixdim must be None or one length for each of {dims} axes, got {pixdim!r}")
     if command is not None:
         _check_command(command, {name: value for name, value in options.items() if KINDS[name] is _text})
 
@@ -66,7 +70,7 @@ def check_class_names(class_names: Sequence[str], known: Sequence[str]) -> None:
         raise ValueError(f"class_names must be {wanted}, got {names}")
 
 
-def turned(rotation: bool | str, pixdim: Sequence[float] | float | None) -> bool:
+def turned(rotation: bool | str, pixdim: Sequence[float] | None) -> bool:
     """Whether images are rotated at random in training, which turns the grid and so needs voxels that are cubes.
 
     Args:
@@ -81,14 +85,11 @@ def turned(rotation: bool | str, pixdim: Sequence[float] | float | None) -> bool
         (False, True)
         >>> turned("true", [1, 1, 4])
         Traceback (most recent call last):
-        ValueError: rotation=True turns the grid of voxels, which would shear those of pixdim=[1, 1, 4]; they must be cubes
+        ValueError: rotation=True rotates the grid of voxels, which must be cubes; these are 1 x 1 x 4 mm
     """
     found = as_flag("rotation", rotation)
-    sides = [*pixdim] if isinstance(pixdim, (list, tuple)) else []
-    if found and sides and max(sides) > 1.01 * min(sides):
-        raise ValueError(
-            f"rotation=True turns the grid of voxels, which would shear those of pixdim={pixdim}; they must be cubes"
-        )
+    if found:
+        check_cubes(pixdim, "rotation=True")
     return found
 
 
@@ -122,9 +123,17 @@ def _names(name: str, value: Any) -> None:
 
 def _lengths(name: str, value: Any) -> None:
     """Of a voxel; none, where volumes are not resampled."""
-    for length in value if isinstance(value, (list, tuple)) else [] if value is None else [value]:
-        if isinstance(length, bool) or not isinstance(length, (int, float)) or not 0 < length < math.inf:
-            raise ValueError(f"{name} must be None or lengths above 0 such as [1,1,2.5], got {value!r}")
+    lengths = [] if value is None else value
+    if not isinstance(lengths, (list, tuple)) or not all(
+        isinstance(length, (int, float)) and not isinstance(length, bool) and 0 < length < math.inf
+        for length in lengths
+    ):
+        raise ValueError(f"{name} must be None or lengths above 0, one per axis, such as [1,1,2.5], got {value!r}")
+
+
+def _dims(name: str, value: Any) -> None:
+    if value not in (2, 3):
+        raise ValueError(f"{name} must be 2 or 3, got {value!r}")
 
 
 def _text(name: str, value: Any) -> None:
@@ -158,6 +167,7 @@ KINDS: dict[str, Callable[[str, Any], object]] = {
     "class_names": _names,
     "intensity_range": _range,
     "pixdim": _lengths,
+    "spatial_dims": _dims,
     **dict.fromkeys(("ckpt_dir", "dataset_dir", "dataset_name", "input", "output_dir"), _text),
 }
 

@@ -45,9 +45,11 @@ BUNDLE = ROOT / "bundles/medmnist_2d_classification"
         ),
         ("class_names", ["a"], "class_names must be a list of 2 names or more that differ"),
         ("class_names", ["1", 1], "class_names must be a list of 2 names or more that differ"),
-        ("pixdim", [1, 0, 1], r"pixdim must be None or lengths above 0 such as .1,1,2.5., got .1, 0, 1."),
+        ("pixdim", [1, 0, 1], r"pixdim must be None or lengths above 0, one per axis, such as .1,1,2.5., got .1, 0, 1."),
+        ("pixdim", 2, "pixdim must be None or lengths above 0, one per axis, such as .*, got 2"),
+        ("spatial_dims", 4, "spatial_dims must be 2 or 3, got 4"),
         ("pixdim", [1, float("nan")], "pixdim must be None or lengths above 0"),
-        ("pixdim", "1mm", "pixdim must be None or lengths above 0 .*, got '1mm'"),
+        ("pixdim", "1mm", "pixdim must be None or lengths above 0.*, got '1mm'"),
         ("output_dir", 2024, "output_dir must be a text, got 2024; write './2024'"),
         ("input", ("Smith", 3), "input must be a text"),
         ("dataset_name", "a\0b", "dataset_name must hold no NUL character"),
@@ -56,6 +58,12 @@ BUNDLE = ROOT / "bundles/medmnist_2d_classification"
 def test_a_wrong_value_is_named(name: str, value: Any, message: str) -> None:
     with pytest.raises(ValueError, match=f"^{message}"):
         check_options({name: value})
+
+
+def test_a_voxel_has_a_length_for_each_axis() -> None:
+    check_options({"pixdim": [1, 2], "spatial_dims": 2})
+    with pytest.raises(ValueError, match=r"pixdim must be None or one length for each of 3 axes, got \[1, 2\]"):
+        check_options({"spatial_dims": 3, "pixdim": [1, 2]})
 
 
 @pytest.mark.parametrize(
@@ -67,7 +75,8 @@ def test_a_wrong_value_is_named(name: str, value: Any, message: str) -> None:
         ("learning_rate", [0, 0.0, 1e-3, 2]),
         ("intensity_range", [None, [0, 1], (-100.0, 300)]),
         ("class_names", [["no", "yes"], (0, 1, 2)]),
-        ("pixdim", [None, [], 2, [1, 1.0, 2.5]]),
+        ("pixdim", [None, [], [1, 1.0, 2.5]]),
+        ("spatial_dims", [2, 3]),
         ("input", ["a folder", Path("x"), ["a.png", "b.png"]]),
         ("dataset_name", [None, "breastmnist"]),
         ("num_test", [None, 0, 8]),

@@ -28,7 +28,7 @@ from monai_sre.data.memory import free_gib, volumes_in
 from monai_sre.data.pairs import find_pairs, find_source, load_pairs, pair_classes
 from monai_sre.data.reader import ReadImaged
 from monai_sre.data.sources import dataset_info, load_dataset
-from monai_sre.data.transforms import FitSquared, RandMargind, ScaleToUnitd, fit_images, scale_to_unit
+from monai_sre.data.transforms import CubicVoxelsd, FitSquared, RandMargind, ScaleToUnitd, fit_images, scale_to_unit
 
 __all__ = [
     "BatchAugment2d",
@@ -36,6 +36,7 @@ __all__ = [
     "BatchLoader",
     "BatchPreprocess",
     "ClassMapd",
+    "CubicVoxelsd",
     "DatasetInfo",
     "EpochLoader",
     "FieldOfViewd",

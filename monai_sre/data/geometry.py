@@ -8,7 +8,16 @@ from collections.abc import Sequence
 import torch
 from torch.nn import functional
 
-__all__ = ["background_value", "flip_batch", "random_rotations", "resize_batch", "rotate_batch", "turn_volumes"]
+__all__ = [
+    "background_value",
+    "check_cubes",
+    "flip_batch",
+    "random_rotations",
+    "resize_batch",
+    "rotate_batch",
+    "turn_volumes",
+    "voxel_size",
+]
 
 
 def resize_batch(x: torch.Tensor, size: int | Sequence[int]) -> torch.Tensor:
@@ -44,6 +53,47 @@ def resize_batch(x: torch.Tensor, size: int | Sequence[int]) -> torch.Tensor:
     if smaller != tuple(x.shape[2:]):
         x = functional.interpolate(x, smaller, mode="area")
     return x if smaller == target else functional.interpolate(x, target, mode="trilinear", align_corners=False)
+
+
+def voxel_size(image: torch.Tensor, index: int | None = None) -> list[float] | None:
+    """The size of a pixel along each axis, by the affine; None where there is none.
+
+    Args:
+        image: ``(C, *spatial)``, or a batch ``(N, C, *spatial)`` with an affine for each image, or one for all.
+        index: of the image in the batch; None: it is no batch.
+
+    Example:
+        >>> from monai.data import MetaTensor
+        >>> voxel_size(MetaTensor(torch.zeros(1, 4, 4, 4), affine=torch.diag(torch.tensor([1.0, 1.0, 4.0, 1.0]))))
+        [1.0, 1.0, 4.0]
+    """
+    affine = getattr(image, "affine", None)
+    if affine is None:
+        return None
+    places = affine.reshape(-1, *affine.shape[-2:])
+    place = places[(index or 0) % len(places)].double()
+    axes = image.dim() - (1 if index is None else 2)
+    return [float(length) for length in place[:-1, :axes].norm(dim=0)]
+
+
+def check_cubes(sides: Sequence[float] | None, what: str) -> None:
+    """Refuse voxels whose sides differ by more than a hundredth: what rotates their grid would shear what they show.
+
+    Args:
+        sides: of a voxel in mm; None or empty: they are not known, and taken to be alike.
+        what: rotates the grid, for the message.
+
+    Raises:
+        ValueError: they differ.
+
+    Example:
+        >>> check_cubes([1.0, 1.0, 4.0], "a sweep")
+        Traceback (most recent call last):
+        ValueError: a sweep rotates the grid of voxels, which must be cubes; these are 1 x 1 x 4 mm
+    """
+    if sides and max(sides) > 1.01 * min(sides):
+        shown, cubes = " x ".join(f"{side:g}" for side in sides), "cubes" if len(sides) > 2 else "squares"
+        raise ValueError(f"{what} rotates the grid of voxels, which must be {cubes}; these are {shown} mm")
 
 
 def background_value(x: torch.Tensor) -> torch.Tensor:

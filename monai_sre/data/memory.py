@@ -11,7 +11,7 @@ import nibabel
 import numpy as np
 
 from monai_sre.data.loaders import process_place
-from monai_sre.data.reader import ReadImaged, is_nifti
+from monai_sre.data.reader import ReadImaged, is_nifti, millimetres
 
 __all__ = ["free_gib", "volumes_in"]
 
@@ -57,7 +57,7 @@ def volumes_in(
     Args:
         gib: memory in GiB, shared by all processes of a training.
         pairs: see :func:`monai_sre.data.load_pairs`; of NIfTI files the headers are read alone.
-        pixdim: voxel size to which they are resampled; empty: they are not.
+        pixdim: voxel size in mm to which they are resampled, one length per axis; empty: they are not.
         num_channels: of the images.
 
     Returns:
@@ -83,7 +83,10 @@ def _voxels(path: Path, pixdim: Sequence[float] | None) -> float:
     """Number of voxels of an image, resampled."""
     if is_nifti(path):
         header: Any = nibabel.load(path).header
-        shape, steps = header.get_data_shape()[:3], header.get_zooms()[:3]
+        shape, steps = (
+            header.get_data_shape()[:3],
+            millimetres(header) * np.asarray(header.get_zooms()[:3], dtype=float),
+        )
     else:
         image = ReadImaged("image", spatial_dims=None)({"image": path})["image"]
         shape, steps = image.shape[1:], image.pixdim

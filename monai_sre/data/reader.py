@@ -222,8 +222,13 @@ def _nifti(path: Path, _: bool) -> _Content:
     reader = NibabelReader()
     array, meta = reader.get_data(reader.read(path))  # in place of an affine that is not finite it takes another
     affine = np.array(meta["affine"] if np.isfinite(stated).all() else stated, dtype=np.float64)
-    affine[:3] *= _MILLIMETRES.get(opened.header.get_xyzt_units()[0], 1.0)
+    affine[:3] *= millimetres(opened.header)
     return array, affine, None
+
+
+def millimetres(header: Any) -> float:
+    """The mm of a NIfTI header's unit of length."""
+    return _MILLIMETRES.get(header.get_xyzt_units()[0], 1.0)
 
 
 def _array(path: Path, _: bool) -> _Content:

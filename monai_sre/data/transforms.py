@@ -15,9 +15,10 @@ from monai.utils import TraceKeys, convert_to_tensor, ensure_tuple
 from torch import Tensor
 from torch.nn import functional
 
-from monai_sre.data.geometry import background_value, resize_batch
+from monai_sre.data.geometry import background_value, check_cubes, resize_batch, voxel_size
 
 __all__ = [
+    "CubicVoxelsd",
     "FitSquared",
     "RandMargind",
     "ScaleToUnitd",
@@ -232,6 +233,31 @@ def _interpolated(x: Tensor, axis: int, length: int, scale: float) -> Tensor:
     low = points.floor().long().to(x.device)
     part = (points - points.floor()).to(x.device, x.dtype).reshape([-1 if a == axis else 1 for a in range(x.dim())])
     return torch.lerp(x.index_select(axis, low), x.index_select(axis, (low + 1).clamp(max=last)), part)
+
+
+# Voxels ---------------------------------------------------------------------------------------------------------------
+
+
+class CubicVoxelsd(MapTransform):
+    """Refuse images whose voxels are no cubes, before a transform that rotates their grid.
+
+    Args:
+        keys: of the images, shape ``(C, *spatial)``, whose affine says the size of a voxel.
+
+    Raises:
+        ValueError: the sides of a voxel differ by more than a hundredth; the message names the file.
+
+    Example:
+        >>> image = MetaTensor(torch.zeros(1, 2, 2, 2), affine=torch.diag(torch.tensor([1.0, 1.0, 4.0, 1.0])))
+        >>> CubicVoxelsd("image")({"image": image})
+        Traceback (most recent call last):
+        ValueError: the item 'image': rotation=True rotates the grid of voxels, which must be cubes; these are 1 x 1 x 4 mm
+    """
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        for key in self.key_iterator(data):
+            check_cubes(voxel_size(data[key]), f"{file_of(data[key], key)}: rotation=True")
+        return dict(data)
 
 
 # Margins --------------------------------------------------------------------------------------------------------------

@@ -185,21 +185,6 @@ def check_metrics(metrics: Sequence[str]) -> Sequence[str]:
     return metrics
 
 
-def voxel_size(image: Tensor) -> list[float] | None:
-    """The size of a pixel along each axis of an image ``(C, *spatial)``, by its affine; None where it has none.
-
-    Example:
-        >>> from monai.data import MetaTensor
-        >>> voxel_size(MetaTensor(torch.zeros(1, 4, 4, 4), affine=torch.diag(torch.tensor([1.0, 1.0, 4.0, 1.0]))))
-        [1.0, 1.0, 4.0]
-    """
-    affine = getattr(image, "affine", None)
-    if affine is None:
-        return None
-    place = affine.reshape(-1, *affine.shape[-2:])[0].double()
-    return [float(length) for length in place[:-1, : image.dim() - 1].norm(dim=0)]
-
-
 def class_scores(
     score: np.ndarray,
     label: np.ndarray,

@@ -16,6 +16,7 @@ from ignite.engine import Engine, Events
 from monai.utils import convert_to_tensor
 from torch import Tensor
 
+from monai_sre.data.geometry import voxel_size
 from monai_sre.data.info import MULTI_LABEL
 from monai_sre.evaluation.figures import draw_confusion, draw_curves, draw_maps
 from monai_sre.evaluation.metrics import (
@@ -30,7 +31,6 @@ from monai_sre.evaluation.metrics import (
     map_scores,
     nan_mean,
     scalar_metrics,
-    voxel_size,
 )
 from monai_sre.files import writable_folder, write_csv, write_json
 

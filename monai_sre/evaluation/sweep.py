@@ -15,7 +15,7 @@ from ignite.engine import Engine, Events
 from monai.utils import convert_to_tensor
 from torch import Tensor
 
-from monai_sre.data.geometry import background_value
+from monai_sre.data.geometry import background_value, check_cubes, voxel_size
 from monai_sre.data.info import MULTI_LABEL, TASKS
 from monai_sre.evaluation.figures import draw_sweep
 from monai_sre.evaluation.metrics import (
@@ -30,7 +30,6 @@ from monai_sre.evaluation.metrics import (
     map_scores,
     nan_mean,
     probabilities,
-    voxel_size,
 )
 from monai_sre.evaluation.transformations import (
     PROTOCOL_WORDS,
@@ -145,7 +144,6 @@ def _map_items(
 ) -> _Items:
     """Of each transformation and image its scores, and the Dice to the upright map, transformed; NaN for the identity."""
     images, labels = (convert_to_tensor(batch[key]) for key in ("image", "label"))
-    voxel = voxel_size(batch["image"][0])
     whole, upright, items = (images, labels), torch.empty(0), _Items()
     padded = as_cube(images, background_value(images)), as_cube(labels, -1.0)
     for name, move in moves.items():
@@ -159,7 +157,9 @@ def _map_items(
         truth, expected = move.on_classes(label).cpu(), move.on_classes(decided)
         items[name] = []
         for index in range(len(score)):
-            row = map_scores(*as_arrays(score[index], truth[index]), metrics, voxel, class_names)
+            row = map_scores(
+                *as_arrays(score[index], truth[index]), metrics, voxel_size(batch["image"], index), class_names
+            )
             if resampling:
                 own, back = label[index].cpu(), move.inverse.on_classes(truth[index : index + 1])[0]
                 row[RESAMPLED] = map_scores(_one_hot(back, score.shape[1]), as_arrays(own, own)[1], ("Dice",))["Dice"]
@@ -254,7 +254,7 @@ def rotation_sweep(
         for batch in batches:
             if len(batch["image"]) == 0:
                 continue
-            _check_cubes(batch["image"])
+            _check_grids(batch["image"])
             kept: dict[str, Any] = {"device": device, "track_meta": task == SEGMENTATION}  # the size of a voxel
             batch = {key: convert_to_tensor(batch[key], **kept) for key in ("image", "label")}
             for name, found in gather(batch, transformations, call, task).items():
@@ -265,14 +265,9 @@ def rotation_sweep(
     return summarise({name: list(each) for name, each in zip(own, zip(*images, strict=True), strict=True)}, task)
 
 
-def _check_cubes(images: Tensor) -> None:
-    affine = getattr(images, "affine", None)
-    if affine is None or images.dim() != 5:
-        return
-    lengths = convert_to_tensor(affine)[..., :3, :3].cpu().double().norm(dim=-2).reshape(-1, 3)
-    if bool((lengths.amax(dim=1) > 1.01 * lengths.amin(dim=1)).any()):
-        shown = " x ".join(f"{length:g}" for length in lengths[0].tolist())
-        raise ValueError(f"a sweep rotates the grid of voxels, which must be cubes; these are {shown} mm")
+def _check_grids(images: Tensor) -> None:
+    for index in range(len(images)):
+        check_cubes(voxel_size(images, index), "a sweep")
 
 
 class RotationSweep:
@@ -346,7 +341,7 @@ class RotationSweep:
             writable_folder(self.output_dir)
         first = next(iter(self.loader), None)  # what cannot be swept is said before the evaluation, not behind it
         if first is not None:
-            _check_cubes(first["image"])
+            _check_grids(first["image"])
 
     def _run(self, engine: Engine) -> None:
         for protocol, transformations in self.sweeps.items():

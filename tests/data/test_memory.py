@@ -46,3 +46,9 @@ def test_the_first_volumes_that_fit_are_counted(tmp_path: Path) -> None:
     for kib, pixdim, expected in ((19, [], 0), (20, [], 1), (59, [], 2), (79, [], 3), (98, [], 4), (98, [1, 1, 1], 1)):
         assert volumes_in(kib / 2**20, pairs, pixdim, 2) == expected, (kib, pixdim)
     assert volumes_in(0, pairs, None, 2) == 0
+    microns = nibabel.load(pairs[0]["image"])
+    microns.header.set_xyzt_units("micron")
+    microns.header.set_zooms((1000, 1000, 3000, 1))
+    nibabel.save(nibabel.Nifti1Image(microns.get_fdata(), None, microns.header), tmp_path / "microns.nii.gz")
+    for path in (pairs[0]["image"], str(tmp_path / "microns.nii.gz")):  # 10 x 10 x 30 voxels of 1 mm
+        assert [volumes_in(kib / 2**20, [{"image": path}], [1, 1, 1], 2) for kib in (58, 59)] == [0, 1]

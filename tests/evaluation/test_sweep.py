@@ -247,12 +247,28 @@ def test_a_network_of_brightness_keeps_its_scores_at_any_orientation() -> None:
     assert "Dice random min" not in result.summary(["HD95 mm"])
 
 
-def test_voxels_must_be_cubes() -> None:
-    label = torch.ones(1, 1, 4, 4, 4)
-    for affine, message in ((torch.eye(4), ""), (torch.diag(torch.tensor([1.0, 1, 4, 1])), "these are 1 x 1 x 4 mm")):
+@pytest.mark.parametrize(("dims", "message"), [(3, "cubes; these are 1 x 1 x 4 mm"), (2, "squares; these are 1 x 4 mm")])
+def test_voxels_must_be_cubes(dims: int, message: str) -> None:
+    label = torch.ones(2, 1, *[4] * dims)
+    long = torch.diag(torch.tensor([1.0, *[1] * (dims - 2), 4.0, *[1] * (4 - dims)]))
+    for affine, refused in ((torch.eye(4), ""), (long, message), (torch.stack([torch.eye(4), long]), message)):
         batch = {"image": MetaTensor(label.clone(), affine=affine), "label": label}
-        with pytest.raises(ValueError, match=message) if message else nullcontext():
-            rotation_sweep(Threshold(), [batch], sweep_transformations(3, step=180), "segmentation")
+        with pytest.raises(ValueError, match=refused) if refused else nullcontext():
+            rotation_sweep(Threshold(), [batch], sweep_transformations(dims, step=180), "segmentation")
+
+
+def test_each_volume_of_a_batch_is_measured_by_its_own_voxels() -> None:
+    """A cube of 4 voxels a side is found 2 voxels too long: 2 and 6 mm away, of volumes of 1 and 3 mm."""
+    label = torch.zeros(2, 1, 8, 8, 8)
+    label[..., 2:6, 2:6, 2:4] = 1
+    image = label.clone()
+    image[..., 2:6, 2:6, 4:6] = 1
+    affines = torch.stack([torch.eye(4), torch.diag(torch.tensor([3.0, 3, 3, 1]))])
+    for order in ([0, 1], [1, 0]):
+        batch = {"image": MetaTensor(image, affine=affines[order]), "label": label}
+        turns = sweep_transformations(3, step=180)
+        result = rotation_sweep(Threshold(), [batch], turns, "segmentation", metrics=["HD95 mm"])
+        assert result.rows[0]["HD95 mm"] == 4
 
 
 def test_a_sweep_that_cannot_be_is_refused_before_the_evaluation(tmp_path: Path) -> None:
