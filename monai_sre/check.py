@@ -145,10 +145,11 @@ def _smooth(network: nn.Module, shape: Sequence[int]) -> Tensor:
     """Noise of variance 1 without details below 3 pixels, which no rotation keeps."""
     if not 3 <= len(shape) <= 5 or min(shape) < 1:
         raise ValueError(f"shape must be (N, C, *spatial) with 1 to 3 spatial axes, got {tuple(shape)}")
-    device = next((tensor.device for tensor in (*network.parameters(), *network.buffers())), torch.device("cpu"))
+    tensors = (*network.parameters(), *network.buffers())
+    own = next((tensor for tensor in tensors if tensor.is_floating_point()), torch.empty(0))
     noise = torch.randn(tuple(shape), generator=torch.Generator().manual_seed(0))
     x: Tensor = GaussianFilter(len(shape) - 2, sigma=1.5)(noise)
-    return (x / x.std()).to(device)
+    return (x / x.std()).to(own)
 
 
 def _costs(network: nn.Module, x: Tensor, seconds: float) -> tuple[dict[str, float], str]:
@@ -178,6 +179,8 @@ def _forward(network: nn.Module, x: Tensor) -> Callable[[], object]:
 
 
 def _training_step(network: nn.Module, x: Tensor) -> Callable[[], object]:
+    if not any(parameter.requires_grad for parameter in network.parameters()):
+        raise ValueError("no parameter requires a gradient")
     optimizer = torch.optim.SGD(network.parameters(), lr=1e-6)
 
     def step() -> None:

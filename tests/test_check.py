@@ -89,6 +89,22 @@ def test_a_training_step_that_fails_says_why() -> None:
     assert "no training step: ValueError: Expected more than 1 value per channel" in check.twin
 
 
+def test_a_frozen_network_has_no_training_step() -> None:
+    network = nn.Sequential(SREConv2d(1, 2, 3, padding=1)).requires_grad_(False)
+    assert (
+        "no training step: ValueError: no parameter requires a gradient"
+        in check_network(network, (1, 1, 8, 8), seconds=0).twin
+    )
+
+
+@pytest.mark.parametrize("build", [lambda: SREConv2d(1, 2, 3, padding=1), lambda: nn.Conv2d(1, 2, 3, padding=1)])
+def test_the_input_has_the_precision_of_the_network(build: Callable[[], nn.Module]) -> None:
+    """A network in float64 tells rounding from what is not symmetric."""
+    network = nn.Sequential(build()).double()
+    error = max(check_network(network, (1, 1, 8, 8), seconds=0).errors["grid"].values())
+    assert error < 1e-14 if isinstance(network[0], SREConv2d) else error > 1e-2
+
+
 def test_the_network_stays_as_it_was() -> None:
     network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Dropout()).train()
     before = {name: value.clone() for name, value in network.state_dict().items()}

@@ -45,7 +45,11 @@ BUNDLE = ROOT / "bundles/medmnist_2d_classification"
         ),
         ("class_names", ["a"], "class_names must be a list of 2 names or more that differ"),
         ("class_names", ["1", 1], "class_names must be a list of 2 names or more that differ"),
-        ("pixdim", [1, 0, 1], r"pixdim must be None or lengths above 0, one per axis, such as .1,1,2.5., got .1, 0, 1."),
+        (
+            "pixdim",
+            [1, 0, 1],
+            r"pixdim must be None or lengths above 0, one per axis, such as .1,1,2.5., got .1, 0, 1.",
+        ),
         ("pixdim", 2, "pixdim must be None or lengths above 0, one per axis, such as .*, got 2"),
         ("spatial_dims", 4, "spatial_dims must be 2 or 3, got 4"),
         ("pixdim", [1, float("nan")], "pixdim must be None or lengths above 0"),

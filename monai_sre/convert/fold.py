@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from monai_sre.layers.conv import RadialNd, SREConvNd
 from monai_sre.layers.conv_transpose import RadialTransposeNd, SREConvTransposeNd
 from monai_sre.layers.harmonic import HarmonicConv, is_plain
 from monai_sre.ops.conv import NO_RINGS, exported_ends
+from monai_sre.ops.dispatch import without_autocast
 
 #: Hooks of ``torch.nn.utils`` that compute a parameter from others before each call.
 _REPARAMETRISING = (BasePruningMethod, SpectralNorm, WeightNorm)
@@ -33,13 +35,14 @@ def fold_sre(network: nn.Module, form: str = "auto") -> nn.Module:
 
     Outputs are the same to rounding, and what is scripted, traced or exported to ONNX needs no ``monai_sre`` to run. A layer
     becomes one of two forms. *Dense*: ``torch.nn.Conv*d`` itself; a strided one, and a transposed one of a converted network,
-    is a subclass that centres its grid before it convolves. *Rings*: depthwise convolutions with the rings, and convolutions
-    of one tap that mix their sums, a fraction of the multiply-adds; energies of harmonics share these sums. In ONNX the sums
-    of volumes are convolutions along one axis after the other, which runtimes are faster at. Train before folding, not after:
-    nothing holds folded kernels radial. A TorchScript file, scripted or traced, serves all sizes, and so does an ONNX file
-    with dynamic axes. ``torch.fx.symbolic_trace`` takes no network with centred grids: ``torch.export`` captures its graph.
-    Weights that are pruned or normalised by hooks or parametrisations of ``torch.nn.utils`` are folded as they are now, into
-    plain parameters.
+    is a subclass that centres its grid before it convolves, and one with reflected or circular ends one that takes maps of
+    any size. *Rings*: depthwise convolutions with the rings, and convolutions of one tap that mix their sums, a fraction of
+    the multiply-adds; energies of harmonics share these sums. In ONNX the sums of volumes are convolutions along one axis
+    after the other, which runtimes are faster at. Train before folding, not after: nothing holds folded kernels radial. A
+    TorchScript file, scripted or traced, serves all sizes, and so does an ONNX file with dynamic axes.
+    ``torch.fx.symbolic_trace`` takes no network with centred grids or such ends: ``torch.export`` captures its graph. Weights
+    that are pruned or normalised by hooks or parametrisations of ``torch.nn.utils`` are folded as they are now, into plain
+    parameters. Kernels have the parameters' precision under autocast too.
 
     Args:
         network: any network with layers of this package; deepcopy it first to keep it.
@@ -71,10 +74,13 @@ def fold_sre(network: nn.Module, form: str = "auto") -> nn.Module:
     if form not in FORMS:
         raise ValueError(f"form must be one of {FORMS}, got {form!r}")
     folded: dict[int, nn.Module] = {}
-    for module in network.modules():
-        new = _fold_energies(module, form) if isinstance(module, HarmonicConv) else _fold(module, form)
-        if new is not None:
-            folded[id(module)] = new
+    with ExitStack() as stack:
+        for device in {parameter.device.type for parameter in network.parameters()}:
+            stack.enter_context(without_autocast(device))  # kernels would be of half precision
+        for module in network.modules():
+            new = _fold_energies(module, form) if isinstance(module, HarmonicConv) else _fold(module, form)
+            if new is not None:
+                folded[id(module)] = new
     for parent in list(network.modules()):
         for name, child in parent._modules.items():
             if child is not None and id(child) in folded:
@@ -89,7 +95,7 @@ def _fold(source: nn.Module, form: str) -> nn.Module | None:
     _renew(source)
     if _takes_rings(source, form):
         new: Any = FoldedRings(source)
-    elif isinstance(source, SREConvNd):
+    elif isinstance(source, SREConvNd) and module.padding_mode in ("zeros", "replicate"):
         new = Conv["CONV", module.spatial_dims](
             **shape_of(module), padding=module.padding, padding_mode=module.padding_mode
         )
@@ -97,11 +103,13 @@ def _fold(source: nn.Module, form: str) -> nn.Module | None:
         new = Conv["CONVTRANS", module.spatial_dims](
             **shape_of(module), padding=module.padding, output_padding=module.output_padding
         )
-    elif isinstance(source, CentredConvNd):
+    elif isinstance(source, (SREConvNd, CentredConvNd)):
         new = FOLDED[module.spatial_dims - 1](
             **shape_of(module), padding=module.padding, padding_mode=module.padding_mode
         )
-        new.far_padding, new.antialias = module.far_padding, module.antialias
+        new.centred = isinstance(source, CentredConvNd)
+        new.far_padding = getattr(module, "far_padding", (0,) * module.spatial_dims)
+        new.antialias = getattr(module, "antialias", 0.0)
     else:
         new = FOLDED_TRANSPOSED[module.spatial_dims - 1](**shape_of(module))
         new.margin, new.output_padding = module.margin, module.output_padding

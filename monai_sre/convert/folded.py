@@ -162,6 +162,17 @@ def _mixed(sums: Tensor, mixes: nn.ModuleList) -> Tensor:
     return conv_nd(sums, weight, layers[0].bias, ones, [0] * len(ones), ones, layers[0].groups)
 
 
+class FoldedEnds(nn.Module):
+    """Maps with what lies outside of them; torch's own modules stop where that is more than the maps."""
+
+    def __init__(self, amounts: Sequence[int], mode: str) -> None:
+        super().__init__()
+        self.amounts, self.mode = list(amounts), mode
+
+    def forward(self, x: Tensor) -> Tensor:
+        return extend_ends(x, self.amounts, self.mode)
+
+
 class FoldedCentring(nn.Module):
     """What a layer with a stride or an even kernel reads, so that it samples a centred grid without padding of its own."""
 
@@ -189,9 +200,7 @@ def _prepared(source: Any) -> tuple[nn.Module, list[int]]:
         return FoldedCentring(source), [0] * ndim
     if source.padding_mode == "zeros":
         return nn.Identity(), padding
-    name = {"reflect": "Reflection", "replicate": "Replication", "circular": "Circular"}[source.padding_mode]
-    pads = [amount for amount in reversed(padding) for _ in range(2)]
-    return getattr(nn, f"{name}Pad{ndim}d")(tuple(pads)), [0] * ndim
+    return FoldedEnds(padding, source.padding_mode), [0] * ndim
 
 
 def _rings(
@@ -243,8 +252,13 @@ class _Folded:
         groups: Any
         padding_mode: Any
         antialias: Any
+        centred: bool
 
     def forward(self, x: Tensor) -> Tensor:
+        if not self.centred:
+            x = extend_ends(x, list(self.padding), self.padding_mode)
+            margin = [0] * len(self.stride)
+            return conv_nd(x, self.weight, self.bias, list(self.stride), margin, list(self.dilation), self.groups)
         return centred_conv(
             x,
             self.weight,
@@ -289,15 +303,15 @@ class _FoldedTranspose:
 
 
 class FoldedConv1d(_Folded, nn.Conv1d):
-    """``torch.nn.Conv1d`` on a centred grid, see :func:`monai_sre.ops.conv.centred_conv`."""
+    """``torch.nn.Conv1d`` on a centred grid, see :func:`monai_sre.ops.conv.centred_conv`, or with ends of any reach."""
 
 
 class FoldedConv2d(_Folded, nn.Conv2d):
-    """``torch.nn.Conv2d`` on a centred grid, see :func:`monai_sre.ops.conv.centred_conv`."""
+    """``torch.nn.Conv2d`` on a centred grid, see :func:`monai_sre.ops.conv.centred_conv`, or with ends of any reach."""
 
 
 class FoldedConv3d(_Folded, nn.Conv3d):
-    """``torch.nn.Conv3d`` on a centred grid, see :func:`monai_sre.ops.conv.centred_conv`."""
+    """``torch.nn.Conv3d`` on a centred grid, see :func:`monai_sre.ops.conv.centred_conv`, or with ends of any reach."""
 
 
 class FoldedConvTranspose1d(_FoldedTranspose, nn.ConvTranspose1d):

@@ -23,6 +23,13 @@ def on_flat(function: Callable[[Tensor], Tensor], module: nn.Module) -> Callable
     return lambda t: function(t.flatten()).reshape(t.shape) if id(t) in own else function(t)
 
 
+def follow_parameters(layer: nn.Module, _: Any) -> None:
+    """After a state dict was loaded: constants follow parameters that were assigned, as to a layer on the meta device."""
+    given = next(layer.parameters(), None)
+    if given is not None and not given.is_meta:
+        layer.follow(given)  # type: ignore[operator]
+
+
 class RadialNd(nn.Module):
     """What all radial layers share: arguments, parameters, the basis and its initialisation.
 
@@ -130,6 +137,7 @@ class RadialNd(nn.Module):
         self.log_width: nn.Parameter | None
         for name, values in buffers.items():
             self.register_buffer(name, values.to(self.weight), persistent=False)
+        self.register_load_state_dict_post_hook(follow_parameters)
         self.register_parameter("log_width", nn.Parameter(self.weight.new_empty(())) if "edge" in buffers else None)
         if bias:
             self.bias = nn.Parameter(torch.empty(self.out_channels, device=device, dtype=dtype))
@@ -146,12 +154,11 @@ class RadialNd(nn.Module):
         self._fill_basis()
         return self
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        """Weights that are assigned to a layer on the meta device, where a basis has no values, bring their device."""
-        super()._load_from_state_dict(*args, **kwargs)
-        if self.basis.is_meta and not self.weight.is_meta:
+    def follow(self, parameter: Tensor) -> None:
+        """Make the constants anew, on the device and in the dtype of a parameter that was assigned to the layer."""
+        if (self.basis.device, self.basis.dtype) != (parameter.device, parameter.dtype):
             for name, values in self._exact_buffers().items():
-                setattr(self, name, values.to(self.weight))
+                setattr(self, name, values.to(parameter))
 
     def _exact_buffers(self) -> dict[str, Tensor]:
         """The basis in float64 and, where its width is learned, what :meth:`current_basis` makes it of."""

@@ -11,7 +11,7 @@ from monai.networks.layers.factories import Conv
 from monai.networks.layers.utils import get_norm_layer
 from torch import Tensor, nn
 
-from monai_sre.layers.conv import PADDING_MODES, SREConv1d, SREConv2d, SREConv3d, on_flat
+from monai_sre.layers.conv import PADDING_MODES, SREConv1d, SREConv2d, SREConv3d, follow_parameters, on_flat
 from monai_sre.ops.arguments import int_tuple
 from monai_sre.ops.energy import add_energies, harmonic_energy
 from monai_sre.ops.grid import centred_fit, extend_ends
@@ -114,8 +114,13 @@ def is_plain(part: nn.Module) -> bool:
         >>> is_plain(layer.mix), is_plain(nn.utils.spectral_norm(layer.mix))
         (True, False)
     """
+    return getattr(part.forward, "__func__", None) in _PLAIN and not is_hooked(part)
+
+
+def is_hooked(part: nn.Module) -> bool:
+    """Whether something is to be called before or after a module."""
     hooks = (part._forward_hooks, part._forward_pre_hooks, part._backward_hooks, part._backward_pre_hooks)
-    return type(part).forward in _PLAIN and not any(len(each) for each in hooks)
+    return any(len(each) for each in hooks)
 
 
 class HarmonicConv(nn.Module):
@@ -193,18 +198,15 @@ class HarmonicConv(nn.Module):
         self.mix = Conv["CONV", spatial_dims](total, out_channels, 1, groups=groups, bias=bias, **options)
         self.algorithm = str(getattr(radial, "algorithm", "auto"))
         self._mixes_at_once = norm is None and padding_mode == "zeros"
+        self.register_load_state_dict_post_hook(follow_parameters)
         self.reset_parameters()
 
-    def _load_from_state_dict(
-        self, state_dict: Mapping[str, Any], prefix: str, local_metadata: Any, *more: Any
-    ) -> None:
-        """Weights that are assigned to a layer on the meta device, where stencils have no values, bring their device."""
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, *more)
-        given = next((value for value in state_dict.values() if isinstance(value, Tensor)), None)
-        if given is not None and not given.is_meta and local_metadata.get("assign_to_params_buffers", False):
-            for energy in self.energies:
-                if energy.stencils.is_meta:
-                    energy.to_empty(device=given.device)  # and makes them anew
+    def follow(self, parameter: Tensor) -> None:
+        """Make the stencils anew, on the device and in the dtype of a parameter that was assigned to the layer."""
+        for energy in self.energies:
+            doubled = [dtype == torch.float64 for dtype in (parameter.dtype, energy.stencils.dtype)]
+            if energy.stencils.device != parameter.device or doubled[0] != doubled[1]:
+                energy.to_empty(device=parameter.device).to(parameter)
 
     def reset_parameters(self) -> None:
         """Refill all parts; the mixed energies start with the power of one energy, the bias with zero."""
@@ -235,7 +237,7 @@ class HarmonicConv(nn.Module):
     @torch.jit.unused
     def _parts_are_plain(self) -> bool:
         """Whether what the parts compute is known, so that none has to be called."""
-        plain = isinstance(self.norm, nn.Identity) and is_plain(self.mix)
+        plain = isinstance(self.norm, nn.Identity) and not is_hooked(self.norm) and is_plain(self.mix)
         for energy in self.energies:
             plain = plain and is_plain(energy)
         return plain

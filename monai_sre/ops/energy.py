@@ -66,6 +66,10 @@ def harmonic_energy(x: Tensor, stencils: Tensor, eps: float = 1e-3) -> Tensor:
             "stencils must have shape (components, *kernel_size) of odd sizes, one for each spatial axis of x, got "
             f"{list(stencils.shape)} and x of shape {list(x.shape)}"
         )
+    if stencils.is_meta and not x.is_meta:  # torch itself would return memory as it finds it
+        raise ValueError(
+            "stencils are on the meta device, without values; to_empty(device=...) of their layer makes them"
+        )
     if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript leaves a branch out only where this stands alone
         if may_define_gradient(x, stencils):
             return _one_energy(x, stencils, eps, requested_algorithm("auto") == "ring")

@@ -278,13 +278,14 @@ def test_plain_types_and_flags() -> None:
     out = network(x)
     fold_sre(network)
     assert relative_error(network(x), out) <= 1e-12
-    assert type(network[0]) is nn.Conv2d
+    assert isinstance(network[0], nn.Conv2d)
     assert isinstance(network[1], nn.ConvTranspose2d)
     assert all(isinstance(network[index], (nn.Conv2d, nn.ConvTranspose2d)) for index in (2, 3))
     assert [module.training for module in network] == [False, True, True, True]
     assert [p.requires_grad for p in network[1].parameters()] == [False, True]
     single = SREConv2d(1, 2, 5)
     assert torch.equal(fold_sre(single).weight, single.kernel())
+    assert type(fold_sre(single)) is nn.Conv2d
     with pytest.raises(TypeError, match="network"):
         fold_sre("UNet")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"form must be one of .* got 'ring'"):
@@ -320,6 +321,27 @@ def test_forms(layer: nn.Module, form: str) -> None:
     assert relative_error(torch.jit.script(folded)(x), layer(x)) < 1e-12
     assert not any(isinstance(module, RadialNd) for module in folded.modules())
     assert not all(parameter.requires_grad for parameter in folded.parameters())
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("mode", ["reflect", "circular"])
+@pytest.mark.parametrize("kind", [SREConv2d, SREHarmonicConv2d, CentredConv2d])
+def test_ends_that_reach_beyond_small_maps(kind: type[nn.Module], mode: str, form: str) -> None:
+    """As deep in a network whose kernels were enlarged; torch's own paddings stop at the size of a map."""
+    layer = varied(kind(2, 8, 9, padding=4, padding_mode=mode)).double().eval()
+    folded, x = fold_sre(copy.deepcopy(layer), form), torch.randn(2, 2, 4, 3, dtype=torch.float64)
+    for y in (x, x[0], torch.randn(1, 2, 11, 12, dtype=torch.float64)):
+        assert relative_error(folded(y), layer(y)) < 1e-12
+        assert relative_error(torch.jit.script(folded)(y), layer(y)) < 1e-12
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_kernels_are_exact_under_autocast(form: str) -> None:
+    network = nn.Sequential(SREHarmonicConv2d(2, 8, 5), SREConvTranspose2d(8, 4, 3), SREConv2d(4, 4, 9))
+    x, expected = torch.randn(1, 2, 17, 16), fold_sre(copy.deepcopy(network), form)
+    with torch.autocast("cpu", torch.bfloat16):
+        folded = fold_sre(network, form)
+    assert torch.equal(folded(x), expected(x))
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated:FutureWarning")

@@ -247,7 +247,9 @@ def test_a_network_of_brightness_keeps_its_scores_at_any_orientation() -> None:
     assert "Dice random min" not in result.summary(["HD95 mm"])
 
 
-@pytest.mark.parametrize(("dims", "message"), [(3, "cubes; these are 1 x 1 x 4 mm"), (2, "squares; these are 1 x 4 mm")])
+@pytest.mark.parametrize(
+    ("dims", "message"), [(3, "cubes; these are 1 x 1 x 4 mm"), (2, "squares; these are 1 x 4 mm")]
+)
 def test_voxels_must_be_cubes(dims: int, message: str) -> None:
     label = torch.ones(2, 1, *[4] * dims)
     long = torch.diag(torch.tensor([1.0, *[1] * (dims - 2), 4.0, *[1] * (4 - dims)]))

@@ -17,6 +17,7 @@ import torch
 from monai.data.meta_tensor import MetaTensor
 from torch import nn
 from torch.nn import functional
+from torch.nn.utils.parametrizations import weight_norm
 
 from monai_sre import convert_to_sre
 from monai_sre.layers import (
@@ -208,12 +209,20 @@ def test_meta_device() -> None:
     assert bool(layer(torch.randn(1, 2, 6, 6)).isfinite().all())
 
 
+def harmonic_with_weight_norm() -> torch.nn.Module:
+    layer = SREHarmonicConv2d(2, 8, 3, groups=2)
+    weight_norm(layer.radial)
+    return layer
+
+
 def test_weights_assigned_on_the_meta_device() -> None:
     """As large networks are loaded, without memory for a first set of weights."""
     for make, shape in (
         (lambda: SREConv2d(2, 3, 5, profile=("gaussian", {"learn_width": True})), (1, 2, 6, 7)),
         (lambda: SREHarmonicConv3d(2, 4, 3, padding=1), (1, 2, 4, 5, 6)),
         (lambda: SREUNet(2, 2, 3, channels=(4, 8), conv="harmonic"), (1, 2, 13, 16)),
+        (lambda: weight_norm(SREConv2d(2, 3, 5)), (1, 2, 6, 7)),
+        (harmonic_with_weight_norm, (1, 2, 6, 7)),
     ):
         source = make().eval()
         with torch.device("meta"):
@@ -221,6 +230,22 @@ def test_weights_assigned_on_the_meta_device() -> None:
         network.load_state_dict(source.state_dict(), assign=True)
         x = torch.randn(shape)
         assert torch.equal(network.eval()(x), source(x))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda dtype: SREConv2d(2, 3, 5, profile=("gaussian", {"learn_width": True}), dtype=dtype),
+        lambda dtype: SREHarmonicConv3d(2, 4, 3, dtype=dtype),
+    ],
+)
+def test_constants_have_the_precision_of_weights_that_are_assigned(
+    make: Callable[[torch.dtype], torch.nn.Module],
+) -> None:
+    exact, single = make(torch.float64), make(torch.float32)
+    single.load_state_dict(exact.state_dict(), assign=True)
+    for one, other in zip(single.buffers(), exact.buffers(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("mode", ["reflect", "circular", "replicate"])
@@ -466,7 +491,14 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
 ]
 
 
-@pytest.mark.parametrize("layer", [SREConv2d(2, 3, 5, algorithm="ring"), SREHarmonicConv2d(2, 3, 3, padding=1)])
+@pytest.mark.parametrize(
+    "layer",
+    [
+        SREConv2d(2, 3, 5, algorithm="ring"),
+        SREHarmonicConv2d(2, 3, 3, padding=1),
+        SREHarmonicConv2d(2, 8, 3, padding=1, groups=2),
+    ],
+)
 def test_batches_of_gradients(layer: torch.nn.Module) -> None:
     x = torch.randn(2, 2, 7, 6, requires_grad=True)
     out, inputs = layer(x), [x, *layer.parameters()]

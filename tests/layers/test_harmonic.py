@@ -181,6 +181,16 @@ def test_inference_takes_no_backward_pass_along(groups: int, monkeypatch: pytest
 # What users attach -----------------------------------------------------------------------------------------------------
 
 
+def test_energies_without_values_are_refused() -> None:
+    """They are in no state dict, so nothing brings a layer of energies alone from the meta device."""
+    with torch.device("meta"):
+        energy = HarmonicEnergy(2, 1)
+    with pytest.raises(ValueError, match=r"stencils are on the meta device, without values; to_empty\(device="):
+        energy(torch.ones(1, 1, 5, 5))
+    x = torch.randn(1, 1, 5, 5)
+    assert torch.equal(energy.to_empty(device="cpu")(x), HarmonicEnergy(2, 1)(x))
+
+
 def test_hooks_of_the_parts_are_called_and_other_parts_take_their_place() -> None:
     """The parts compute in one go only while they are what the layer built."""
     torch.manual_seed(0)
@@ -195,6 +205,15 @@ def test_hooks_of_the_parts_are_called_and_other_parts_take_their_place() -> Non
     assert seen == ["1", "2", "mix"]
     for handle in handles:
         handle.remove()
+    handle = layer.norm.register_forward_hook(lambda *_: seen.append("norm"))
+    layer(x)
+    assert seen[3:] == ["norm"]
+    handle.remove()
+    forward = layer.mix.forward
+    layer.mix.forward = lambda energies: 0 * forward(energies)  # as adapters of fine-tuning do
+    radial = layer.radial(x)[:, :4]
+    torch.testing.assert_close(layer(x), radial, rtol=1e-12, atol=1e-12)
+    del layer.mix.forward
     layer.norm = nn.BatchNorm2d(layer.mix.in_channels).double()
     layer(x)
     assert layer.norm.num_batches_tracked == 1

@@ -22,11 +22,20 @@ def split_groups(y: Tensor, first: int, groups: int) -> list[Tensor]:
     """
     if groups == 1:  # apart from the others: flattening would make the batch of an ONNX graph a constant
         return list(y.split([first, y.size(1) - first], dim=1))
-    blocks, own = y.unflatten(1, [groups, -1]), first // groups
+    blocks, own = _in_groups(y, groups), first // groups
     parts: list[Tensor] = []
     for part in blocks.split([own, blocks.size(2) - own], dim=2):
-        parts.append(part.flatten(1, 2))
+        parts.append(_side_by_side(part))
     return parts
+
+
+def _in_groups(x: Tensor, groups: int) -> Tensor:
+    """``(N, groups, C / groups, *spatial)``; ``unflatten`` has no batching rule, which Jacobians in batches need."""
+    return x.reshape([x.size(0), groups, x.size(1) // groups] + list(x.shape[2:]))  # noqa: RUF005 - TorchScript
+
+
+def _side_by_side(blocks: Tensor) -> Tensor:
+    return blocks.reshape([blocks.size(0), blocks.size(1) * blocks.size(2)] + list(blocks.shape[3:]))  # noqa: RUF005 - TorchScript
 
 
 def mix_energies(energies: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> Tensor:
@@ -45,8 +54,8 @@ def cat_groups(parts: list[Tensor], groups: int) -> Tensor:
         return torch.cat(parts, dim=1)
     blocks: list[Tensor] = []
     for part in parts:
-        blocks.append(part.unflatten(1, [groups, -1]))
-    return torch.cat(blocks, dim=2).flatten(1, 2)
+        blocks.append(_in_groups(part, groups))
+    return _side_by_side(torch.cat(blocks, dim=2))
 
 
 def exported_energies(x: Tensor, stencils: list[Tensor], eps: float) -> list[Tensor]:
