@@ -78,8 +78,8 @@ def look_at(pairs: Sequence[Mapping[str, str]]) -> Fingerprint:
         pairs: dictionaries ``{"image": path, "label": path}``.
 
     Raises:
-        ValueError: one cannot be read, a map is none or does not fit its volume, or volumes differ in their channels; the
-            message names the file.
+        ValueError: one cannot be read, a map is none or does not fit its volume, volumes differ in their channels, or no map
+            has any foreground; the message names a file.
     """
     steps = (
         ReadImaged(["image", "label"], spatial_dims=3, as_classes=[False, True]),
@@ -103,6 +103,8 @@ def look_at(pairs: Sequence[Mapping[str, str]]) -> Fingerprint:
         foreground.append(inside[:, :: max(1, inside.shape[1] // _SAMPLE)].ravel())
         lowest.append(float(image.min()))
     held = dict(sorted(values.items()))
+    if not any(len(inside) for inside in foreground):
+        raise ValueError(f"no map has any foreground: {pairs[0]['label']} and all others hold 0 alone")
     return Fingerprint(
         np.array(spacings), np.array(shapes), channels, held, np.array(lowest), np.concatenate(foreground)
     )

@@ -158,6 +158,8 @@ def test_volumes_that_cannot_be_planned_on_are_named(tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             look_at([pair("a", plain, plain), other])
+    with pytest.raises(ValueError, match=r"no map has any foreground: .*a_label\.nii and all others hold 0 alone"):
+        look_at([pair("a", plain, plain), pair("b", plain, plain)])
 
 
 @pytest.mark.parametrize(

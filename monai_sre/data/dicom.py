@@ -119,21 +119,20 @@ def find_cases(paths: Sequence[Path], series: bool) -> list[ImageCase]:
                 "the series %s lies in %d folders, of which each is taken for a volume; put its files into one: %s",
                 *(uid, len(places), ", ".join(places)),
             )
-    cases = []
+    cases, held, taken = [], Counter(path.parent for path in heads), set[Path]()
     for (folder, uid), files in groups.items():
         if len(files) == 1:
             cases.append(ImageCase(files[0], tuple(files), files[0]))
-        elif len(files) == sum(path.parent == folder for path in heads):
+        elif len(files) == held[folder]:
             cases.append(ImageCase(folder, tuple(files), folder))
         else:
             head = heads[files[0]]
             title = f"series {head.get('SeriesNumber') or ''} {head.get('SeriesDescription') or ''}"
             name = re.sub(r"[^\w]+", "-", title).strip("-")
-            taken = any(case.named == folder / name for case in cases)
-            cases.append(ImageCase(files[0], tuple(files), folder / (f"{name}-{uid}" if taken else name)))
-            _LOGGER.warning(
-                "%s holds several series; %d files are the case %s", folder, len(files), cases[-1].named.name
-            )
+            named = folder / (f"{name}-{uid}" if folder / name in taken else name)
+            taken.add(named)
+            cases.append(ImageCase(files[0], tuple(files), named))
+            _LOGGER.warning("%s holds several series; %d files are the case %s", folder, len(files), named.name)
     return cases
 
 

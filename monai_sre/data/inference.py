@@ -39,7 +39,9 @@ def find_images(source: str | Path | Sequence[str | Path]) -> list[Path]:
     left: Counter[str] = Counter()
     for item in map(Path, sources):
         if item.is_dir():
-            written = {output for record in item.rglob(OUTPUTS) for output in earlier_outputs(record.parent)}
+            above = [folder / OUTPUTS for folder in item.resolve().parents if (folder / OUTPUTS).is_file()]
+            records = [*item.rglob(OUTPUTS), *above]  # of runs whose outputs are below, or lie here in part
+            written = {output for record in records for output in earlier_outputs(record.parent)}
             # A link to nowhere is an image that is missing.
             files = (path for path in item.rglob("*") if path.is_file() or (path.is_symlink() and not path.exists()))
             shown = (path for path in files if not _is_hidden(path.relative_to(item)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,20 @@ __all__ = ["free_gib", "volumes_in"]
 _GIB = 2**30
 #: Of a system that does not say.
 _UNKNOWN = 4.0
+#: Of control groups of the second version and of the first: where they are; their limit, use, and cached files.
+_GROUPS = {
+    "": ("/sys/fs/cgroup", ("memory.max", "memory.current", "inactive_file")),
+    "memory": ("/sys/fs/cgroup/memory", ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")),
+}
 #: Bytes per voxel of a map of classes, float32, and of the index that the drawing of patches keeps.
 _MAP = 4 + 8
 
 
 def free_gib() -> float:
-    """Memory that this process can take, in GiB: what the system has available, or what its control group leaves of that.
+    """Memory that this process can take, in GiB: what the system has available, or what its control groups leave of that.
 
-    Systems other than Linux do not say; there it is 4.
+    Groups of both versions count, such as a container's or a cluster job's, and those above them. Systems other than Linux do
+    not say; there it is 4.
 
     Example:
         >>> free_gib() > 0
@@ -34,12 +40,23 @@ def free_gib() -> float:
     available = re.search(r"MemAvailable:\s+(\d+)", _text("/proc/meminfo"))
     if available is None:
         return _UNKNOWN
-    free, limit = int(available[1]) / 2**20, _text("/sys/fs/cgroup/memory.max").strip()
-    if limit.isdigit():
-        files = re.search(r"^inactive_file (\d+)", _text("/sys/fs/cgroup/memory.stat"), flags=re.MULTILINE)
-        used = int(_text("/sys/fs/cgroup/memory.current") or 0) - int(files[1] if files else 0)
-        free = min(free, (int(limit) - used) / _GIB)
-    return max(free, 0.0)
+    return max(min([int(available[1]) / 2**20, *_left_by_groups()]), 0.0)
+
+
+def _left_by_groups() -> Iterator[float]:
+    """What each control group above this process leaves, in GiB; cached files can be given up."""
+    for line in _text("/proc/self/cgroup").splitlines() or ["0::/"]:
+        _, controllers, place = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        root, (most, now, cached) = _GROUPS["memory" if controllers else ""]
+        for group in (Path(place), *Path(place).parents):
+            folder = f"{root}{group}".rstrip("/")
+            limit = _text(f"{folder}/{most}").strip()
+            if limit.isdigit():
+                files = re.search(rf"^{cached} (\d+)", _text(f"{folder}/memory.stat"), flags=re.MULTILINE)
+                used = int(_text(f"{folder}/{now}") or 0) - int(files[1] if files else 0)
+                yield (int(limit) - used) / _GIB
 
 
 def _text(path: str) -> str:

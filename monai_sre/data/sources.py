@@ -154,7 +154,8 @@ def load_dataset(
     if split != "train" or num_train is None:
         return found
     chosen = torch.from_numpy(training_subset(found.labels.numpy(), num_train, seed))
-    return LabelledImages(found.images[chosen], found.labels[chosen], found.info)
+    files = [found.files[number] for number in chosen] if found.files else ()
+    return LabelledImages(found.images[chosen], found.labels[chosen], found.info, files)
 
 
 def _read_images(path: Path, split: str, info: DatasetInfo, intensity_range: Sequence[float] | None) -> torch.Tensor:

@@ -122,17 +122,17 @@ def draw_sweep(
         return
     metric = metric or next(iter(results.values())).metrics[0]
     axes: Any = figure.add_subplot(projection="polar")  # whose methods no other axes have
-    lowest = 1.0
+    lowest, highest = 1.0, 1.0
     for name, result in results.items():
         angles = result.by_angle(metric)
         degrees = sorted(angles)
         values = [float(np.mean(angles[angle])) for angle in degrees]
-        lowest = min(lowest, *values)
+        lowest, highest = min(lowest, *values), max(highest, *values)
         colour = (colours or {}).get(name)
         turned = np.radians([*degrees, 360.0])
         axes.plot(turned, [*values, values[0]], "o-", label=name, linewidth=2, markersize=4, color=colour)
-    centre = max(0.0, np.floor(lowest * 10 - 0.5) / 10)
-    axes.set_ylim(centre, 1)
+    centre = max(0.0, np.floor(lowest * 10 - 0.5) / 10) if highest <= 1 else 0.0  # mm and ml are no shares
+    axes.set_ylim(centre, 1 if highest <= 1 else 1.1 * highest)
     axes.text(0, centre, f"{centre:.1f}", ha="center", va="center", fontsize=9, bbox=_LABEL)
     axes.set_theta_zero_location("N")
     axes.set_rlabel_position(45)

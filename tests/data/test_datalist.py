@@ -187,6 +187,8 @@ def test_without_validation_the_last_tenth_of_each_class_validates(tmp_path: Pat
         val, train = (load_dataset("mine", tmp_path, split, size=4, progress=False) for split in ("val", "train"))
         assert [Path(file).stem for file in val.files] == validate
         assert len(train) == len(labels) - len(validate)
+        part = load_dataset("mine", tmp_path, "train", num_train=len(train) - 1, size=4, progress=False)
+        assert [int(Path(file).stem) for file in part.files] == part.images[:, 0, 0, 0].tolist()
 
 
 def test_what_a_training_lacks_is_found_before_an_image_is_read(tmp_path: Path) -> None:

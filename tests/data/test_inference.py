@@ -90,6 +90,15 @@ def test_what_is_left_out_of_a_folder_is_said(tmp_path: Path, caplog: pytest.Log
         find_images(tmp_path)
 
 
+def test_outputs_noted_above_a_folder_are_none_of_its_images(tmp_path: Path) -> None:
+    (tmp_path / "out/sub").mkdir(parents=True)
+    for name in ("a.png", "a_seg.png"):
+        (tmp_path / "out/sub" / name).touch()
+    note_output(tmp_path / "out/sub/a_seg.png", tmp_path / "out")
+    for folder in (tmp_path, tmp_path / "out", tmp_path / "out/sub"):
+        assert [path.name for path in find_images(folder)] == ["a.png"]
+
+
 def test_a_damaged_list_of_outputs_loses_its_bad_lines_alone(tmp_path: Path) -> None:
     for name in ("a.png", "b\x1c.png"):
         (tmp_path / name).touch()

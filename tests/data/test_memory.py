@@ -10,27 +10,47 @@ import pytest
 
 from monai_sre.data import free_gib, memory, volumes_in
 
+SYSTEM = {"/proc/meminfo": "MemTotal: 9 kB\nMemAvailable:   3145728 kB\n"}
+
+
+def group(folder: str, limit: int, used: int, cached: int, version: int = 2) -> dict[str, str]:
+    """The files of a control group; sizes in MiB."""
+    most, now, files = ("max", "current", "") if version == 2 else ("limit_in_bytes", "usage_in_bytes", "total_")
+    sizes = {f"memory.{most}": f"{limit * 2**20}\n", f"memory.{now}": f"{used * 2**20}\n"}
+    sizes["memory.stat"] = f"file 7\n{files}inactive_file {cached * 2**20}\n"
+    return {f"{folder}/{name}": text for name, text in sizes.items()}
+
 
 @pytest.mark.parametrize(
     ("files", "expected"),
     [
         ({}, 4.0),
-        ({"meminfo": "MemTotal: 9 kB\nMemAvailable:   3145728 kB\n"}, 3.0),
-        ({"meminfo": "MemAvailable:   3145728 kB\n", "memory.max": "max\n"}, 3.0),
+        (SYSTEM, 3.0),
+        ({**SYSTEM, "/sys/fs/cgroup/memory.max": "max\n"}, 3.0),
+        ({**SYSTEM, **group("/sys/fs/cgroup", 2048, 1024, 512)}, 1.5),
         (
             {
-                "meminfo": "MemAvailable:   3145728 kB\n",
-                "memory.max": str(2**31),
-                "memory.current": str(2**30),
-                "memory.stat": f"file 7\ninactive_file {2**29}\n",
+                **SYSTEM,
+                "/proc/self/cgroup": "0::/slurm/job_7/step_0\n",
+                **group("/sys/fs/cgroup/slurm/job_7", 1024, 512, 0),
+                **group("/sys/fs/cgroup/slurm", 4096, 2048, 0),
             },
-            1.5,
+            0.5,
+        ),
+        (
+            {
+                **SYSTEM,
+                "/proc/self/cgroup": "9:name=systemd:/a\n4:cpu,memory:/job\n0::/\n",
+                **group("/sys/fs/cgroup/memory/job", 2048, 1024, 256, version=1),
+                **group("/sys/fs/cgroup/memory", 2**43, 2048, 0, version=1),
+            },
+            1.25,
         ),
     ],
-    ids=["unknown", "system", "no limit", "limit"],
+    ids=["unknown", "system", "no limit", "limit", "limit of a job", "first version"],
 )
 def test_free_memory(monkeypatch: pytest.MonkeyPatch, files: dict[str, str], expected: float) -> None:
-    monkeypatch.setattr(memory, "_text", lambda path: files.get(Path(path).name, ""))
+    monkeypatch.setattr(memory, "_text", lambda path: files.get(path, ""))
     assert free_gib() == expected
 
 

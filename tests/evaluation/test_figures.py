@@ -52,6 +52,18 @@ def test_changes_are_those_of_the_maps_in_the_circle() -> None:
     torch.testing.assert_close(seen["plain"].probabilities[1], float(logits.softmax(1)[1, seen["plain"].decided]))
 
 
+@pytest.mark.parametrize(("scores", "ends"), [([0.93, 0.96], (0.8, 1.0)), ([3.0, 4.2], (0.0, 4.62))])
+def test_all_of_a_curve_is_on_its_axis(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scores: list[float], ends: tuple[float, float]
+) -> None:
+    """Shares end at 1; distances in mm begin at 0."""
+    drawn: list[Any] = []
+    monkeypatch.setattr(figures, "_save", lambda figure, *_: drawn.append(figure.axes[0].get_ylim()))
+    rows = [{"transformation": str(180 * number), "score": score} for number, score in enumerate(scores)]
+    draw_sweep({"network": SweepResult(rows, 1.0)}, tmp_path / "sweep.png", metric="score")
+    assert drawn == [pytest.approx(ends)]
+
+
 @pytest.mark.parametrize("name", ["$5^$", ""])
 def test_names_are_no_formulas(tmp_path: Path, name: str) -> None:
     result = SweepResult([{"transformation": str(angle), "ACC": 0.5} for angle in range(0, 360, 90)], 1.0)
