@@ -42,11 +42,16 @@ class Effort:
 def interleaved(steps: dict[str, Callable[[], Any]], effort: Effort) -> dict[str, dict[str, float]]:
     """Median and interquartile range of each step in ms, over rounds that run every step once in random order, 60 at most.
 
+    Raises:
+        ValueError: processor time is asked for with more than one thread.
+
     Example:
         >>> times = interleaved({"sum": lambda: sum(range(1000))}, Effort(seconds=0.0))
         >>> times["sum"]["rounds"], 0 < times["sum"]["best_ms"] <= times["sum"]["ms"]
         (8, True)
     """
+    if effort.clock == "cpu" and torch.get_num_threads() != 1:  # those that wait for each other use processor time
+        raise ValueError(f"processor time tells what one thread does, and there are {torch.get_num_threads()}")
     for step in steps.values():
         step()
     calls = {name: _calls(step) if effort.clock == "device" else 1 for name, step in steps.items()}

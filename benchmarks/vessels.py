@@ -7,7 +7,7 @@
     python -m benchmarks.vessels picture --dataset_dir DIR --work DIR
 
 The data set is CHASE_DB1. ``pooled`` counts the pixels of the bundle's weights as other work does. ``picture`` draws the maps
-of the plain network and of the bundle's at 0, 45 and 90 degrees, from their trainings with seed 0.
+of the plain network and of the bundle's at 0, 45 and 90 degrees, from their longest trainings of one length, with seed 0.
 """
 
 from __future__ import annotations
@@ -121,10 +121,11 @@ def dice_of_counts(counts: Sequence[Sequence[int]]) -> list[float]:
 def picture(arguments: argparse.Namespace) -> None:
     """Maps at three angles."""
     source = source_of(VESSELS, arguments.dataset_dir)
-    chosen = {model: members for (_, model), members in choose(read_cells(STUDY.cells, list(MODELS)), "dice").items()}
+    chosen = choose(read_cells(STUDY.cells, list(MODELS)), "dice")
+    task = max(task for task, model in chosen if model == "plain")
     networks = []
     for name in ("plain", "harmonic"):
-        first = chosen[name][0]
+        first = chosen[task, name][0]
         ending = f"lr{first['learning_rate']:g}_{first['epochs']}_{first['seed']}"
         weights = Path(arguments.work) / f"{VESSELS}_{name}_{ending}" / "models" / "model.pt"
         network = network_of(source, MODELS[name]).eval()

@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from monai.losses import DiceCELoss
 
 from benchmarks.bundles import (
     HIPPOCAMPUS,
@@ -195,6 +194,7 @@ def select(arguments: argparse.Namespace) -> None:
 
 def costs(arguments: argparse.Namespace) -> None:
     """Time of a step of training of each network."""
+    torch.set_num_threads(1)
     source = source_of(HIPPOCAMPUS, arguments.dataset_dir)
     steps = {name: _step(source, model) for name, model in MODELS.items() if name not in _SAME_STEP}
     times = interleaved(steps, Effort(seconds=0, clock="cpu"))
@@ -203,8 +203,9 @@ def costs(arguments: argparse.Namespace) -> None:
 
 def _step(source: Source, model: Model) -> Callable[[], None]:
     """Forward, loss, backward and optimizer on two boxes of noise of the size that the network is trained on."""
-    network, size = network_of(source, model), parsed(source, model).get_parsed_content("train#patch")
-    optimizer, loss = torch.optim.AdamW(network.parameters()), DiceCELoss(to_onehot_y=True, softmax=True, batch=True)
+    parser, network = parsed(source, model), network_of(source, model)
+    size, loss = parser.get_parsed_content("train#patch"), parser.get_parsed_content("loss")
+    optimizer = torch.optim.AdamW(network.parameters())
     x, y = torch.randn(2, 1, *size), torch.randint(0, 3, (2, 1, *size))
 
     def step() -> None:

@@ -33,6 +33,7 @@ import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor, NibabelReader, NumpyReader, PILReader
+from monai.data.utils import correct_nifti_header_if_necessary
 from monai.transforms import MapTransform
 from monai.utils import ensure_tuple_rep
 from PIL import Image, ImageOps
@@ -213,14 +214,13 @@ def stem(name: str) -> str:
 
 
 def _nifti(path: Path, _: bool) -> _Content:
-    opened: Any = nibabel.load(path)
-    stated = opened.affine
+    reader = NibabelReader()
+    opened: Any = reader.read(path)
+    stated = nibabel.load(path).affine
     if path.name.lower().endswith(".gz"):
         with gzip.open(path) as file:  # nibabel leaves out the last bytes, which tell whether the others are damaged
-            while file.read(1 << 20):
-                pass
-    reader = NibabelReader()
-    array, meta = reader.get_data(reader.read(path))  # in place of an affine that is not finite it takes another
+            opened = correct_nifti_header_if_necessary(type(opened).from_bytes(file.read()))
+    array, meta = reader.get_data(opened)  # in place of an affine that is not finite it takes another
     affine = np.array(meta["affine"] if np.isfinite(stated).all() else stated, dtype=np.float64)
     affine[:3] *= millimetres(opened.header)
     return array, affine, None
