@@ -16,7 +16,6 @@ from typing import Any
 
 from monai.bundle import ConfigParser, run
 
-from monai_sre.data.geometry import check_cubes
 from monai_sre.ops.arguments import as_flag
 
 
@@ -89,6 +88,8 @@ def turned(rotation: bool | str, pixdim: Sequence[float] | None) -> bool:
     """
     found = as_flag("rotation", rotation)
     if found:
+        from monai_sre.data.geometry import check_cubes  # which needs what a bare installation lacks
+
         check_cubes(pixdim, "rotation=True")
     return found
 
