@@ -14,7 +14,7 @@ from monai.bundle import ConfigParser
 from monai.data import create_test_image_3d
 
 from tests.bundles import running
-from tests.bundles.running import config_files, rows
+from tests.bundles.running import causes, config_files, rows
 
 BUNDLE = running.BUNDLES / "hippocampus_segmentation"
 #: Pairs found by their names, the last of which test and validate.
@@ -53,9 +53,20 @@ def test_patches_of_thin_volumes_are_padded(slabs: Path, tmp_path: Path, rotatio
     parser.read_config(config_files(BUNDLE, "train"))
     options = {"dataset_dir": str(slabs), "num_val": 3, "num_test": 2, "patch_size": 16, "rotation": rotation}
     options |= {**FOLDER, "class_names": ["background", "ball"]}
-    parser.update({**options, "pixdim": [], "patches_per_image": 1, "batch_size": 5})
+    options |= {"pixdim": [4, 4, 4] if rotation else [], "patches_per_image": 1, "batch_size": 5}
+    parser.update(options)
     for batch in parser.get_parsed_content("train#dataloader"):
         assert batch["image"].shape == batch["label"].shape == (5, 1, 16, 16, 16)  # of 12 slices
+
+
+def test_rotations_of_slabs_are_refused_as_they_would_shear_them(slabs: Path) -> None:
+    parser = ConfigParser()
+    parser.read_config(config_files(BUNDLE, "train"))
+    options = {"dataset_dir": str(slabs), "num_val": 3, "num_test": 2, "rotation": True, "pixdim": []}
+    parser.update({**FOLDER, **options, "class_names": ["background", "ball"]})
+    with pytest.raises(RuntimeError) as caught:
+        parser.get_parsed_content("train#dataloader")
+    assert "0.nii.gz: rotation=True rotates the grid of voxels, which must be cubes" in causes(caught.value)
 
 
 def test_classes_come_with_the_model(tmp_path: Path) -> None:
