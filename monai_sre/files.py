@@ -85,7 +85,7 @@ def write_whole(files: Mapping[Path, Callable[[Path], object]]) -> None:
             hint = " (is the disk full?)" if isinstance(error, RuntimeError) else ""
             raise OSError(f"{path} cannot be written{hint}: {error}") from error
         raise
-    if len(files) > 1:
+    if len(files) > 1:  # under names that tell, after a kill between two of the last, which files belong together
         for path, draft in begun.items():
             draft.replace(draft_of(path))
             begun[path] = draft_of(path)
