@@ -216,12 +216,12 @@ def stem(name: str) -> str:
 def _nifti(path: Path, _: bool) -> _Content:
     reader = NibabelReader()
     opened: Any = reader.read(path)
-    stated = nibabel.load(path).affine
+    stated: Any = nibabel.load(path)
     if path.name.lower().endswith(".gz"):
         with gzip.open(path) as file:  # nibabel leaves out the last bytes, which tell whether the others are damaged
             opened = correct_nifti_header_if_necessary(type(opened).from_bytes(file.read()))
     array, meta = reader.get_data(opened)  # in place of an affine that is not finite it takes another
-    affine = np.array(meta["affine"] if np.isfinite(stated).all() else stated, dtype=np.float64)
+    affine = np.array(meta["affine"] if np.isfinite(stated.affine).all() else stated.affine, dtype=np.float64)
     affine[:3] *= millimetres(opened.header)
     return array, affine, None
 
