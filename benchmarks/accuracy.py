@@ -7,7 +7,6 @@ python -m benchmarks.accuracy report
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +16,6 @@ from benchmarks.bundles import Model
 from benchmarks.cells import (
     LOSS,
     PROTOCOL_WORDS,
-    RESULTS,
     ZERO,
     Cells,
     Study,
@@ -25,11 +23,11 @@ from benchmarks.cells import (
     figure_of,
     images_of_seeds,
     main,
-    row,
     sweep_columns,
     values,
 )
 from benchmarks.intervals import WORDS, Interval, contrast, interval
+from benchmarks.tables import RESULTS, markdown, read_json
 
 RADIAL = {"network_def#conv": "radial", "network_def#profile": "gaussian", "network_def#orthonormal": True}
 _BANDS = {"network_def#profile": "band", "network_def#orthonormal": False}
@@ -118,9 +116,8 @@ def targets_table(chosen: dict[tuple[Task, str], Cells]) -> list[str]:
         "Reached: yes or no where the whole interval says so, level where it holds what was asked; of means alone where the",
         "cells hold no images.",
         "",
-        row("data", "target", "ours", "the other", "difference", "reached"),
-        row(*["---"] * 6),
     ]
+    rows: list[list[str]] = []
     columns = STUDY.columns
     for task, model in chosen:
         if model != _OURS:
@@ -140,13 +137,14 @@ def targets_table(chosen: dict[tuple[Task, str], Cells]) -> list[str]:
             word = drawn.word(target.gain) if drawn is not None else "yes" if reached else "**no**"
             shown = drawn.text("+.3f" if peer is not None else ".3f") if drawn is not None else f"{gain:+.3f}"
             against = [f"{other:.3f}", shown] if peer is not None else ["", shown if drawn is not None else ""]
-            lines.append(row(str(task), target.what, f"{figure:.3f}", *against, word))
+            rows.append([str(task), target.what, f"{figure:.3f}", *against, word])
         turned = chosen.get((task, "plain-turned"))
         if turned is not None:
             share = ours[0]["parameters"] / turned[0]["parameters"]
             what = "less than half of plain's parameters"
-            lines.append(row(str(task), what, f"{share:.3f}", "", "", "yes" if share < 0.5 else "**no**"))
-    return [*lines, ""]
+            rows.append([str(task), what, f"{share:.3f}", "", "", "yes" if share < 0.5 else "**no**"])
+    head = ("data", "target", "ours", "the other", "difference", "reached")
+    return [*lines, *markdown(head, rows).splitlines(), ""]
 
 
 def _drawn(target: Target, ours: Cells, peers: Cells | None) -> Interval | None:
@@ -170,7 +168,7 @@ def cost_columns(dataset: str) -> dict[str, dict[str, str]]:
     path = RESULTS / "accuracy_costs.json"
     name, _, size = dataset.partition("_")
     measured = ("adrenalmnist3d" if name.endswith("3d") else "breastmnist") + ("_" + size if size else "")
-    known = json.loads(path.read_text()) if path.is_file() else {}
+    known = read_json(path, {})
     columns = {}
     for title, kind, unit in (("time", "times", "ms"), ("memory", "peaks", "mib")):
         shares = {}

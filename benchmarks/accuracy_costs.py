@@ -12,7 +12,6 @@ networks, which evaluate with kernels expanded beforehand, and two of the others
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from functools import partial
 from pathlib import Path
@@ -25,7 +24,9 @@ from benchmarks.accuracy import MODELS
 from benchmarks.bundles import network_of, source_of
 from benchmarks.memory import in_a_fresh_process, peak_growth
 from benchmarks.networks import training_step
+from benchmarks.tables import read_json
 from benchmarks.timing import Effort, interleaved, machine
+from monai_sre.files import write_json
 
 OUT = Path(__file__).with_name("results") / "accuracy_costs.json"
 #: Shape of a batch of each kind of images.
@@ -53,7 +54,7 @@ CLASSES = 2
 def main(dataset_dir: str, kinds: list[str]) -> None:
     """Measure and write; what is not measured now keeps its figures."""
     torch.set_num_threads(1)
-    found: dict[str, Any] = json.loads(OUT.read_text()) if OUT.is_file() else {}
+    found: dict[str, Any] = read_json(OUT, {})
     for images in kinds:
         shape, steps, evaluations = SHAPES[images], {}, {}
         for name in NAMES[images]:
@@ -75,7 +76,7 @@ def main(dataset_dir: str, kinds: list[str]) -> None:
             "evaluations": interleaved(evaluations, effort),
             "peaks": {name: {"mib": statistics.median(values) / 2**20} for name, values in peaks.items()},
         }
-        OUT.write_text(json.dumps(found, indent=1) + "\n")
+        write_json(OUT, found)
         print(images, {name: (round(times[name]["ms"]), statistics.median(peaks[name]) >> 20) for name in steps})
 
 

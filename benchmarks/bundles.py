@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
 import re
 from collections.abc import Callable
@@ -16,6 +15,7 @@ import torch
 from monai.bundle import ConfigParser, run
 from torch import Tensor, nn
 
+from benchmarks.tables import read_json
 from benchmarks.timing import machine
 from monai_sre.data import dataset_info
 from monai_sre.evaluation.transformations import PROTOCOLS
@@ -230,8 +230,8 @@ def handler_id(config: Path, name: str) -> str:
 def scores(folder: Path) -> dict[str, Any]:
     """The scores upright and the sweeps that an evaluation left in its folder."""
     files = {name: folder / f"sweep_{name}.json" for name in PROTOCOLS}
-    sweeps = {name: json.loads(path.read_text()) for name, path in files.items() if path.is_file()}
-    return ({"sweep": sweeps} if sweeps else {}) | {"upright": json.loads((folder / "metrics.json").read_text())}
+    sweeps = {name: read_json(path) for name, path in files.items() if path.is_file()}
+    return ({"sweep": sweeps} if sweeps else {}) | {"upright": read_json(folder / "metrics.json")}
 
 
 def images_of(folder: Path) -> dict[str, np.ndarray]:

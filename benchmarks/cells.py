@@ -11,7 +11,6 @@ the learning rate that validates best, the mean of its seeds.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -36,11 +35,11 @@ from benchmarks.bundles import (
     training_entries,
     upright_of,
 )
+from benchmarks.tables import RESULTS, markdown, read_json
 from monai_sre.evaluation import SweepResult, draw_sweep
 from monai_sre.evaluation.transformations import PROTOCOLS
-from monai_sre.files import write_arrays
+from monai_sre.files import write_arrays, write_json
 
-RESULTS = Path(__file__).with_name("results")
 BACKGROUND, ZERO = PROTOCOLS
 #: What the protocols' names mean, once per page.
 PROTOCOL_WORDS = (
@@ -226,7 +225,7 @@ def report(study: Study) -> None:
             )
     path = study.results / f"{study.name}_shipped.json"
     if path.is_file():
-        sweeps = shipped_table(json.loads(path.read_text()), study.scores)
+        sweeps = shipped_table(read_json(path), study.scores)
         lines += ["", "## The bundles' weights, every 10 degrees, in 3-D every 30", "", *sweeps]
     lines += ["", *study.appendix(chosen), *rates_table(study, tried, chosen)]
     (study.results / f"{study.name}.md").write_text("\n".join(lines) + "\n")
@@ -237,7 +236,7 @@ def read_cells(folder: Path, order: list[str]) -> dict[tuple[Task, str, float], 
     """All cells of a folder by task, model (in this order) and learning rate."""
     tried: dict[tuple[Task, str, float], Cells] = {}
     for path in sorted(folder.glob("*.json")):
-        cell = json.loads(path.read_text())
+        cell = read_json(path)
         task = Task(cell["dataset"], cell["epochs"])
         tried.setdefault((task, cell["model"], cell["learning_rate"]), []).append(cell)
     if not tried:
@@ -283,7 +282,7 @@ def table_of(study: Study, dataset: str, found: dict[str, Cells]) -> list[str]:
     images = {model: images_of_seeds(study, members) for model, members in found.items()}
     last = image_columns(images)
     head = ["network", "parameters", *more, "learning rate", "seeds", *study.columns, *last]
-    lines = [row(*head), row(*["---"] * len(head))]
+    rows = []
     for model, members in found.items():
         first = [
             study.models[model].title,
@@ -292,8 +291,8 @@ def table_of(study: Study, dataset: str, found: dict[str, Cells]) -> list[str]:
         ]
         first += [f"{members[0]['learning_rate']:g}", str(len(members))]
         shown = [_cell(members, path) + bracket(images[model], path) for path in study.columns.values()]
-        lines.append(row(*first, *shown, *(texts.get(model, "") for texts in last.values())))
-    return lines + [row(*cells) for cells in study.more_rows(dataset, head)]
+        rows.append([*first, *shown, *(texts.get(model, "") for texts in last.values())])
+    return markdown(head, [*rows, *study.more_rows(dataset, head)]).splitlines()
 
 
 def figure_of(path: tuple[str, ...]) -> intervals.Figure | None:
@@ -360,15 +359,15 @@ def differences_table(study: Study, found: dict[str, Cells]) -> list[str]:
         return []
     figures = {title: figure for title, path in study.columns.items() if (figure := shown_figure(path, ours))}
     head = [f"{study.models[study.ours].title}, less", *figures]
-    lines = ["Differences, of the same test images:", "", row(*head), row(*["---"] * len(head))]
+    rows = []
     for name, others in known.items():
         shown = []
         for title, figure in figures.items():
             drawn = intervals.difference(ours, others, figure) if shown_figure(study.columns[title], others) else None
             level = " level" if drawn is not None and drawn.word() == "level" else ""
             shown.append("" if drawn is None else drawn.text("+.3f") + level)
-        lines.append(row(study.models[name].title, *shown))
-    return ["", *lines]
+        rows.append([study.models[name].title, *shown])
+    return ["", "Differences, of the same test images:", "", *markdown(head, rows).splitlines()]
 
 
 def rates_table(
@@ -378,25 +377,26 @@ def rates_table(
     rates = Counter((task, model) for task, model, _ in tried)
     name = f"validation {_TITLES[study.metric]}"
     head = ["data", "network", "learning rate", "seeds", LOSS, f"{name} of seed 0", name, "in the table"]
-    lines = ["## Learning rates", "", row(*head), row(*["---"] * len(head))]
+    rows = []
     for (task, model, rate), members in tried.items():
         if rates[task, model] > 1:
             scores = [member["validation"][study.metric] for member in members]
             shown = [spread(values(members, ("final_train_loss",))), f"{scores[0]:.3f}", spread(scores)]
             shown.append("yes" if members is chosen.get((task, model)) else "")
-            lines.append(row(str(task), study.models[model].title, f"{rate:g}", str(len(members)), *shown))
-    return lines if len(lines) > 4 else []
+            rows.append([str(task), study.models[model].title, f"{rate:g}", str(len(members)), *shown])
+    return ["## Learning rates", "", *markdown(head, rows).splitlines()] if rows else []
 
 
 def shipped_table(found: dict[str, dict[str, Any]], metrics: Sequence[str]) -> list[str]:
     """Of each data set, what both protocols' sweeps of a bundle's own weights say."""
     keys = [f"{metric} {part}" for metric in metrics for part in ("upright", "mean", "min")] + ["consistency"]
     head = ["data", "protocol", *(key.replace("min", "least") for key in keys)]
-    return [row(*head), row(*["---"] * len(head))] + [
-        row(dataset, f"`{protocol}`", *(f"{sweep[key]:.4f}" for key in keys))
+    rows = [
+        [dataset, f"`{protocol}`", *(f"{sweep[key]:.4f}" for key in keys)]
         for dataset, content in found.items()
         for protocol, sweep in content["sweep"].items()
     ]
+    return markdown(head, rows).splitlines()
 
 
 def into_card(card: Path, dataset: str, table: list[str]) -> None:
@@ -410,9 +410,7 @@ def into_card(card: Path, dataset: str, table: list[str]) -> None:
 def store(cell: Path, content: dict[str, Any]) -> None:
     """Write a cell at once or not at all."""
     cell.parent.mkdir(parents=True, exist_ok=True)
-    draft = cell.with_suffix(".tmp")
-    draft.write_text(json.dumps(content, indent=1) + "\n")
-    draft.replace(cell)
+    write_json(cell, content)
     print(f"{cell.name} written")
 
 
@@ -438,11 +436,6 @@ def _cell(members: Cells, path: tuple[str, ...]) -> str:
         return spread(values(members, path))
     except KeyError:
         return ""
-
-
-def row(*parts: str) -> str:
-    """A row of a Markdown table."""
-    return f"| {' | '.join(parts)} |"
 
 
 def spread(numbers: list[float]) -> str:

@@ -10,10 +10,8 @@ the symmetries that generate the group (of converted networks in float64 all 8 i
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import monai
@@ -21,11 +19,11 @@ import torch
 from torch import nn
 
 import monai_sre
+from benchmarks.tables import RESULTS, markdown
 from monai_sre import convert_to_sre, equivariance_error
+from monai_sre.files import write_json
 from monai_sre.layers import SREConv1d, SREConv2d, SREConv3d
 from tests.nets.networks import ARCHITECTURES, varied
-
-RESULTS = Path(__file__).parent / "results"
 
 
 def swap_layers(network: nn.Module) -> nn.Module:
@@ -78,13 +76,13 @@ def measure(slow: bool) -> list[dict[str, Any]]:
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """The rows in Markdown."""
-    lines = ["| network | axes | sizes | layers swapped | converted, float64 | converted, float32 |"]
-    lines.append("| --- | --- | --- | --- | --- | --- |")
+    cells = []
     for row in rows:
         sizes = ", ".join("x".join(map(str, size)) for size in row["sizes"])
-        errors = " | ".join(f"{row[name]:.0e}" for name in ("naive", "float64", "float32"))
-        lines.append(f"| {row['network']} | {row['spatial_dims']} | {sizes} | {errors} |")
-    return "\n".join(lines) + "\n"
+        errors = [f"{row[name]:.0e}" for name in ("naive", "float64", "float32")]
+        cells.append([row["network"], str(row["spatial_dims"]), sizes, *errors])
+    head = ("network", "axes", "sizes", "layers swapped", "converted, float64", "converted, float32")
+    return markdown(head, cells)
 
 
 def main() -> None:
@@ -94,8 +92,7 @@ def main() -> None:
     rows = measure(parser.parse_args().slow)
     machine = {"torch": torch.__version__, "monai": monai.__version__, "monai_sre": monai_sre.__version__}
     machine |= {"python": platform.python_version(), "threads": torch.get_num_threads()}
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "conversion.json").write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
+    write_json(RESULTS / "conversion.json", {"machine": machine, "rows": rows})
     (RESULTS / "conversion.md").write_text(table(rows))
 
 

@@ -19,7 +19,6 @@ import argparse
 import copy
 import fnmatch
 import io
-import json
 import multiprocessing
 import re
 import resource
@@ -31,20 +30,19 @@ from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module, metadata
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 import torch
 from monai.networks import nets
 from torch import Tensor, nn
 
-from benchmarks.timing import markdown
+from benchmarks.tables import RESULTS, markdown, read_json
 from monai_sre import conversion_report, convert_to_sre, equivariance_error, fold_sre
 from monai_sre.convert.trial import Unrounded
+from monai_sre.files import write_json
 from monai_sre.symmetry.error import tensors_of
 from tests.nets.networks import ARCHITECTURES, varied
 
-RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "monai", "torchvision", "timm", "segmentation-models-pytorch", "dynamic-network-architectures")
 #: The largest error that counts as exact.
 EXACT = 1e-9
@@ -361,7 +359,7 @@ def _child(network: Network, answer: Connection) -> None:
 def fill(patterns: Sequence[str], again: bool) -> None:
     """Examine what is not there yet, or what is chosen."""
     path = RESULTS / "corpus.json"
-    rows = {row["network"]: row for row in json.loads(path.read_text())["rows"]} if path.is_file() else {}
+    rows = {row["network"]: row for row in read_json(path, {"rows": []})["rows"]}
     networks = list(corpus())
     for network in networks:
         chosen = not patterns or any(fnmatch.fnmatch(network.name, pattern) for pattern in patterns)
@@ -374,7 +372,7 @@ def fill(patterns: Sequence[str], again: bool) -> None:
         order = {each.name: index for index, each in enumerate(networks)}
         kept = sorted((row for name, row in rows.items() if name in order), key=lambda row: order[row["network"]])
         versions = {name: metadata.version(name) for name in PACKAGES}
-        path.write_text(json.dumps({"versions": versions, "rows": kept}, indent=1) + "\n")
+        write_json(path, {"versions": versions, "rows": kept})
 
 
 def table(content: dict[str, Any]) -> str:
@@ -450,7 +448,7 @@ def main() -> None:
     RESULTS.mkdir(exist_ok=True)
     if chosen.what == "fill":
         fill(chosen.only, chosen.again)
-    (RESULTS / "corpus.md").write_text(table(json.loads((RESULTS / "corpus.json").read_text())))
+    (RESULTS / "corpus.md").write_text(table(read_json(RESULTS / "corpus.json")))
 
 
 if __name__ == "__main__":

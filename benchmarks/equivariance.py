@@ -14,7 +14,6 @@ JSON, a Markdown table and a picture. Peers that are not installed are left out.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import platform
 import statistics
@@ -29,14 +28,15 @@ from monai.networks import nets
 from torch import Tensor, nn
 
 from benchmarks.peers import peer
+from benchmarks.tables import RESULTS, markdown, read_json
 from monai_sre import convert_to_sre
+from monai_sre.files import write_json
 from monai_sre.layers import SREConv2d, SREConv3d, SREHarmonicConv2d, SREHarmonicConv3d
 from monai_sre.nets import SREResNet
 from monai_sre.ops.isotropy import kernel_error
 from monai_sre.symmetry.rotation import disc, rotate
 
 mpl.use("Agg")
-RESULTS = Path(__file__).parent / "results"
 WIDTHS = (1.0, 1.5, 2.0, 2.5)
 TABLE_ANGLES = (15.0, 30.0, 45.0)
 CASES = ((2, 5), (2, 7), (2, 9), (3, 5))
@@ -251,12 +251,7 @@ def table(result: dict[str, Any]) -> str:
         "",
     ]
     for case, rows in result["layers"].items():
-        lines += [
-            f"### {case}",
-            "",
-            "| layer | 15° | 30° | 45° | mean | SRE-Conv / | GMR-Conv / | closed form | par. |",
-        ]
-        lines.append("| --- |" + " ---: |" * 8)
+        table_rows = []
         for label, row in rows.items():
             ratios = [
                 f"{rows[other]['mean'] / row['mean']:.1f}" if other in rows else ""
@@ -266,8 +261,9 @@ def table(result: dict[str, Any]) -> str:
             closed = row["closed_form_all_angles"]
             cells += [f"{row['mean']:.5f}", *ratios, "" if closed is None else f"{closed:.5f}"]
             cells += [str(row["parameters"])]
-            lines.append(f"| {label} | {' | '.join(cells)} |")
-        lines.append("")
+            table_rows.append([label, *cells])
+        head = ("layer", "15°", "30°", "45°", "mean", "SRE-Conv /", "GMR-Conv /", "closed form", "par.")
+        lines += [f"### {case}", "", markdown(head, table_rows, rule="---:")]
     lines += [
         "## A whole random ResNet18, kernels 9, 9, 5, 5",
         "",
@@ -290,13 +286,13 @@ def table(result: dict[str, Any]) -> str:
 
 def network_table(case: str, rows: dict[str, Any], references: tuple[str, str]) -> list[str]:
     """One table in Markdown, with the factors by which each network errs less than the references."""
-    ratios = " | ".join(f"{reference} /" for reference in references)
-    lines = [f"### {case}", "", f"| network | 15° | 30° | 45° | mean | {ratios} |", "| --- |" + " ---: |" * 6]
+    head = ["network", "15°", "30°", "45°", "mean", *(f"{reference} /" for reference in references)]
+    cells_of_rows = []
     for label, row in rows.items():
         cells = [f"{value:.4f}" for value in [*row["by_angle"].values(), row["mean"]]]
         cells += [f"{rows[other]['mean'] / row['mean']:.1f}" if other in rows else "" for other in references]
-        lines.append(f"| {label} | {' | '.join(cells)} |")
-    return [*lines, ""]
+        cells_of_rows.append([label, *cells])
+    return [f"### {case}", "", markdown(head, cells_of_rows, rule="---:")]
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
@@ -341,10 +337,9 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     stem = RESULTS / ("equivariance_quick" if arguments.quick else "equivariance")
-    RESULTS.mkdir(parents=True, exist_ok=True)
     stored = stem.with_suffix(".json")
     anew = set(arguments.parts) == set(PARTS) and not arguments.missing
-    result = {"quick": arguments.quick} if anew else json.loads(stored.read_text())
+    result = {"quick": arguments.quick} if anew else read_json(stored)
     for part, measure in zip(PARTS, (measure_layers, measure_networks, measure_converted), strict=True):
         if part in arguments.parts:
             result[part] = measure(arguments.quick, result.get(part, {}) if arguments.missing else {})
@@ -353,7 +348,7 @@ def main() -> None:
                 "torch": torch.__version__,
                 "threads": torch.get_num_threads(),
             }
-            stored.write_text(json.dumps(result, indent=1) + "\n")
+            write_json(stored, result)
     stem.with_suffix(".md").write_text(table(result))
     draw(result, stem.with_suffix(".png"))
     print(f"wrote {stem.with_suffix('.json').name}, .md and .png to {stem.parent}")

@@ -32,11 +32,11 @@ from benchmarks.cells import (
     images_of_seeds,
     main,
     read_cells,
-    row,
     spread,
     values,
 )
 from benchmarks.intervals import WORDS, Figure, Images, difference
+from benchmarks.tables import markdown
 
 PARTS = (5, 10, 25, 50)
 #: Of each data set, epochs and number of labels of the whole training set.
@@ -159,19 +159,13 @@ def report_parts(_: Study) -> None:
         for title, figure in list(figures_of(dataset).items())[-2:]:
             lines += [claim(dataset, title, figure, found, other) for other in ("plain", "plain-turned")]
     for dataset, found in shown.items():
-        figures = figures_of(dataset)
-        lines += [
-            "",
-            f"## {dataset}",
-            "",
-            row("network", "labels", "seeds", *figures),
-            row(*["---"] * (3 + len(figures))),
-        ]
+        figures, rows = figures_of(dataset), []
         for network, points in found.items():
             for point in points:
                 paths = [("sweep", BACKGROUND, f"{figure.metric} {figure.part}") for figure in figures.values()]
                 texts = [spread(values(point.members, path)) + bracket(point.images, path) for path in paths]
-                lines.append(row(NETWORKS[network][0], str(point.labels), str(len(point.members)), *texts))
+                rows.append([NETWORKS[network][0], str(point.labels), str(len(point.members)), *texts])
+        lines += ["", f"## {dataset}", "", *markdown(["network", "labels", "seeds", *figures], rows).splitlines()]
     (STUDY.results / "few_data.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
 

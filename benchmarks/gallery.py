@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from benchmarks.bundles import HIPPOCAMPUS, first_test_image, network_of, source_of, train, windows_of
-from benchmarks.cells import RESULTS
+from benchmarks.tables import RESULTS
 from benchmarks.volumes import MODELS
 from monai_sre.data import background_value, rotate_batch
 from monai_sre.evaluation import map_scores

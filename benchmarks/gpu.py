@@ -25,7 +25,6 @@ highest. Peers that are not installed are left out.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 import sys
@@ -41,11 +40,12 @@ import torch
 from benchmarks.gpu_parts import PARTS, Bench
 from benchmarks.gpu_tables import render, show_fit
 from benchmarks.kernel_bounds import kernels_name
+from benchmarks.tables import RESULTS, read_json
 from benchmarks.timing import machine
+from monai_sre.files import write_json
 from monai_sre.ops import energy
 from monai_sre.ops.ring import convolution, gpu
 
-RESULTS = Path(__file__).with_name("results")
 INTERPRET = "TRITON_INTERPRET"
 #: Relative errors that are allowed against float64, and of logits between algorithms.
 TOLERANCES = {"float32": 1e-5, "bfloat16": 2e-2, "float16": 3e-3, "logits": 1e-4}
@@ -75,7 +75,7 @@ class Results:
     def __init__(self, path: Path, about: dict[str, Any], again: bool) -> None:
         self.path, self.data = path, {"machine": about, "parts": {}}
         if path.is_file() and not again:
-            self.data = json.loads(path.read_text())
+            self.data = read_json(path)
             before = self.data["machine"]
             changed = [key for key in ("gpu", "torch", "triton", "kernels") if before.get(key) != about.get(key)]
             if changed:
@@ -92,9 +92,7 @@ class Results:
             except Exception as error:  # a peer's or one shape's failure must not end the run
                 rows[name] = {"error": f"{type(error).__name__}: {error}"[:500]}
             print(part, name, short(rows[name]), flush=True)
-            rest = self.path.with_suffix(".part")
-            rest.write_text(json.dumps(self.data, indent=1) + "\n")
-            os.replace(rest, self.path)
+            write_json(self.path, self.data)
         return dict(rows[name])
 
 

@@ -11,7 +11,8 @@ import numpy as np
 
 from benchmarks.choice import ALLOWED, robust_fit
 from benchmarks.networks import PLAIN
-from benchmarks.timing import markdown, ratio
+from benchmarks.tables import markdown, read_json
+from benchmarks.timing import ratio
 from monai_sre.ops import radial_basis
 
 #: What :func:`fit` finds the nanoseconds of, for the dense algorithm and for rings.
@@ -28,7 +29,7 @@ def render(folder: Path) -> None:
         "interquartile ranges, `x` a ratio of medians of the same run; a dash: not measured, or not installed.\n",
     ]
     for path in sorted(folder.glob("gpu_*.json")):
-        data = json.loads(path.read_text())
+        data = read_json(path)
         own = data["machine"]
         software = ", ".join(f"{name} {own[name]}" for name in ("torch", "triton", "cuda", "cudnn") if own.get(name))
         text.append(f"## {own['gpu']} (`{path.name}`)\n\n{software}; kernels `{own['kernels']}`.\n")
@@ -113,7 +114,7 @@ def constants_table(rows: Rows) -> str:
 def show_fit(folder: Path) -> None:
     """Print the constants for each device of a folder."""
     for path in sorted(folder.glob("gpu_*.json")):
-        data = json.loads(path.read_text())
+        data = read_json(path)
         rows = {name: row for name, row in data["parts"].get("constants", {}).items() if "error" not in row}
         print(path.name, json.dumps(fit(rows), indent=1))
 

@@ -13,7 +13,6 @@ from typing import NamedTuple
 from benchmarks import accuracy, vessels, volumes
 from benchmarks.cells import (
     BACKGROUND,
-    RESULTS,
     Cells,
     Study,
     Task,
@@ -25,7 +24,7 @@ from benchmarks.cells import (
     values,
 )
 from benchmarks.intervals import Figure, interval
-from benchmarks.timing import markdown
+from benchmarks.tables import RESULTS, markdown
 from monai_sre.evaluation import draw_sweep
 
 README = Path(__file__).parents[1] / "README.md"

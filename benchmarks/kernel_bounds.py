@@ -44,11 +44,10 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.audit import Operations
-from benchmarks.timing import markdown
+from benchmarks.tables import RESULTS, markdown, read_json
 from monai_sre.ops import harmonic_stencils, radial_basis
 from monai_sre.ops.ring import gpu
 
-RESULTS = Path(__file__).with_name("results")
 #: What is computed with: a dtype, and whether products of float32 may take TF32.
 MODES = {"bfloat16": (torch.bfloat16, True), "float32, TF32": (torch.float32, True), "float32": (torch.float32, False)}
 OPERATIONS = ("forward", "by input", "by weights", "energies", "energies by input")
@@ -339,7 +338,7 @@ def compile_all(architectures: Sequence[int], cases: Sequence[Case], path: Path)
     """Rows of all cases, written architecture by architecture; those of others stay."""
     import triton
 
-    data = json.loads(path.read_text()) if path.is_file() else {"rows": {}}
+    data = read_json(path, {"rows": {}})
     data |= {"triton": triton.__version__, "kernels": kernels_name()}
     for sm in architectures:
         rows, launches = [], Launches(sm)
@@ -452,7 +451,7 @@ def summary(sm: str, rows: Sequence[dict[str, Any]]) -> list[str]:
 
 def render(path: Path) -> None:
     """Write the page beside the JSON file."""
-    data = json.loads(path.read_text())
+    data = read_json(path)
     text = ["# What the kernels in Triton may reach on GPUs\n", *(__doc__ or "").split("\n\n")[2:]]
     text = [part.strip() + "\n" for part in text]
     text[1] = (

@@ -26,9 +26,9 @@ from monai.bundle import ConfigParser, run
 from scipy import ndimage
 
 from benchmarks.bundles import HIPPOCAMPUS, source_of
-from benchmarks.cells import RESULTS
 from benchmarks.memory import MALLOC, in_a_fresh_process, peak_growth
-from benchmarks.timing import machine, markdown
+from benchmarks.tables import RESULTS, markdown, read_json
+from benchmarks.timing import machine
 from monai_sre.files import write_json
 from monai_sre.plan import main as write_plan
 
@@ -95,7 +95,7 @@ def trained(folder: Path, epochs: int) -> dict[str, Any]:
     configs = source_of(HIPPOCAMPUS).bundle / "configs"
     options: dict[str, Any] = {"max_epochs": epochs, "val_interval": 1, "output_dir": str(output), "device": "cpu"}
     run(config_file=[str(configs / "train.json"), str(path)], bundle_root=str(configs.parent), **options)
-    plan = {key: value for key, value in json.loads(path.read_text()).items() if key != "dataset_dir"}
+    plan = {key: value for key, value in read_json(path).items() if key != "dataset_dir"}
     with (output / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     return {"plan": plan, **{key: [float(row[key]) for row in rows] for key in ("train_loss", "val_dice")}}
@@ -123,7 +123,7 @@ def passed(folder: str, cache_gib: float | None, workers: int) -> dict[str, Any]
 
 def fill(arguments: argparse.Namespace) -> None:
     """Train on both plans, and load."""
-    found: dict[str, Any] = json.loads(FOUND.read_text()) if FOUND.is_file() else {}
+    found: dict[str, Any] = read_json(FOUND, {})
     found["machine"] = machine("wall")
     with tempfile.TemporaryDirectory() as work:
         for name, make in (("hippocampus", hippocampus), ("slabs", slabs)):
@@ -141,7 +141,7 @@ def fill(arguments: argparse.Namespace) -> None:
 
 def report(_: argparse.Namespace) -> None:
     """The page of tables."""
-    found = json.loads(FOUND.read_text())
+    found = read_json(FOUND)
     lines = [
         "# Plans of volumes",
         "",

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,11 +22,12 @@ from monai.networks.nets import ResNet
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.cells import RESULTS, spread
-from benchmarks.timing import markdown
+from benchmarks.cells import spread
+from benchmarks.tables import RESULTS, markdown, read_json
 from monai_sre import conversion_report, convert_to_sre
 from monai_sre.data import BatchAugment2d, BatchLoader, BatchPreprocess, load_dataset
 from monai_sre.evaluation import rotation_sweep, sweep_transformations
+from monai_sre.files import write_json
 from monai_sre.layers.harmonic import HarmonicConv
 
 SEEDS, FULL, SHORT = (0, 1, 2), 40, 4
@@ -156,7 +156,7 @@ def fill(dataset_dir: str, work: Path) -> None:
     """Train and evaluate what is not there yet."""
     torch.set_num_threads(1)
     data, path = Data(dataset_dir), RESULTS / "pretrained.json"
-    content: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {"cells": {}}
+    content: dict[str, Any] = read_json(path, {"cells": {}})
     work.mkdir(parents=True, exist_ok=True)
     for seed in SEEDS:
         for name, arm in ARMS.items():
@@ -180,7 +180,7 @@ def fill(dataset_dir: str, work: Path) -> None:
                     torch.save(network.state_dict(), work / f"{key}.pt")
                 content["cells"][key] = cell
                 content["versions"] = {"torch": torch.__version__}
-                path.write_text(json.dumps(content, indent=1) + "\n")
+                write_json(path, content)
                 print(key, cell, flush=True)
 
 
@@ -231,7 +231,7 @@ def main() -> None:
     chosen = parser.parse_args()
     if chosen.what == "fill":
         fill(chosen.dataset_dir, Path(chosen.work))
-    (RESULTS / "pretrained.md").write_text(table(json.loads((RESULTS / "pretrained.json").read_text())["cells"]))
+    (RESULTS / "pretrained.md").write_text(table(read_json(RESULTS / "pretrained.json")["cells"]))
 
 
 if __name__ == "__main__":

@@ -17,10 +17,8 @@ windows of 96; weights are random. Reading a file, preprocessing and writing the
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,11 +26,12 @@ from torch import Tensor, nn
 
 from benchmarks.bundles import VESSELS, Model, network_of, source_of, windows_of
 from benchmarks.memory import in_a_fresh_process, peak_growth
-from benchmarks.timing import Effort, interleaved, machine, markdown
+from benchmarks.tables import RESULTS, markdown, read_json
+from benchmarks.timing import Effort, interleaved, machine
 from benchmarks.vessels import BANDS, RADIAL
 from monai_sre.evaluation.windows import CentredWindowInferer, window_starts
+from monai_sre.files import write_json
 
-RESULTS = Path(__file__).with_name("results")
 WIDTHS = [16, 32, 64]
 SAME_MAPS = {
     "_target_": "monai.networks.nets.DynUNet",
@@ -145,13 +144,13 @@ def fill(arguments: argparse.Namespace) -> None:
     for row in ROWS:
         if arguments.only in (None, row.name):
             measured = measure(row)
-            rows = json.loads(path.read_text()) if path.is_file() else {}
-            path.write_text(json.dumps(rows | {row.name: measured}, indent=1) + "\n")
+            rows = read_json(path, {})
+            write_json(path, rows | {row.name: measured})
 
 
 def report(_: argparse.Namespace) -> None:
     """Write ``scale.md`` from ``scale.json``."""
-    found = json.loads((RESULTS / "scale.json").read_text())
+    found = read_json(RESULTS / "scale.json")
     text = [
         "# Whole slides and large volumes\n",
         "Made by `benchmarks/scale.py report` from `scale.json`. One pass of sliding-window inference with the inferer of "

@@ -28,7 +28,6 @@ not installed are left out (``pip install ".[bench]"``; escnn 1.0.11 beside nump
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from pathlib import Path
 
@@ -44,9 +43,10 @@ from benchmarks.memory import suite_memory
 from benchmarks.networks import suite_networks
 from benchmarks.single import suite_single
 from benchmarks.speed_tables import render
+from benchmarks.tables import RESULTS, read_json
 from benchmarks.timing import CLOCKS, Effort, machine
+from monai_sre.files import write_json
 
-RESULTS = Path(__file__).with_name("results")
 SUITES = {
     "layers": suite_layers,
     "growth": suite_growth,
@@ -77,7 +77,7 @@ def main() -> None:
         parser.error("--clock cpu needs --threads 1: threads that wait for each other use processor time")
     folder = options.out or (None if options.quick else RESULTS)
     if options.fit:
-        data = json.loads(((folder or RESULTS) / f"speed_choice{options.label}.json").read_text())
+        data = read_json((folder or RESULTS) / f"speed_choice{options.label}.json")
         print(fit(data["rows"], data["machine"]["threads"]))
         return
     torch.set_num_threads(options.threads)
@@ -87,7 +87,7 @@ def main() -> None:
         data = {"suite": name, "machine": machine(options.clock), "rows": SUITES[name](effort)}
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / f"speed_{name}{options.label}.json").write_text(json.dumps(data, indent=1) + "\n")
+            write_json(folder / f"speed_{name}{options.label}.json", data)
     if folder is not None:
         render(folder)
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from benchmarks.choice import describe, losses
-from benchmarks.timing import markdown, ratio
+from benchmarks.tables import markdown, read_json
+from benchmarks.timing import ratio
 
 Rows = list[dict[str, Any]]
 
@@ -21,7 +21,7 @@ def render(folder: Path) -> None:
         "it was not installed.\n",
     ]
     for path in sorted(folder.glob("speed_*.json")):
-        data = json.loads(path.read_text())
+        data = read_json(path)
         title, table = _TABLES[data["suite"]]
         about, rows = data["machine"], data["rows"]
         text.append(

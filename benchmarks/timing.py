@@ -7,7 +7,7 @@ import platform
 import random
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,17 +116,3 @@ def machine(clock: str) -> dict[str, Any]:
 def ratio(times: dict[str, dict[str, float]], slow: str, fast: str, key: str = "ms") -> float | None:
     """How many times more ``slow`` takes than ``fast``, or ``None`` where one is missing."""
     return times[slow][key] / times[fast][key] if slow in times and fast in times else None
-
-
-def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table.
-
-    Example:
-        >>> print(markdown(["a", "b"], [["1", "2"]]))
-        | a | b |
-        | --- | --- |
-        | 1 | 2 |
-        <BLANKLINE>
-    """
-    lines = [head, ["---"] * len(head), *rows]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)

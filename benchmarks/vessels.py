@@ -13,15 +13,15 @@ of the plain network and of the bundle's at 0, 45 and 90 degrees, from their lon
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from benchmarks.bundles import VESSELS, Model, first_test_image, network_of, parsed, source_of, windows_of
-from benchmarks.cells import PROTOCOL_WORDS, RESULTS, Study, choose, main, read_cells, row
+from benchmarks.cells import PROTOCOL_WORDS, Study, choose, main, read_cells
 from benchmarks.intervals import WORDS
+from benchmarks.tables import RESULTS, markdown, read_json
 from monai_sre.data.geometry import rotate_batch
 from monai_sre.evaluation import draw_maps
 from monai_sre.files import write_json
@@ -51,11 +51,9 @@ def pooled_table(_: object) -> list[str]:
         "of one picture (elsewhere F1), inside the field of view and in the whole photograph, where nothing is found outside",
         "of the field. Others train on the 20 photographs that are not tested (ours on 16 of them, and 4 validate).",
         "",
-        row("pixels", "mean of photographs", "pooled"),
-        row(*["---"] * 3),
     ]
-    found = json.loads(POOLED.read_text())
-    return [*lines, *(row(name, *(f"{value:.4f}" for value in values)) for name, values in found.items()), ""]
+    rows = [[name, *(f"{value:.4f}" for value in values)] for name, values in read_json(POOLED).items()]
+    return [*lines, *markdown(("pixels", "mean of photographs", "pooled"), rows).splitlines(), ""]
 
 
 STUDY = Study(

@@ -16,7 +16,6 @@ under two rotations.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,8 +33,9 @@ from benchmarks.bundles import (
     source_of,
     windows_of,
 )
-from benchmarks.cells import BACKGROUND, LOSS, PROTOCOL_WORDS, RESULTS, Study, choose, main, read_cells, row
+from benchmarks.cells import BACKGROUND, LOSS, PROTOCOL_WORDS, Study, choose, main, read_cells
 from benchmarks.intervals import WORDS
+from benchmarks.tables import RESULTS, markdown, read_json
 from benchmarks.timing import Effort, interleaved, machine
 from monai_sre.data import background_value
 from monai_sre.evaluation import draw_contours, sweep_transformations
@@ -120,7 +120,7 @@ class VolumeStudy(Study):
 
 def cost_columns(_: str) -> dict[str, dict[str, str]]:
     """Of each model, the processor time of a step of training over that of the plain network."""
-    times = json.loads(COSTS.read_text())["times"] if COSTS.is_file() else {}
+    times = read_json(COSTS, {}).get("times", {})
     shares = {name: f"{value['ms'] / times['plain']['ms']:.2f}" for name, value in times.items()}
     return {"time of a step": shares | {name: shares[twin] for name, twin in _SAME_STEP.items() if shares}}
 
@@ -134,13 +134,12 @@ def selection(_: object) -> list[str]:
         "",
         "40 epochs, seed 0: Dice of the first 8 volumes of the validation set, by which these weights were chosen.",
         "",
-        row("network", "upright", "mean of 12 random rotations"),
-        row("---", "---", "---"),
     ]
-    for name, content in json.loads(SELECTION.read_text()).items():
+    rows = []
+    for name, content in read_json(SELECTION).items():
         swept = content["sweep"][BACKGROUND]
-        lines.append(row(MODELS[name].title, *(f"{swept[f'Dice {key}']:.3f}" for key in ("upright", "random mean"))))
-    return [*lines, ""]
+        rows.append([MODELS[name].title, *(f"{swept[f'Dice {key}']:.3f}" for key in ("upright", "random mean"))])
+    return [*lines, *markdown(("network", "upright", "mean of 12 random rotations"), rows).splitlines(), ""]
 
 
 STUDY = VolumeStudy(

@@ -11,7 +11,6 @@ processor time, median and interquartile range.
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -22,12 +21,12 @@ from torch import nn
 
 from benchmarks.networks import resnet, training_step
 from benchmarks.single import layer
-from benchmarks.timing import Effort, interleaved, machine, markdown, ratio
+from benchmarks.tables import RESULTS, markdown, read_json
+from benchmarks.timing import Effort, interleaved, machine, ratio
 from monai_sre.files import write_json
 from monai_sre.ops.ring import compiler, cpu, energy_cpu
 from monai_sre.ops.ring.native import instruction_sets
 
-RESULTS = Path(__file__).with_name("results")
 NATIVE = "native"
 ENGINES = (cpu.LIBRARY, energy_cpu.LIBRARY)
 #: Network or layer, and the shape of its input.
@@ -82,7 +81,7 @@ def measure(seconds: float) -> list[dict[str, Any]]:
 
 def report(results: Path = RESULTS) -> str:
     """The table."""
-    data = json.loads((results / "wheels.json").read_text())
+    data = read_json(results / "wheels.json")
     about, rows = data["machine"], data["rows"]
     names = [name for name in rows[0]["times"] if name != NATIVE]
     head = ["training step of", "input", "`-march=native` ms", *[f"{name}, ratio" for name in names]]

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import math
 import statistics
 from collections.abc import Callable, Sequence
@@ -31,12 +30,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmarks.bundles import source_of
-from benchmarks.timing import markdown
+from benchmarks.tables import markdown, read_json
 from monai_sre.data import BatchPreprocess, load_dataset
 from monai_sre.data.geometry import background_value
 from monai_sre.description import load_description, load_network
 from monai_sre.evaluation.metrics import area_under_curve
 from monai_sre.evaluation.transformations import Transformation
+from monai_sre.files import write_json
 from monai_sre.layers.harmonic import HarmonicConv
 from monai_sre.nets import SREResNet
 from monai_sre.nets.blocks import ResidualBlock
@@ -337,16 +337,16 @@ def measure(part: str, dataset: str, dataset_dir: str) -> None:
     count = IMAGES[dataset][part]
     data = load_dataset(dataset, dataset_dir, "test")
     x, labels = BatchPreprocess(size)(data.images[:count]), data.labels[:count]
-    known: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    known: dict[str, Any] = read_json(path, {})
     found = known.setdefault(dataset, {}).setdefault(part, {})
     if part == "layers":
         found |= errors_of_layers(network, x)
     for variant in VARIANTS if part == "causes" else ():
         if variant.title not in found:
             found[variant.title] = decision_errors(network, x, labels, variant)
-            path.write_text(json.dumps(known, indent=1) + "\n")
+            write_json(path, known)
             print(variant.title, found[variant.title], flush=True)
-    path.write_text(json.dumps(known, indent=1) + "\n")
+    write_json(path, known)
 
 
 def report() -> None:
@@ -356,7 +356,7 @@ def report() -> None:
         "layers": ("Layer by layer", ("error", "there and back")),
     }
     lines = [INTRO.strip(), "", READING.strip(), ""]
-    for dataset, content in json.loads((RESULTS / "angles.json").read_text()).items():
+    for dataset, content in read_json(RESULTS / "angles.json").items():
         for part, (title, columns) in titles.items():
             lines += [f"## {title}: {dataset}, {IMAGES[dataset][part]} test images", ""]
             found = content.get(part, {})

@@ -11,7 +11,6 @@ time of one thread in turns. ``report`` writes the tables and the picture from a
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from pathlib import Path
 from typing import Any
@@ -23,21 +22,11 @@ from benchmarks.accuracy import EPOCHS, RADIAL, STRIDED
 from benchmarks.accuracy import MODELS as COMPARED
 from benchmarks.accuracy_costs import CLASSES, SHAPES
 from benchmarks.bundles import Model, network_of, source_of
-from benchmarks.cells import (
-    BACKGROUND,
-    LOSS,
-    Cells,
-    Study,
-    Task,
-    main,
-    parameters_text,
-    read_cells,
-    row,
-    spread,
-    values,
-)
+from benchmarks.cells import BACKGROUND, LOSS, Cells, Study, Task, main, parameters_text, read_cells, spread, values
 from benchmarks.networks import training_step
+from benchmarks.tables import markdown, read_json
 from benchmarks.timing import Effort, interleaved, machine
+from monai_sre.files import write_json
 
 RESULTS = Path(__file__).with_name("results")
 COSTS = RESULTS / "front_costs.json"
@@ -102,7 +91,7 @@ def costs(chosen: argparse.Namespace) -> None:
         }
         times = interleaved(steps, Effort(seconds=0, clock="cpu", rounds=7))
         found[dataset] = {"machine": machine("cpu"), "shape": list(shape), "times": times}
-        COSTS.write_text(json.dumps(found, indent=1) + "\n")
+        write_json(COSTS, found)
 
 
 def forms_of(dataset: str) -> list[str]:
@@ -112,7 +101,7 @@ def forms_of(dataset: str) -> list[str]:
 
 def report(study: Study) -> None:
     """Write ``front.md`` and its picture."""
-    measured, figure = json.loads(COSTS.read_text()), Figure(figsize=(11, 4.5), layout="constrained")
+    measured, figure = read_json(COSTS), Figure(figsize=(11, 4.5), layout="constrained")
     lines = [
         "# Where energies pay",
         "",
@@ -137,10 +126,11 @@ def report(study: Study) -> None:
                 front.append(model)
                 best = means[model]
         head = ["form", "parameters", "cost", "seeds", *_COLUMNS, "on the front"]
-        lines += [f"## {dataset}", "", row(*head), row(*["---"] * len(head))]
-        for model in sorted(found, key=lambda name: -shares[name]):
-            lines.append(_line(study.models[model].title, found[model], shares[model], "yes" if model in front else ""))
-        lines.append("")
+        rows = [
+            _row(study.models[model].title, found[model], shares[model], "yes" if model in front else "")
+            for model in sorted(found, key=lambda name: -shares[name])
+        ]
+        lines += [f"## {dataset}", "", markdown(head, rows)]
         axes = figure.add_subplot(1, 2, index + 1)
         for model, members in found.items():
             scores = values(members, ("validation", "auc"))
@@ -159,22 +149,23 @@ def report(study: Study) -> None:
         stems = "; circles: stem of stride 2" if dataset.endswith("3d") else ""
         axes.set_title(f"{dataset}{stems}")
     figure.savefig(study.results / "front.png", dpi=110)
-    lines += ["## breastmnist, 100 epochs", "", row("form", "seeds", *list(_COLUMNS)[:2]), row(*["---"] * 4)]
+    rows = []
     for (task, model, _), members in tried.items():
         if task == Task("breastmnist", 100):
-            scores = [spread(values(members, path)) for path in list(_COLUMNS.values())[:2]]
-            lines.append(row(study.models[model].title, str(len(members)), *scores))
-    lines += ["", "![Validation AUC against the cost of a step](front.png)", "", READING.strip()]
+            shown = [spread(values(members, path)) for path in list(_COLUMNS.values())[:2]]
+            rows.append([study.models[model].title, str(len(members)), *shown])
+    lines += ["## breastmnist, 100 epochs", "", markdown(("form", "seeds", *list(_COLUMNS)[:2]), rows)]
+    lines += ["![Validation AUC against the cost of a step](front.png)", "", READING.strip()]
     (study.results / "front.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
 
 
-def _line(title: str, members: Cells, share: float, on_front: str) -> str:
+def _row(title: str, members: Cells, share: float, on_front: str) -> list[str]:
     scores = []
     for path in _COLUMNS.values():
         swept = [member for member in members if path[0] in member]
         scores.append(spread(values(swept, path)) if len(swept) == len(members) else "")
-    return row(title, parameters_text(members), f"{share:.2f}", str(len(members)), *scores, on_front)
+    return [title, parameters_text(members), f"{share:.2f}", str(len(members)), *scores, on_front]
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ background). The test set is not read.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import statistics
 from dataclasses import dataclass
@@ -26,7 +25,8 @@ from monai.utils import set_determinism
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.cells import row, spread, store
+from benchmarks.cells import spread, store
+from benchmarks.tables import markdown, read_json
 from monai_sre.data import BatchAugment2d, BatchLoader, BatchPreprocess, dataset_info, load_dataset
 from monai_sre.evaluation import rotation_sweep, sweep_transformations
 from monai_sre.layers import SREConv2d
@@ -38,6 +38,9 @@ CELLS = RESULTS / "harmonics"
 #: Data sets and their epochs.
 EPOCHS = {"breastmnist": 40, "pneumoniamnist": 5}
 LEARNING_RATE = 0.02
+_HEAD = (
+    "form", "parameters", "seeds", "training loss", "ACC upright", "ACC rotated", "AUC rotated", "consistency",
+)  # fmt: skip
 
 
 READING = """
@@ -266,7 +269,7 @@ def report(_: argparse.Namespace) -> None:
     """Write ``harmonics.md`` from all cells."""
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for path in sorted(CELLS.glob("*.json")):
-        cell = json.loads(path.read_text())
+        cell = read_json(path)
         groups.setdefault((cell["dataset"], cell["form"]), []).append(cell)
     lines = [
         "# Forms of harmonic features\n",
@@ -276,23 +279,20 @@ def report(_: argparse.Namespace) -> None:
     ]
     for dataset, epochs in EPOCHS.items():
         lines += ["", f"## {dataset}, {epochs} epochs", ""]
-        lines += [
-            "| form | parameters | seeds | training loss | ACC upright | ACC rotated | AUC rotated | consistency |",
-            "| --- | --- | --- | --- | --- | --- | --- | --- |",
-        ]
-        lines += [_line(form, groups[dataset, name]) for name, form in FORMS.items() if (dataset, name) in groups]
+        rows = [_row(form, groups[dataset, name]) for name, form in FORMS.items() if (dataset, name) in groups]
+        lines += markdown(_HEAD, rows).splitlines()
     lines += ["", READING.strip()]
     (RESULTS / "harmonics.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
 
 
-def _line(form: Form, cells: list[dict[str, Any]]) -> str:
+def _row(form: Form, cells: list[dict[str, Any]]) -> list[str]:
     head = [form.title, f"{cells[0]['parameters'] / 1e6:.2f} M", str(len(cells))]
     if any(cell.get("diverged") for cell in cells):
-        return row(*head, "diverged", *[""] * 4)
+        return [*head, "diverged", *[""] * 4]
     metrics = ("ACC upright", "ACC mean", "AUC mean", "consistency")
     scores = [[cell["validation"][metric] for cell in cells] for metric in metrics]
-    return row(*head, *map(spread, [[cell["training_loss"] for cell in cells], *scores]))
+    return [*head, *map(spread, [[cell["training_loss"] for cell in cells], *scores])]
 
 
 if __name__ == "__main__":

@@ -17,18 +17,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from benchmarks.accuracy import EPOCHS, RADIAL
 from benchmarks.bundles import Model
-from benchmarks.cells import (
-    BACKGROUND,
-    PROTOCOL_WORDS,
-    Cells,
-    Study,
-    main,
-    parameters_text,
-    read_cells,
-    row,
-    spread,
-    values,
-)
+from benchmarks.cells import BACKGROUND, PROTOCOL_WORDS, Cells, Study, main, parameters_text, read_cells, spread, values
+from benchmarks.tables import markdown
 
 _MODULE = "studies.improvements"
 MODELS = {
@@ -93,14 +83,14 @@ def report(study: Study) -> None:
         tables.setdefault(f"{task}, learning rate {rate:g}", {})[model] = members
     for title, found in sorted(tables.items()):
         head = ["change", "parameters", "seeds", *columns, "gain"]
-        lines += [f"## {title}", "", row(*head), row(*["---"] * len(head))]
+        rows = []
         base = {cell["seed"]: _rotated(cell) for cell in found.get("unchanged", [])}
         for name, members in found.items():
             first = [study.models[name].title, parameters_text(members), str(len(members))]
             gains = [_rotated(cell) - base[cell["seed"]] for cell in members if cell["seed"] in base]
             gain = f"{statistics.mean(gains):+.3f}" if gains and name != "unchanged" else ""
-            lines.append(row(*first, *(spread(values(members, path)) for path in columns.values()), gain))
-        lines.append("")
+            rows.append([*first, *(spread(values(members, path)) for path in columns.values()), gain])
+        lines += [f"## {title}", "", markdown(head, rows)]
     lines.append(READING.strip() + "\n")
     (study.results / "improvements.md").write_text("\n".join(lines))
     print("\n".join(lines))

@@ -9,7 +9,6 @@ step of SRE-ResNet18, median of seven, one thread. Writes ``benchmarks/studies/r
 
 from __future__ import annotations
 
-import json
 import platform
 import statistics
 import sys
@@ -20,6 +19,7 @@ import torch
 
 from monai_sre import SREConv2d, SREConv3d, SREResNet
 from monai_sre.data import BatchAugment2d, BatchLoader, BatchPreprocess, load_dataset
+from monai_sre.files import write_json
 
 LAYERS, WIDTH, SEEDS = 10, 64, 5
 
@@ -71,7 +71,7 @@ def main(dataset_dir: str) -> None:
             result[f"3-D, k={size}, white noise"] = spread(SREConv3d, size, torch.randn(1, WIDTH, 12, 12, 12))
     result["training step"] = data_share(dataset_dir)
     path = Path(__file__).parent / "results" / "initialisation.json"
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    write_json(path, result)
     print(path.read_text())
 
 

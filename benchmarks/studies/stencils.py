@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import math
 from collections.abc import Callable
 from functools import partial
@@ -28,9 +27,10 @@ from torch import Tensor, nn
 
 from benchmarks.bundles import source_of
 from benchmarks.studies.angles import IMAGES, VARIANTS, decision_errors
-from benchmarks.timing import markdown
+from benchmarks.tables import markdown, read_json
 from monai_sre.data import BatchPreprocess, load_dataset
 from monai_sre.description import load_description, load_network
+from monai_sre.files import write_json
 from monai_sre.layers.harmonic import HarmonicEnergy
 from monai_sre.ops import harmonic_stencils
 from monai_sre.ops.harmonics import solid_harmonics
@@ -196,12 +196,12 @@ def measure(dataset_dir: str) -> None:
             name: {turn.title: decision_errors(changed, x, labels, turn) for turn in TURNS}
             for name, changed in networks.items()
         }
-    (RESULTS / "stencils.json").write_text(json.dumps(found, indent=1) + "\n")
+    write_json(RESULTS / "stencils.json", found)
 
 
 def report() -> None:
     """Write the page."""
-    found = json.loads((RESULTS / "stencils.json").read_text())
+    found = read_json(RESULTS / "stencils.json")
     lines = [INTRO.strip(), "", "## How round", ""]
     heads = ["axes", "order", "taps", "stencils", *(f"{share:g} of the highest frequency" for share in SHARES)]
     rows = [

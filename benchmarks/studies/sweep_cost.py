@@ -10,7 +10,6 @@ thread. Writes ``results/sweep_cost.json``.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -24,6 +23,7 @@ from benchmarks.timing import Effort, interleaved, machine
 from monai_sre.data import BatchLoader, BatchPreprocess, dataset_info, load_dataset
 from monai_sre.evaluation import rotation_sweep, sweep_transformations
 from monai_sre.evaluation.transformations import PROTOCOLS
+from monai_sre.files import write_json
 
 RESULTS = Path(__file__).with_name("results")
 DATASET = "breastmnist"
@@ -55,7 +55,7 @@ def main(dataset_dir: str) -> None:
         ratios = {protocol: times[protocol]["ms"] / times["evaluations"]["ms"] for protocol in sweeps}
         found["networks"][name] = {"transformations": count, "times": times, "ratio": ratios}
         print(name, {protocol: round(value, 3) for protocol, value in ratios.items()})
-    (RESULTS / "sweep_cost.json").write_text(json.dumps(found, indent=1) + "\n")
+    write_json(RESULTS / "sweep_cost.json", found)
 
 
 if __name__ == "__main__":

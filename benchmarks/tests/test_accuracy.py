@@ -24,10 +24,11 @@ from benchmarks.bundles import (
     summary,
     training_entries,
 )
-from benchmarks.cells import RESULTS, Cells, Study, Task, choose, fill, into_card, shown_tasks
+from benchmarks.cells import Cells, Study, Task, choose, fill, into_card, shown_tasks
 from benchmarks.peers import peer
 from benchmarks.studies.improvements import MODELS as VARIANTS
 from benchmarks.studies.improvements import Averaged, Masked
+from benchmarks.tables import RESULTS
 from monai_sre.evaluation import protocol_name
 
 MISSING = {"official": "SRE_Conv", "gmr": "GMR_Conv"}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 
-from benchmarks.conversion import RESULTS, table
+from benchmarks.conversion import table
+from benchmarks.tables import RESULTS
 from tests.nets.networks import ARCHITECTURES
 
 

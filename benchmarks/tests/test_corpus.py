@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from benchmarks import corpus, pretrained
-from benchmarks.corpus import RESULTS, Network, alone, reasons
+from benchmarks.corpus import Network, alone, reasons
+from benchmarks.tables import RESULTS
 
 
 def test_the_tables_are_those_of_the_rows() -> None:

@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 
-from benchmarks.gpu import RESULTS, Results, wrong
+from benchmarks.gpu import Results, wrong
 from benchmarks.gpu_parts import PARTS
 from benchmarks.gpu_tables import RING_COUNTS, dense_counts, fit, render, ring_counts
 from benchmarks.kernel_bounds import CASES, MODES, OPERATIONS, bounds
 from benchmarks.kernel_bounds import render as render_bounds
+from benchmarks.tables import RESULTS
 from monai_sre.ops.ring import gpu
 
 ROOT = Path(__file__).parents[2]

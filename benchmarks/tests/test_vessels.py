@@ -7,7 +7,8 @@ import json
 import pytest
 
 from benchmarks.bundles import VESSELS
-from benchmarks.cells import BACKGROUND, RESULTS
+from benchmarks.cells import BACKGROUND
+from benchmarks.tables import RESULTS
 from benchmarks.vessels import POOLED
 
 
