@@ -15,22 +15,13 @@ import tempfile
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from benchmarks.accuracy import MODELS
-from benchmarks.bundles import source_of, train
+from benchmarks.bundles import source_of, train, trained_network
 from monai_sre.data import BatchPreprocess, load_dataset
-from monai_sre.description import load_network
 from monai_sre.evaluation import draw_activations
 
 DATASET, MALIGNANT = "breastmnist", 0
-
-
-def trained_network(weights: Path) -> nn.Module:
-    """The network that the description beside the weights names, with these."""
-    found = load_network(weights.with_name("model.json"))
-    found.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
-    return found.eval()
 
 
 def main() -> None:

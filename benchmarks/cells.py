@@ -131,10 +131,14 @@ def cell_name(dataset: str, model: str, rate: float, epochs: int, seed: int) -> 
     return f"{dataset}_{model}_lr{rate:g}_{epochs}_{seed}"
 
 
+def name_of(cell: dict[str, Any]) -> str:
+    """The name of a cell that is filled, which its training has too."""
+    return cell_name(*(cell[key] for key in ("dataset", "model", "learning_rate", "epochs", "seed")))
+
+
 def images_of_seeds(study: Study, members: Cells) -> list[intervals.Images] | None:
     """What each seed's cell holds of single images; None where one holds nothing, or more than two classes."""
-    keys = ("dataset", "model", "learning_rate", "epochs", "seed")
-    found = [load_images(study.cells / f"{cell_name(*(member[key] for key in keys))}.npz") for member in members]
+    found = [load_images(study.cells / f"{name_of(member)}.npz") for member in members]
     known = [images for images in found if images is not None and "log_probabilities" not in images]
     return known if len(known) == len(members) > 0 else None
 

@@ -20,7 +20,7 @@ from monai.visualize import ModelWithHooks
 from PIL import Image
 from torch import Tensor, nn
 
-from benchmarks.bundles import HIPPOCAMPUS, first_test_image, network_of, source_of, train, windows_of
+from benchmarks.bundles import HIPPOCAMPUS, first_test_image, network_of, source_of, train, trained_network, windows_of
 from benchmarks.tables import RESULTS
 from benchmarks.volumes import MODELS
 from monai_sre.data import background_value, rotate_batch
@@ -178,12 +178,9 @@ def main() -> None:
         if options.plain is None:
             settings = {"max_epochs": EPOCHS, "learning_rate": LEARNING_RATE}
             train(source, MODELS["plain"], settings, Path(folder))
-        plain = torch.load(options.plain or Path(folder) / "models" / "model.pt", weights_only=True)
-    ours = torch.load(source.bundle / "models" / "model.pt", weights_only=True)
-    nets: dict[str, nn.Module] = {}
-    for name, state in (("plain", plain), ("margins", ours)):
-        nets[name] = network_of(source, MODELS[name]).eval()
-        nets[name].load_state_dict(state)
+        weights = {"plain": options.plain or Path(folder) / "models" / "model.pt"}
+        weights["margins"] = source.bundle / "models" / "model.pt"
+        nets = {name: trained_network(path, network_of(source, MODELS[name])) for name, path in weights.items()}
     case = first_test_image(source, MODELS["margins"])
     volume, truth = (case[key][None].as_subclass(Tensor) for key in ("image", "label"))
     titles = {"plain": "plain", "margins": "ours"}

@@ -18,8 +18,17 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.bundles import VESSELS, Model, first_test_image, network_of, parsed, source_of, windows_of
-from benchmarks.cells import PROTOCOL_WORDS, Study, choose, main, read_cells
+from benchmarks.bundles import (
+    VESSELS,
+    Model,
+    first_test_image,
+    network_of,
+    parsed,
+    source_of,
+    trained_network,
+    windows_of,
+)
+from benchmarks.cells import PROTOCOL_WORDS, Study, choose, main, name_of, read_cells
 from benchmarks.intervals import WORDS
 from benchmarks.tables import RESULTS, markdown, read_json
 from monai_sre.data.geometry import rotate_batch
@@ -86,8 +95,7 @@ def pooled(arguments: argparse.Namespace) -> None:
     source, model = source_of(VESSELS, arguments.dataset_dir), Model("the bundle's")
     parser = parsed(source, model, "evaluate.json")
     parser["validate#preprocessing#transforms"] = "$@preprocessing"  # pixels outside of the field count too
-    network = parser.get_parsed_content("network_def").eval()
-    network.load_state_dict(torch.load(parser.get_parsed_content("ckpt_path"), map_location="cpu", weights_only=True))
+    network = trained_network(parser.get_parsed_content("ckpt_path"), parser.get_parsed_content("network_def"))
     windows, counts = parser.get_parsed_content("validate#inferer"), []
     for case in parser.get_parsed_content("validate#dataset"):
         image, truth, field = (torch.as_tensor(case[key]) for key in ("image", "label", "field"))
@@ -124,10 +132,8 @@ def picture(arguments: argparse.Namespace) -> None:
     networks = []
     for name in ("plain", "harmonic"):
         first = chosen[task, name][0]
-        ending = f"lr{first['learning_rate']:g}_{first['epochs']}_{first['seed']}"
-        weights = Path(arguments.work) / f"{VESSELS}_{name}_{ending}" / "models" / "model.pt"
-        network = network_of(source, MODELS[name]).eval()
-        network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+        weights = Path(arguments.work) / name_of(first) / "models" / "model.pt"
+        network = trained_network(weights, network_of(source, MODELS[name]))
         networks.append((network, windows_of(source, MODELS[name])))
     case, shown = first_test_image(source, MODELS["harmonic"]), []
     for angle in (0.0, 45.0, 90.0):

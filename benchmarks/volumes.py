@@ -31,9 +31,10 @@ from benchmarks.bundles import (
     network_of,
     parsed,
     source_of,
+    trained_network,
     windows_of,
 )
-from benchmarks.cells import BACKGROUND, LOSS, PROTOCOL_WORDS, Study, choose, main, read_cells
+from benchmarks.cells import BACKGROUND, LOSS, PROTOCOL_WORDS, Study, cell_name, choose, main, name_of, read_cells
 from benchmarks.intervals import WORDS
 from benchmarks.tables import RESULTS, markdown, read_json
 from benchmarks.timing import Effort, interleaved, machine
@@ -183,7 +184,7 @@ def select(arguments: argparse.Namespace) -> None:
     """Random rotations of the validation set, by the network with energies with margins in training and without."""
     source, found = source_of(HIPPOCAMPUS, arguments.dataset_dir), {}
     for name in ("harmonic", "margins"):
-        work = Path(arguments.work) / f"{HIPPOCAMPUS}_{name}_lr{source.recipe['learning_rate']:g}_40_0"
+        work = Path(arguments.work) / cell_name(HIPPOCAMPUS, name, source.recipe["learning_rate"], 40, 0)
         sweep: dict[str, Any] = {"step": 360, "orientations": False, "random_rotations": 12, "num_val": STUDY.swept}
         found[name] = evaluate(
             source, MODELS[name], work / "selection", split="val", ckpt_dir=str(work / "models"), **sweep
@@ -220,13 +221,12 @@ def picture(arguments: argparse.Namespace) -> None:
     source = source_of(HIPPOCAMPUS, arguments.dataset_dir)
     tried = read_cells(STUDY.cells, list(MODELS))
     cells = [cell for (_, model), members in choose(tried, "dice").items() if model == "plain" for cell in members]
-    names = [f"{HIPPOCAMPUS}_plain_lr{cell['learning_rate']:g}_{cell['epochs']}_{cell['seed']}" for cell in cells]
-    folder = next(Path(arguments.work) / name for name in names if (Path(arguments.work) / name / "models").is_dir())
+    folders = [Path(arguments.work) / name_of(cell) for cell in cells]
+    folder = next(folder for folder in folders if (folder / "models").is_dir())
     weights = {"plain": folder / "models" / "model.pt", "margins": source.bundle / "models" / "model.pt"}
     networks = {}
     for name, path in weights.items():
-        network = network_of(source, MODELS[name]).eval()
-        network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        network = trained_network(path, network_of(source, MODELS[name]))
         networks[MODELS[name].title.split(",")[0]] = (network, windows_of(source, MODELS[name]))
     case, views = first_test_image(source, MODELS["margins"]), {}
     moves = sweep_transformations(3, orientations=True, random_rotations=1)

@@ -43,6 +43,21 @@ def test_copies_are_equal(pattern: str, count: int) -> None:
     assert len(set(texts)) == 1
 
 
+@pytest.mark.parametrize("name", ["hippocampus_segmentation", "retinal_vessel_segmentation"])
+def test_inference_prepares_images_as_training_does(name: str) -> None:
+    """The steps behind the reader, one by one; those of training are told without what they do to the labels."""
+
+    def of_image(step: dict[str, Any]) -> dict[str, Any]:
+        both = step["keys"] == ["image", "label"]
+        return {key: value[0] if both and key in ("keys", "mode") else value for key, value in step.items()}
+
+    training, inference = (
+        json.loads((BUNDLES / name / "configs" / f"{part}.json").read_text()) for part in ("train", "inference")
+    )
+    steps = [of_image(step) for step in (*training["geometry"], *training["normalization"])]
+    assert inference["preprocessing"]["transforms"][1:] == steps
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parts[-3]}/{path.name}")
 def test_nothing_is_hidden(path: Path) -> None:
     """No rank outside of the overlays for several processes, no parsing of flags, no handler by its number."""
