@@ -276,8 +276,9 @@ def _label(plane: Image.Image, left: str, top: str) -> None:
         draw.text(place, letter, fill=(255, 220, 0), stroke_width=1, stroke_fill=(0, 0, 0))
 
 
-def _beside(parts: Sequence[Image.Image], axis: int, gap: int = 4) -> Image.Image:
-    """Pictures from left to right (axis 0) or from top to bottom (axis 1), centred."""
+def _beside(parts: Sequence[Image.Image], axis: int) -> Image.Image:
+    """Pictures from left to right (axis 0) or from top to bottom (axis 1), centred, 4 pixels apart."""
+    gap = 4
     along = sum(part.size[axis] for part in parts) + gap * (len(parts) - 1)
     across = max(part.size[1 - axis] for part in parts)
     whole = Image.new("RGB", (along, across) if axis == 0 else (across, along))
