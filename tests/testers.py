@@ -236,12 +236,18 @@ class _Tester:
             assert relative_error(traced(x), module(x)) < 1e-10
 
     def test_export(self, case: Case) -> None:
-        """``torch.export`` with a free batch size."""
-        module = case.module(dtype=torch.float64)
-        x = case.input(dtype=torch.float64, batch=2)
-        exported = torch.export.export(module, (x,), dynamic_shapes=({0: torch.export.Dim("batch")},), strict=False)
-        x = case.input(dtype=torch.float64, batch=3)
-        assert relative_error(exported.module()(x), module(x)) < 1e-10
+        """``torch.export`` with free sizes: the program serves another batch and larger maps, even, odd and unequal.
+
+        Not smaller ones: where a map on the way has one pixel, torch makes another program.
+        """
+        module, least = case.module(dtype=torch.float64), [2 * length for length in case.shape[2:]]
+        x = case.input(least, torch.float64, batch=2)
+        free = {axis: torch.export.Dim.AUTO for axis in range(x.dim()) if axis != 1}
+        exported = torch.export.export(module, (x,), dynamic_shapes=(free,), strict=False).module()
+        for steps in ((0, 0, 0), (1, 1, 1), (2, 5, 4), (3, 2, 1)):
+            size = [length + step for length, step in zip(least, steps, strict=False)]
+            x = case.input(size, torch.float64, batch=3) + 1
+            assert relative_error(exported(x), module(x)) < 1e-10
 
     def test_onnx(self, case: Case) -> None:
         """By TorchScript's exporter."""

@@ -11,7 +11,7 @@ from monai.networks.nets.basic_unet import UpCat
 from torch import Tensor, nn
 from torch.nn import functional
 
-from monai_sre.ops.grid import centred_fit, script_if_tracing
+from monai_sre.ops.grid import centred_fit, script_if_tracing, serves_all_sizes
 from monai_sre.ops.pool import blur_width, centred_avg_pool, centred_blur_pool
 
 
@@ -30,7 +30,7 @@ class CentredUpCat(UpCat):
 @script_if_tracing
 def _fit(x: Tensor, skip: Tensor) -> Tensor:
     if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript leaves a branch out only where this stands alone
-        if torch.onnx.is_in_onnx_export():  # no branch on a size
+        if serves_all_sizes(x):  # no branch on a size
             return centred_fit(x, list(skip.shape[2:]))
     size: list[int] = []
     for axis in range(2, x.dim()):

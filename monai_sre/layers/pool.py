@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from monai_sre.ops.arguments import check_flags, int_tuple
-from monai_sre.ops.grid import centred_pad, in_onnx_export, pad_ends, script_if_tracing
+from monai_sre.ops.grid import centred_pad, pad_ends, script_if_tracing, serves_all_sizes
 from monai_sre.ops.pool import (
     BLUR_WIDTH,
     avg_pool_nd,
@@ -239,7 +239,7 @@ def _nearest(x: Tensor, values: list[float], scaled: bool) -> Tensor:
     for axis in range(x.dim() - 2):
         if not scaled:
             size.append(int(values[axis]))
-        elif in_onnx_export():
+        elif serves_all_sizes(x):
             size.append(x.size(axis + 2) * int(round(unit * values[axis])) // unit)  # noqa: RUF046 - TorchScript
         else:
             size.append(int(x.size(axis + 2) * values[axis]))

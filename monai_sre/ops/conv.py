@@ -28,10 +28,10 @@ from monai_sre.ops.grid import (
     centred_windows,
     extend_ends,
     half_of,
-    in_onnx_export,
     join_neighbours,
     pad_ends,
     script_if_tracing,
+    serves_all_sizes,
     spread_to,
 )
 from monai_sre.ops.pool import centred_blur
@@ -224,7 +224,7 @@ def _on_centred_grid(
         x = extend_ends(x, padding, padding_mode)
         total = far_padding
     if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript leaves a branch out only where this stands alone
-        if torch.onnx.is_in_onnx_export():  # no branch on a size
+        if serves_all_sizes(x):  # no branch on a size
             spread = [dilation[axis] * (taps.size(axis - ndim) - 1) + 1 for axis in range(ndim)]
             return centred_windows(x, spread, stride, total), taps, [0] * ndim
     amounts: list[int] = []
@@ -356,7 +356,7 @@ def extra_padding(
     """
     ndim = len(kernel_size)
     wanted = output_size[-ndim:]
-    exported = in_onnx_export()
+    exported = serves_all_sizes(x)
     smallest: list[int] = []
     extra: list[int] = []
     fits = len(output_size) in (ndim, x.dim())
@@ -400,7 +400,7 @@ def centred_conv_transpose(
     """
     ndim = len(stride)
     if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript leaves a branch out only where this stands alone
-        if torch.onnx.is_in_onnx_export():  # no branch on a size
+        if serves_all_sizes(x):  # no branch on a size
             full = conv_transpose_nd(x, kernel, None, stride, [0] * ndim, [0] * ndim, groups, dilation)
             spans = [full.size(axis + 2) - margin[axis] for axis in range(ndim)]
             ends = [

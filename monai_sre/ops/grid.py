@@ -33,12 +33,15 @@ def script_if_tracing(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return call
 
 
-def in_onnx_export() -> bool:
-    """Whether a graph for ONNX is captured: it may hold no branch on a size. TorchScript compiles both sides of ``if``."""
+def serves_all_sizes(x: Tensor) -> bool:
+    """Whether a graph for ONNX, or by ``torch.export`` with free sizes, is captured: it may hold no branch on a size.
+
+    TorchScript compiles both sides of ``if``.
+    """
     if torch.jit.is_scripting():
         return False
     else:  # noqa: RET505 - TorchScript would compile it
-        return torch.onnx.is_in_onnx_export()
+        return torch.onnx.is_in_onnx_export() or any(isinstance(size, torch.SymInt) for size in x.shape[1:])
 
 
 def pad_ends(x: Tensor, amounts: list[int], mode: str = "constant", value: float = 0.0) -> Tensor:
@@ -59,14 +62,14 @@ def pad_ends(x: Tensor, amounts: list[int], mode: str = "constant", value: float
 def extend_ends(x: Tensor, amounts: list[int], mode: str) -> Tensor:
     """:func:`pad_ends` by any amounts: ``"reflect"`` and ``"circular"`` go on, where torch stops at the size of the map.
 
-    In a graph for ONNX they stop there too.
+    In a graph for all sizes they stop there too.
 
     Example:
         >>> import torch
         >>> extend_ends(torch.tensor([[[1.0, 2.0]]]), [3], "reflect").tolist()
         [[[2.0, 1.0, 2.0, 1.0, 2.0, 1.0, 2.0, 1.0]]]
     """
-    if in_onnx_export():
+    if serves_all_sizes(x):
         return pad_ends(x, amounts, mode)
     fits = True
     for axis in range(len(amounts)):
@@ -177,7 +180,7 @@ def window_spans(
     spans: list[int] = []
     for axis in range(len(reach)):
         size, step, total = x.size(axis - len(reach)), stride[axis], total_padding[axis]
-        if in_onnx_export():  # no branch on a size
+        if serves_all_sizes(x):  # no branch on a size
             count = (size + total - reach[axis]) // step + 1
             if ceil_mode:
                 more, most = (size + total - reach[axis] + step - 1) // step, (size + total // 2 - 1) // step
@@ -203,7 +206,7 @@ def spread_to(x: Tensor, spans: list[int], ends: list[int], value: float = 0.0, 
         tensor([[[0.5000, 1.5000, 2.5000, 3.5000, 2.0000]]])
     """
     if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript leaves a branch out only where this stands alone
-        if torch.onnx.is_in_onnx_export():  # no branch on a size
+        if serves_all_sizes(x):  # no branch on a size
             x = pad_ends(x, ends, value=value) if any(ends) else x
             for axis, span in enumerate(spans, x.dim() - len(spans)):
                 x = _middle(x, axis, span, maximum)
@@ -221,7 +224,7 @@ def spread_to(x: Tensor, spans: list[int], ends: list[int], value: float = 0.0, 
 
 
 def _middle(x: Tensor, axis: int, length: int, maximum: bool = False) -> Tensor:
-    """For ONNX: the middle of one axis, its neighbours joined whether it lies between pixels or not."""
+    """Of a graph for all sizes: the middle of one axis, its neighbours joined whether it lies between pixels or not."""
     steps = torch.arange(length, device=x.device)  # a slice would guard its ends, and so the sizes
     rest = x.size(axis) - length
     first, second = (x.index_select(axis, steps + start) for start in (rest // 2, (rest + 1) // 2))
@@ -267,7 +270,7 @@ def centred_fit(x: Tensor, size: list[int]) -> Tensor:
         tensor([[[3., 5.]]])
     """
     if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript leaves a branch out only where this stands alone
-        if torch.onnx.is_in_onnx_export():  # no branch on a size
+        if serves_all_sizes(x):  # no branch on a size
             for axis, length in enumerate(size, x.dim() - len(size)):
                 rest, last = x.size(axis) - length, x.size(axis) - 1
                 steps = torch.arange(length, device=x.device) - length

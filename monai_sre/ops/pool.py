@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from monai_sre.ops.dispatch import is_eager_cpu_call, keep_subclass, under_autocast, under_transform, without_autocast
-from monai_sre.ops.grid import in_onnx_export, pad_ends, script_if_tracing, spread_to, window_spans
+from monai_sre.ops.grid import pad_ends, script_if_tracing, serves_all_sizes, spread_to, window_spans
 
 #: Standard deviation of the filter, in steps of the coarse grid, where the caller names none: that of binomial weights of 7
 #: taps at stride 2, the widest of Zhang's. Wider ones alias less and blur more.
@@ -56,6 +56,9 @@ def max_pool_nd(x: Tensor, kernel_size: list[int], stride: list[int], dilation: 
         tensor([[[5., 7.]]])
     """
     padding = [0] * len(kernel_size)
+    if len(kernel_size) == 1 and serves_all_sizes(x):  # torch.export makes a constant of the size that max_pool1d takes
+        pooled = functional.max_pool2d(x.unsqueeze(-2), [1, kernel_size[0]], [1, stride[0]], [0, 0], [1, dilation[0]])
+        return pooled.squeeze(-2)
     if len(kernel_size) == 1:
         return functional.max_pool1d(x, kernel_size, stride, padding, dilation)
     if len(kernel_size) == 2:
@@ -93,7 +96,7 @@ def centred_avg_pool(
     total = [2 * amount for amount in padding]
     spans, ends = window_spans(x, kernel_size, stride, total, ceil_mode), _ends(padding, stride, ceil_mode)
     if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript leaves a branch out only where this stands alone
-        if torch.onnx.is_in_onnx_export():  # no branch on a size
+        if serves_all_sizes(x):  # no branch on a size
             axes = list(range(x.dim() - len(stride), x.dim()))
             settings = zip(axes, spans, kernel_size, stride, padding, strict=True)
             matrices = [
@@ -190,7 +193,7 @@ def centred_upsample(x: Tensor, scale_factor: int, size: list[int] | None = None
     axes: list[int] = []
     matrices: list[Tensor] = []
     if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript leaves a branch out only where this stands alone
-        if torch.onnx.is_in_onnx_export():  # no branch on a size
+        if serves_all_sizes(x):  # no branch on a size
             axes = list(range(x.dim() - ndim, x.dim()))
             return _multiply_axes(x, axes, [_refining(x, axis, scale_factor, size[axis - x.dim()]) for axis in axes])
     for axis in range(ndim):
@@ -463,7 +466,7 @@ def blurred_max_pool(
     ends: list[int] = []
     for axis in range(ndim):
         end = padding[axis]
-        if not in_onnx_export():
+        if not serves_all_sizes(x):
             lacking = reach[axis] - x.size(axis - ndim) - 2 * end
             end += max(lacking + 1, 0) // 2  # with ceil_mode, a window may be larger than the map
         ends.append(end)

@@ -223,6 +223,23 @@ def test_graphs_serve_any_size(name: str, fold: bool, dynamo: bool) -> None:
         assert relative_error(outputs, wanted) < 2e-5, kind
 
 
+@pytest.mark.parametrize("name", ANY_SIZE)
+@pytest.mark.parametrize("fold", [pytest.param(False, marks=pytest.mark.slow), True], ids=["network", "folded"])
+def test_programs_serve_larger_maps(name: str, fold: bool) -> None:
+    """``torch.export`` with free sizes, of which none shrinks to one pixel on the way."""
+    make, ndim = ANY_SIZE[name]
+    network = varied(make()).eval()
+    network = fold_sre(network) if fold else network
+    x = torch.randn(2, 1, *(32, 40, 36)[:ndim])
+    free = {axis: torch.export.Dim.AUTO for axis in range(x.dim()) if axis != 1}
+    program = torch.export.export(network, (x,), dynamic_shapes=(free,), strict=False).module()
+    step = 4 if name.startswith("UNet") else 1  # MONAI's takes what its strides divide
+    for steps in ((0, 0, 0), (1, 2, 1), (2, 7, 4)):
+        x = torch.randn(3, 1, *(32 + step * steps[0], 40 + step * steps[1], 36 + step * steps[2])[:ndim])
+        with torch.no_grad():
+            assert relative_error(program(x), network(x)) < 2e-5
+
+
 def test_round_trip() -> None:
     """Original, converted, folded, original: MONAI loads the state, and it converts to the same network again."""
     torch.manual_seed(0)
