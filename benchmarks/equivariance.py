@@ -251,7 +251,7 @@ def table(result: dict[str, Any]) -> str:
         "",
     ]
     for case, rows in result["layers"].items():
-        table_rows = []
+        lines_of_layers = []
         for label, row in rows.items():
             ratios = [
                 f"{rows[other]['mean'] / row['mean']:.1f}" if other in rows else ""
@@ -261,9 +261,9 @@ def table(result: dict[str, Any]) -> str:
             closed = row["closed_form_all_angles"]
             cells += [f"{row['mean']:.5f}", *ratios, "" if closed is None else f"{closed:.5f}"]
             cells += [str(row["parameters"])]
-            table_rows.append([label, *cells])
+            lines_of_layers.append([label, *cells])
         head = ("layer", "15°", "30°", "45°", "mean", "SRE-Conv /", "GMR-Conv /", "closed form", "par.")
-        lines += [f"### {case}", "", markdown(head, table_rows, rule="---:")]
+        lines += [f"### {case}", "", markdown(head, lines_of_layers, rule="---:")]
     lines += [
         "## A whole random ResNet18, kernels 9, 9, 5, 5",
         "",
@@ -287,12 +287,12 @@ def table(result: dict[str, Any]) -> str:
 def network_table(case: str, rows: dict[str, Any], references: tuple[str, str]) -> list[str]:
     """One table in Markdown, with the factors by which each network errs less than the references."""
     head = ["network", "15°", "30°", "45°", "mean", *(f"{reference} /" for reference in references)]
-    cells_of_rows = []
+    lines_of_networks = []
     for label, row in rows.items():
         cells = [f"{value:.4f}" for value in [*row["by_angle"].values(), row["mean"]]]
         cells += [f"{rows[other]['mean'] / row['mean']:.1f}" if other in rows else "" for other in references]
-        cells_of_rows.append([label, *cells])
-    return [f"### {case}", "", markdown(head, cells_of_rows, rule="---:")]
+        lines_of_networks.append([label, *cells])
+    return [f"### {case}", "", markdown(head, lines_of_networks, rule="---:")]
 
 
 def draw(result: dict[str, Any], path: Path) -> None:

@@ -12,7 +12,9 @@ RESULTS = Path(__file__).with_name("results")
 
 def read_json(path: Path, missing: Any = None) -> Any:
     """What a file of results holds; ``missing``, if it is given, where there is no file yet."""
-    return missing if missing is not None and not path.is_file() else json.loads(path.read_text(encoding="utf-8"))
+    if missing is not None and not path.is_file():
+        return missing
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]], rule: str = "---") -> str:
