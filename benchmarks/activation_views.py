@@ -17,7 +17,8 @@ from pathlib import Path
 import torch
 
 from benchmarks.accuracy import MODELS
-from benchmarks.bundles import source_of, train, trained_network
+from benchmarks.bundles import source_of, train
+from monai_sre import load_network
 from monai_sre.data import BatchPreprocess, load_dataset
 from monai_sre.evaluation import draw_activations
 
@@ -36,8 +37,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         if options.plain is None:
             train(source_of(DATASET, str(options.dataset_dir)), MODELS["plain"], {}, Path(folder))
-        plain = trained_network(options.plain or Path(folder) / "models" / "model.pt")
-    sre = trained_network(source.bundle / "models" / "model.pt")
+        plain = load_network(options.plain or Path(folder) / "models" / "model.pt")
+    sre = load_network(source.bundle / "models" / "model.pt")
     images = BatchPreprocess(32)(test.images)
     with torch.no_grad():
         decided = torch.stack([model(images).argmax(dim=1) for model in (sre, plain)])

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from benchmarks.tables import read_json
 from benchmarks.timing import machine
 from monai_sre.data import dataset_info
-from monai_sre.description import load_network
 from monai_sre.evaluation.transformations import PROTOCOLS
 
 BUNDLES = Path(__file__).parents[1] / "bundles"
@@ -148,13 +147,6 @@ def network_of(source: Source, model: Model, *more: str) -> nn.Module:
     found = parsed(source, model, *more).get_parsed_content("network_def")
     network: nn.Module = found if isinstance(found, nn.Module) else found()
     return network
-
-
-def trained_network(weights: Path, network: nn.Module | None = None) -> nn.Module:
-    """A network with weights, in evaluation mode; without ``network`` the one that the weights' description names."""
-    found = load_network(weights) if network is None else network
-    found.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
-    return found.eval()
 
 
 def windows_of(source: Source, model: Model, *more: str) -> Callable[..., Tensor]:

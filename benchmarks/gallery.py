@@ -20,10 +20,11 @@ from monai.visualize import ModelWithHooks
 from PIL import Image
 from torch import Tensor, nn
 
-from benchmarks.bundles import HIPPOCAMPUS, first_test_image, network_of, source_of, train, trained_network, windows_of
+from benchmarks.bundles import HIPPOCAMPUS, first_test_image, network_of, source_of, train, windows_of
 from benchmarks.tables import RESULTS
 from benchmarks.volumes import MODELS
 from monai_sre.data import background_value, rotate_batch
+from monai_sre.description import load_weights
 from monai_sre.evaluation import map_scores
 from monai_sre.evaluation.figures import new_figure
 from monai_sre.evaluation.sweep import as_cube
@@ -180,7 +181,7 @@ def main() -> None:
             train(source, MODELS["plain"], settings, Path(folder))
         weights = {"plain": options.plain or Path(folder) / "models" / "model.pt"}
         weights["margins"] = source.bundle / "models" / "model.pt"
-        nets = {name: trained_network(path, network_of(source, MODELS[name])) for name, path in weights.items()}
+        nets = {name: load_weights(network_of(source, MODELS[name]), path).eval() for name, path in weights.items()}
     case = first_test_image(source, MODELS["margins"])
     volume, truth = (case[key][None].as_subclass(Tensor) for key in ("image", "label"))
     titles = {"plain": "plain", "margins": "ours"}

@@ -25,13 +25,14 @@ from benchmarks.bundles import (
     network_of,
     parsed,
     source_of,
-    trained_network,
     windows_of,
 )
 from benchmarks.cells import PROTOCOL_WORDS, Study, choose, main, name_of, read_cells
 from benchmarks.intervals import WORDS
 from benchmarks.tables import RESULTS, markdown, read_json
+from monai_sre import load_network
 from monai_sre.data.geometry import rotate_batch
+from monai_sre.description import load_weights
 from monai_sre.evaluation import draw_maps
 from monai_sre.files import write_json
 
@@ -95,7 +96,7 @@ def pooled(arguments: argparse.Namespace) -> None:
     source, model = source_of(VESSELS, arguments.dataset_dir), Model("the bundle's")
     parser = parsed(source, model, "evaluate.json")
     parser["validate#preprocessing#transforms"] = "$@preprocessing"  # pixels outside of the field count too
-    network = trained_network(parser.get_parsed_content("ckpt_path"), parser.get_parsed_content("network_def"))
+    network = load_network(parser.get_parsed_content("ckpt_path"))
     windows, counts = parser.get_parsed_content("validate#inferer"), []
     for case in parser.get_parsed_content("validate#dataset"):
         image, truth, field = (torch.as_tensor(case[key]) for key in ("image", "label", "field"))
@@ -133,7 +134,7 @@ def picture(arguments: argparse.Namespace) -> None:
     for name in ("plain", "harmonic"):
         first = chosen[task, name][0]
         weights = Path(arguments.work) / name_of(first) / "models" / "model.pt"
-        network = trained_network(weights, network_of(source, MODELS[name]))
+        network = load_weights(network_of(source, MODELS[name]), weights).eval()
         networks.append((network, windows_of(source, MODELS[name])))
     case, shown = first_test_image(source, MODELS["harmonic"]), []
     for angle in (0.0, 45.0, 90.0):

@@ -31,7 +31,6 @@ from benchmarks.bundles import (
     network_of,
     parsed,
     source_of,
-    trained_network,
     windows_of,
 )
 from benchmarks.cells import BACKGROUND, LOSS, PROTOCOL_WORDS, Study, cell_name, choose, main, name_of, read_cells
@@ -39,6 +38,7 @@ from benchmarks.intervals import WORDS
 from benchmarks.tables import RESULTS, markdown, read_json
 from benchmarks.timing import Effort, interleaved, machine
 from monai_sre.data import background_value
+from monai_sre.description import load_weights
 from monai_sre.evaluation import draw_contours, sweep_transformations
 from monai_sre.evaluation.sweep import RESAMPLED, as_cube
 from monai_sre.files import write_json
@@ -226,7 +226,7 @@ def picture(arguments: argparse.Namespace) -> None:
     weights = {"plain": folder / "models" / "model.pt", "margins": source.bundle / "models" / "model.pt"}
     networks = {}
     for name, path in weights.items():
-        network = trained_network(path, network_of(source, MODELS[name]))
+        network = load_weights(network_of(source, MODELS[name]), path).eval()
         networks[MODELS[name].title.split(",")[0]] = (network, windows_of(source, MODELS[name]))
     case, views = first_test_image(source, MODELS["margins"]), {}
     moves = sweep_transformations(3, orientations=True, random_rotations=1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from monai_sre import description, options
 from monai_sre.convert import conversion_report, convert_to_sre, fold_sre, spacing_from
+from monai_sre.description import load_network
 from monai_sre.layers import (
     SREConv1d,
     SREConv2d,
@@ -42,6 +43,7 @@ __all__ = [
     "equivariance_error",
     "fold_sre",
     "layer_errors",
+    "load_network",
     "load_sre_checkpoint",
     "options",
     "spacing_from",

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from monai_sre.convert import convert_to_sre, fold_sre
 from monai_sre.convert.trial import find_input, prepared, spatial_dims_of
-from monai_sre.description import check_weights, read_tensors
+from monai_sre.description import load_weights
 from monai_sre.layers.conv import RadialNd
 from monai_sre.options import given_options
 from monai_sre.symmetry.error import culprits, equivariance_error, layer_errors, tensors_of
@@ -242,8 +242,7 @@ def load(target: str, arguments: Mapping[str, Any] | None = None, weights: str |
     if weights is None and (path / "models/model.pt").is_file():
         weights = path / "models/model.pt"
     if weights is not None:
-        check_weights(network, weights)
-        network.load_state_dict(read_tensors(Path(weights)))
+        load_weights(network, weights)
     return network
 
 

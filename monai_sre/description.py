@@ -211,8 +211,8 @@ def load_description(path: str | Path) -> ModelDescription:
     return ModelDescription(values, str(path))
 
 
-def load_network(path: str | Path, **changes: Any) -> nn.Module:
-    """The network of a trained model, with new weights: what a config names as its ``network_def``.
+def described_network(path: str | Path, **changes: Any) -> nn.Module:
+    """The network of a trained model with new weights: what a config names as its ``network_def``.
 
     Args:
         path: of its JSON file or of its weights, see :func:`load_description`.
@@ -223,6 +223,49 @@ def load_network(path: str | Path, **changes: Any) -> nn.Module:
         ValueError: it does not describe a network that can be built.
     """
     return load_description(path).network(**changes)
+
+
+def load_network(path: str | Path) -> nn.Module:
+    """A trained network with its weights.
+
+    Args:
+        path: of the weights, ``model.pt``; training writes ``model.json`` beside them.
+
+    Returns:
+        The network on the CPU, in evaluation mode.
+
+    Raises:
+        FileNotFoundError: one of the two files is not there.
+        ValueError: the network cannot be built, or the weights cannot be read or are those of another one.
+
+    Example:
+        >>> import json, tempfile
+        >>> file = Path(tempfile.mkdtemp()) / "model.pt"
+        >>> trained = make_network("torch.nn.Linear", in_features=2, out_features=1)
+        >>> torch.save(trained.state_dict(), file)
+        >>> _ = file.with_suffix(".json").write_text(json.dumps({"network": network_entry(trained)}))
+        >>> torch.equal(load_network(file).weight, trained.weight)
+        True
+    """
+    return load_weights(described_network(path), path).eval()
+
+
+def load_weights(network: nn.Module, path: str | Path) -> nn.Module:
+    """Give a network the weights of a file that fits it.
+
+    Args:
+        network: as its description builds it.
+        path: of the weights, a plain state dict.
+
+    Returns:
+        The network itself.
+
+    Raises:
+        FileNotFoundError: as :func:`check_weights`.
+        ValueError: likewise; the network is as it was.
+    """
+    network.load_state_dict(_fitting(network, Path(path)))
+    return network
 
 
 def check_weights(network: nn.Module, path: str | Path) -> None:
@@ -246,12 +289,17 @@ def check_weights(network: nn.Module, path: str | Path) -> None:
         ...     print(str(error).replace(str(file), "model.pt"))
         model.pt does not fit the network: weight has shape (1, 3), the network's is (1, 2)
     """
-    path = Path(path)
+    _fitting(network, Path(path))
+
+
+def _fitting(network: nn.Module, path: Path) -> dict[str, torch.Tensor]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; expected the weights of a trained model")
-    fault = misfit(network, read_tensors(path))
+    state: dict[str, torch.Tensor] = read_tensors(path)
+    fault = misfit(network, state)
     if fault:
         raise ValueError(f"{path} does not fit the network: {fault}")
+    return state
 
 
 def read_tensors(path: Path) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,13 @@ from monai.bundle import ConfigParser
 from monai.networks.nets import DenseNet121
 from torch import nn
 
+import monai_sre
 from monai_sre.description import (
     check_weights,
     describe,
+    described_network,
     load_description,
-    load_network,
+    load_weights,
     make_network,
     network_entry,
 )
@@ -46,7 +49,7 @@ def test_a_network_is_built_again_from_its_description(tmp_path: Path, target: s
     path.write_text(json.dumps(values))
     model = load_description(path)
     assert (model["epoch"], model["metrics"]) == (3, {"val_auc": 0.9, "val_loss": None})
-    twin = load_network(path)
+    twin = described_network(path)
     twin.load_state_dict(network.state_dict())
     x = torch.randn(2, 1, *[16] * arguments["spatial_dims"])
     torch.testing.assert_close(twin.eval()(x), network.eval()(x), rtol=0, atol=0)
@@ -65,7 +68,7 @@ def test_a_converted_network_is_converted_again(tmp_path: Path) -> None:
         key.replace("target", "_target_"): value for key, value in inner.items() if key != "_target_"
     }
     (tmp_path / "model.json").write_text(json.dumps({"network": entry}))
-    twin = load_network(tmp_path / "model.json")
+    twin = described_network(tmp_path / "model.json")
     assert repr(twin) == repr(network)
     twin.load_state_dict(network.state_dict())
     x = torch.randn(1, 1, 12, 16)
@@ -82,7 +85,17 @@ def test_weights_have_the_description_beside_them(tmp_path: Path, name: str) -> 
 def test_a_config_may_change_an_argument(tmp_path: Path) -> None:
     path = tmp_path / "model.json"
     path.write_text(json.dumps({"network": {"_target_": "torch.nn.Linear", "in_features": 2, "out_features": 1}}))
-    assert load_network(path, out_features=5).weight.shape == (5, 2)
+    assert described_network(path, out_features=5).weight.shape == (5, 2)
+
+
+def test_a_trained_network_has_its_weights_and_is_ready_for_use(tmp_path: Path) -> None:
+    arguments = {"spatial_dims": 2, "in_channels": 1, "num_classes": 2, "width": 4}
+    trained, path = make_network("monai_sre.nets.SREResNet", **arguments).eval(), tmp_path / "model.pt"
+    torch.save(trained.state_dict(), path)
+    path.with_suffix(".json").write_text(json.dumps({"network": network_entry(trained)}))
+    loaded, x = monai_sre.load_network(path), torch.randn(2, 1, 20, 17)
+    assert not loaded.training
+    torch.testing.assert_close(loaded(x), trained(x), rtol=0, atol=0)
 
 
 def test_a_network_of_which_nothing_is_known_is_left_out_and_said(tmp_path: Path) -> None:
@@ -91,7 +104,7 @@ def test_a_network_of_which_nothing_is_known_is_left_out_and_said(tmp_path: Path
     assert network_entry(nn.Linear(2, 1)) is None
     (tmp_path / "model.json").write_text(json.dumps(describe({"network": None}, 1, {})))
     with pytest.raises(ValueError, match=r"model.json does not say how the network is made; give the network_def"):
-        load_network(tmp_path / "model.json")
+        described_network(tmp_path / "model.json")
 
 
 def test_only_what_json_can_hold_describes_a_model() -> None:
@@ -177,9 +190,14 @@ def weights(kind: str, path: Path) -> None:
         ("shape", r"weight has shape \(1, 2\), the network's is \(1, 3\)"),
     ],
 )
-def test_weights_that_do_not_fit_end_in_one_sentence(tmp_path: Path, kind: str, message: str) -> None:
-    path = tmp_path / "model.pt"
+@pytest.mark.parametrize("use", [check_weights, load_weights])
+def test_weights_that_do_not_fit_end_in_one_sentence(
+    tmp_path: Path, use: Callable[[nn.Module, Path], Any], kind: str, message: str
+) -> None:
+    path, network = tmp_path / "model.pt", nn.Linear(3, 1)
     weights(kind, path)
+    before = copy.deepcopy(network.state_dict())
     with pytest.raises((ValueError, FileNotFoundError), match=message) as caught:
-        check_weights(nn.Linear(3, 1), path)
+        use(network, path)
     assert "\n" not in str(caught.value)
+    torch.testing.assert_close(network.state_dict(), before, rtol=0, atol=0)

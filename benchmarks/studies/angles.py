@@ -29,8 +29,9 @@ from scipy.fft import dct
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.bundles import source_of, trained_network
+from benchmarks.bundles import source_of
 from benchmarks.tables import markdown, read_json
+from monai_sre import load_network
 from monai_sre.data import BatchPreprocess, load_dataset
 from monai_sre.data.geometry import background_value
 from monai_sre.description import load_description
@@ -332,7 +333,7 @@ def measure(part: str, dataset: str, dataset_dir: str) -> None:
     """Write what is found for one data set, its ``"layers"`` or its ``"causes"``, of which rows that are there stay."""
     path = RESULTS / "angles.json"
     weights = source_of(dataset, dataset_dir).bundle / "models" / "model.pt"
-    network, size = trained_network(weights), load_description(weights)["image_size"]
+    network, size = load_network(weights), load_description(weights)["image_size"]
     count = IMAGES[dataset][part]
     data = load_dataset(dataset, dataset_dir, "test")
     x, labels = BatchPreprocess(size)(data.images[:count]), data.labels[:count]

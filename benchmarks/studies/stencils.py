@@ -25,9 +25,10 @@ import torch
 from monai.utils import instantiate
 from torch import Tensor, nn
 
-from benchmarks.bundles import source_of, trained_network
+from benchmarks.bundles import source_of
 from benchmarks.studies.angles import IMAGES, VARIANTS, decision_errors
 from benchmarks.tables import markdown, read_json
+from monai_sre import load_network
 from monai_sre.data import BatchPreprocess, load_dataset
 from monai_sre.description import load_description
 from monai_sre.files import write_json
@@ -185,7 +186,7 @@ def measure(dataset_dir: str) -> None:
                     )
     for dataset, counts in IMAGES.items():
         weights = source_of(dataset, dataset_dir).bundle / "models" / "model.pt"
-        network, size = trained_network(weights), load_description(weights)["image_size"]
+        network, size = load_network(weights), load_description(weights)["image_size"]
         data, count = load_dataset(dataset, dataset_dir, "test"), counts["causes"]
         x, labels = BatchPreprocess(size)(data.images[:count]), data.labels[:count]
         networks = {"as it is": network} | {

@@ -16,17 +16,12 @@ from monai.bundle import create_workflow
 from PIL import Image
 from torch import nn
 
-from monai_sre.description import load_description, load_network
+from monai_sre import load_network
+from monai_sre.description import load_description
 from tests.bundles.inferring import BUNDLES, CLASSIFICATION, SEGMENTATION, VOLUMES
 from tests.bundles.running import config_files
 
 every_bundle = pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
-
-
-def shipped(bundle: Path) -> nn.Module:
-    network = load_network(bundle / "models/model.json")
-    network.load_state_dict(torch.load(bundle / "models/model.pt", weights_only=True))
-    return network.eval()
 
 
 def metadata_of(bundle: Path) -> dict[str, Any]:
@@ -161,7 +156,7 @@ def test_torchscript_export(bundle: Path, shape: tuple[int, ...], use_trace: boo
         **forms(bundle, "inference"),
     )
     x = torch.randn(2, *shape)
-    wanted = shipped(bundle)(x)
+    wanted = load_network(bundle / "models/model.pt")(x)
     torch.testing.assert_close(
         torch.jit.load(str(target))(x), wanted, rtol=1e-4, atol=1e-5 * max(1, float(wanted.abs().max()))
     )
@@ -187,7 +182,9 @@ def onnx_export(bundle: Path, target: Path, **options: Any) -> Callable[[torch.T
 def test_onnx_export(tmp_path: Path) -> None:
     """At the size that the metadata say."""
     found, x = onnx_export(CLASSIFICATION[2], tmp_path / "model.onnx"), torch.randn(1, 1, 32, 32)
-    torch.testing.assert_close(found(x), shipped(CLASSIFICATION[2])(x).detach(), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(
+        found(x), load_network(CLASSIFICATION[2] / "models/model.pt")(x).detach(), rtol=1e-3, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("ndim", [2, pytest.param(3, marks=pytest.mark.slow)])
@@ -199,7 +196,7 @@ def test_onnx_of_any_size(ndim: int, tmp_path: Path) -> None:
     axes = {"dynamic_axes": {"x": dict(zip((0, 2, 3, 4)[: ndim + 1], ("batch", "x", "y", "z"), strict=False))}}
     target = tmp_path / "model.onnx"
     graph = onnx_export(CLASSIFICATION[ndim], target, input_shape=[2, 1, *[32] * ndim], converter_kwargs=axes)
-    network = shipped(CLASSIFICATION[ndim])
+    network = load_network(CLASSIFICATION[ndim] / "models/model.pt")
     for size in ((28, 28, 28), (33, 40, 21)):
         x = torch.randn(3, 1, *size[:ndim])
         torch.testing.assert_close(graph(x), network(x).detach(), rtol=1e-3, atol=1e-3)
@@ -216,7 +213,7 @@ def test_exports_of_maps_serve_any_size(tmp_path: Path) -> None:
     """By the command of the bundle's page, and traced."""
     axes = {"dynamic_axes": {"x": {0: "batch", 2: "rows", 3: "columns"}}}
     graph = onnx_export(SEGMENTATION, tmp_path / "model.onnx", input_shape=[2, 3, 64, 64], converter_kwargs=axes)
-    network = shipped(SEGMENTATION)
+    network = load_network(SEGMENTATION / "models/model.pt")
     traced = torch.jit.trace(network, torch.randn(1, 3, 24, 24))
     for size in ((33, 48), (7, 6), (130, 99)):
         x = torch.randn(1, 3, *size)
