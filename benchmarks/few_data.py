@@ -132,20 +132,18 @@ def curves(dataset: str, parts: dict[tuple[Task, str, float], Cells]) -> dict[st
 
 
 def claim(dataset: str, title: str, figure: Figure, found: dict[str, list[Point]], other: str) -> str:
-    """How many labels of ours do what all labels do for another network, or that none do."""
+    """How many labels of ours do what all labels do for another network, or that all of them do less."""
     whole, name = found[other][-1], NETWORKS[other][0]
     reached = [point.score(figure) >= whole.score(figure) for point in found["ours"]]
-    if not reached[-1]:
-        best = max(point.score(figure) for point in found["ours"])
-        scores = f"at most {best:.3f}, and {whole.score(figure):.3f}"
-        return f"- {dataset}, {title}: no number of labels of ours does what {whole.labels} do for {name} ({scores})."
-    least = next(point for place, point in enumerate(found["ours"]) if all(reached[place:]))
-    text = f"- {dataset}, {title}: {least.labels} labels of ours do what {whole.labels} do for {name}"
-    text += f" ({least.score(figure):.3f} and {whole.score(figure):.3f}"
-    if least.images is not None and whole.images is not None:
-        drawn = difference(least.images, whole.images, figure)
+    point, does = found["ours"][-1], "do less than"
+    if reached[-1]:
+        point, does = next(part for place, part in enumerate(found["ours"]) if all(reached[place:])), "do what"
+    text = f"- {dataset}, {title}: {point.labels} labels of ours {does} {whole.labels} do for {name}"
+    text += f" ({point.score(figure):.3f} and {whole.score(figure):.3f}"
+    if point.images is not None and whole.images is not None:
+        drawn = difference(point.images, whole.images, figure)
         text += f", difference {drawn.text('+.3f')}{', level' if drawn.word() == 'level' else ''}"
-    return text + ")."
+    return text + (", of one seed)." if len(point.members) == 1 else ").")
 
 
 def report_parts(_: Study) -> None:
