@@ -56,6 +56,7 @@ INTRO = [
     "all; parts are nested, drawn by the seed, the classes in their shares. Each training takes as many steps as that on the",
     "whole set, with the learning rate chosen there; the validation set, which chooses the epoch, stays whole. Mean ±",
     "standard deviation over seeds; rotated: as in `accuracy.md` and, at random, in `volumes.md`.",
+    "Parts that a table lacks are not trained yet.",
     *WORDS,
 ]
 
