@@ -16,7 +16,7 @@ from typing import Any
 
 from monai.bundle import ConfigParser, run
 
-from monai_sre.ops.arguments import as_flag
+from monai_sre.ops.arguments import as_flag, unwrapped
 
 
 def check_options(options: Mapping[str, Any], command: Sequence[str] | None = None) -> None:
@@ -173,10 +173,6 @@ KINDS: dict[str, Callable[[str, Any], object]] = {
 }
 
 
-#: How the messages begin in which MONAI wraps those of others.
-_WRAPPERS = ("Failed to instantiate ", "Failed to evaluate ", "applying transform ")
-
-
 def _is_bundle_run(words: Sequence[str]) -> bool:
     return "monai.bundle" in words and "run" in words[words.index("monai.bundle") :]
 
@@ -221,6 +217,5 @@ def _check_command(words: Sequence[str], texts: Mapping[str, Any]) -> None:
 
 def _end_with_the_cause(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     sys.__excepthook__(kind, error, trace)
-    while error.__cause__ is not None and str(error).startswith(_WRAPPERS):  # what lies behind our own is a library's
-        error = error.__cause__
+    error = unwrapped(error)
     print(f"\n{type(error).__name__}: {error}", file=sys.stderr)

@@ -16,6 +16,7 @@ from monai.utils import TraceKeys
 
 from monai_sre.data.dicom import find_cases, is_dicom
 from monai_sre.data.reader import IMAGE_ENDINGS, is_foreign
+from monai_sre.ops.arguments import unwrapped
 
 __all__ = ["OUTPUTS", "ImageFiles", "earlier_outputs", "find_images", "note_output", "relative_names"]
 
@@ -191,10 +192,7 @@ def _traceable(part: Any) -> Iterator[TraceableTransform]:
 
 
 def _sentence(path: str, problem: BaseException) -> str:
-    """The message that names the file, from behind those of ``Compose``; else the first cause."""
-    causes = [problem]
-    while causes[-1].__cause__ is not None:
-        causes.append(causes[-1].__cause__)
-    root = causes[-1]
-    named = (str(cause) for cause in causes if path in str(cause))
-    return " ".join(next(named, f"{path} cannot be used: {type(root).__name__}: {root}").split())
+    """The error's message where it names the file; else one that does."""
+    problem = unwrapped(problem)
+    text = str(problem) if path in str(problem) else f"{path} cannot be used: {type(problem).__name__}: {problem}"
+    return " ".join(text.split())

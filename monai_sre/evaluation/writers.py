@@ -30,7 +30,7 @@ from monai_sre.evaluation.page import COLOURS, Measure, RunPage, draw_planes
 from monai_sre.evaluation.windows import FileInferer
 from monai_sre.extras import require
 from monai_sre.files import writable_folder, write_whole
-from monai_sre.ops.arguments import as_flag, listed
+from monai_sre.ops.arguments import as_flag, listed, unwrapped
 
 __all__ = ["FileTable", "PredictionWriter", "SegmentationWriter", "save_map"]
 
@@ -487,7 +487,6 @@ def _check_names(class_names: Sequence[str], count: int) -> None:
 
 
 def _cause(problem: BaseException) -> str:
-    """One sentence of the first cause, from behind what MONAI says of its transforms."""
-    while problem.__cause__ is not None:
-        problem = problem.__cause__
+    """One line of what went wrong, without what MONAI says of its transforms."""
+    problem = unwrapped(problem)
     return " ".join(f"{type(problem).__name__}: {problem}".split())

@@ -1,4 +1,7 @@
-"""Checks of arguments that every floor shares: each failure is one sentence with the name, the value and what is accepted."""
+"""Checks of arguments that every floor shares: each failure is one sentence with the name, the value and what is accepted.
+
+Also what such sentences are made of: the first of many names, and the error that MONAI has wrapped into its own.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,8 @@ from typing import ParamSpec, TypeVar
 import numpy as np
 import torch
 
+#: How the messages of MONAI's own exceptions begin.
+_WRAPPERS = ("Failed to instantiate ", "Failed to evaluate ", "applying transform ")
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
@@ -86,6 +91,30 @@ def listed(names: Sequence[str], count: int = 5, separator: str = "; ") -> str:
     """
     more = [f"and {len(names) - count} more"] if len(names) > count else []
     return separator.join([*names[:count], *more])
+
+
+def unwrapped(error: BaseException) -> BaseException:
+    """The error behind those that MONAI's transforms and configs raise from it.
+
+    Args:
+        error: as it was caught.
+
+    Returns:
+        The first in the chain of causes that is not MONAI's; what lies behind one of ours is a library's, and says less.
+
+    Example:
+        >>> from monai.transforms import Compose
+        >>> def transform(value):
+        ...     raise ValueError(f"value must be positive, got {value}")
+        >>> try:
+        ...     Compose([transform])(-1)
+        ... except RuntimeError as error:
+        ...     print(unwrapped(error))
+        value must be positive, got -1
+    """
+    while error.__cause__ is not None and str(error).startswith(_WRAPPERS):
+        error = error.__cause__
+    return error
 
 
 def int_tuple(name: str, value: int | Sequence[int], length: int, minimum: int) -> tuple[int, ...]:
