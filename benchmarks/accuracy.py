@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from benchmarks import fronts
-from benchmarks.bundles import Model
+from benchmarks.bundles import BANDS, RADIAL, Model
 from benchmarks.cells import (
     LOSS,
     PROTOCOL_WORDS,
@@ -29,8 +29,6 @@ from benchmarks.cells import (
 from benchmarks.intervals import WORDS, Interval, contrast, interval
 from benchmarks.tables import RESULTS, markdown, read_json
 
-RADIAL = {"network_def#conv": "radial", "network_def#profile": "gaussian", "network_def#orthonormal": True}
-_BANDS = {"network_def#profile": "band", "network_def#orthonormal": False}
 #: In 3-D, the stem behind a stride, as the plain network's is.
 STRIDED = {"network_def#stem_stride": 2, "network_def#strides": [1, 2, 2, 2]}
 _OFFICIAL_SIZE = {"network_def#width": 64, "network_def#kernel_size": [9, 9, 5, 5]}
@@ -41,7 +39,7 @@ MODELS = {
     "plain": Model("plain, kernels of 3", ("plain.json",), colour="tab:blue"),
     "plain-turned": Model("plain, random rotations in training", ("plain.json",), turned=True, colour="tab:orange"),
     "plain-averaged": Model("plain, averaged over rotations at test time", averaged="plain", colour="tab:green"),
-    "bands": Model("SRE, bands (the published kernel)", (), {**RADIAL, **_BANDS}, colour="tab:red"),
+    "bands": Model("SRE, bands (the published kernel)", (), BANDS, colour="tab:red"),
     "sre": Model("SRE, Gaussian rings", (), RADIAL, colour="tab:pink"),
     "harmonic": Model("SRE, Gaussian rings and harmonic energies (the bundles)", colour="tab:purple"),
     "rounder": Model("the same, rounder stencils of 5 taps", wrapper="studies.stencils.Rounder"),

@@ -33,6 +33,19 @@ _TURNED: dict[str, dict[str, Any]] = {
 }
 #: Arguments of a bundle's network that one of another kind takes over.
 _SHARED = ("spatial_dims", "in_channels", "num_classes", "out_channels", "_mode_")
+#: Entries of a bundle's network without energies, and with the published kernel.
+RADIAL = {"network_def#conv": "radial", "network_def#profile": "gaussian", "network_def#orthonormal": True}
+BANDS = {**RADIAL, "network_def#profile": "band", "network_def#orthonormal": False}
+#: A plain network whose maps have the number and the size of those of the retinal vessels' network, at each level.
+SAME_MAPS: dict[str, Any] = {
+    "_target_": "monai.networks.nets.DynUNet",
+    "kernel_size": [3, 3, 3],
+    "strides": [1, 2, 2],
+    "upsample_kernel_size": [2, 2],
+    "filters": [16, 32, 64],
+    "norm_name": "batch",
+    "act_name": ["relu", {"inplace": True}],
+}
 #: Names of entries of a state dict that are no parameters: statistics, and what a moving average keeps.
 _NO_PARAMETER = re.compile(r"running_mean$|running_var$|num_batches_tracked$|^average\.")
 

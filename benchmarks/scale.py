@@ -24,24 +24,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.bundles import VESSELS, Model, network_of, source_of, windows_of
+from benchmarks.bundles import BANDS, RADIAL, SAME_MAPS, VESSELS, Model, network_of, source_of, windows_of
 from benchmarks.memory import in_a_fresh_process, peak_growth
 from benchmarks.tables import RESULTS, markdown, read_json
 from benchmarks.timing import Effort, interleaved, machine
-from benchmarks.vessels import BANDS, RADIAL
 from monai_sre.evaluation.windows import CentredWindowInferer, window_starts
 from monai_sre.files import write_json
 
-WIDTHS = [16, 32, 64]
-SAME_MAPS = {
-    "_target_": "monai.networks.nets.DynUNet",
-    "kernel_size": [3, 3, 3],
-    "strides": [1, 2, 2],
-    "upsample_kernel_size": [2, 2],
-    "filters": WIDTHS,
-    "norm_name": "batch",
-    "act_name": ["relu", {"inplace": True}],
-}
 CANDIDATES = {
     "harmonic": Model("SREUNet of the bundle, energies of harmonics"),
     "radial": Model("the same, radial kernels alone", (), RADIAL),
@@ -50,7 +39,7 @@ CANDIDATES = {
     "UNet": Model(
         "MONAI's UNet of the same channels, its first at half the size",
         ("plain.json",),
-        {"network_def#channels": WIDTHS},
+        {"network_def#channels": SAME_MAPS["filters"]},
     ),
     "UNet, double": Model("MONAI's UNet of `plain.json`, twice the channels", ("plain.json",)),
 }

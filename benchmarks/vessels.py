@@ -19,6 +19,9 @@ from pathlib import Path
 import torch
 
 from benchmarks.bundles import (
+    BANDS,
+    RADIAL,
+    SAME_MAPS,
     VESSELS,
     Model,
     first_test_image,
@@ -36,13 +39,14 @@ from monai_sre.description import load_weights
 from monai_sre.evaluation import draw_maps
 from monai_sre.files import write_json
 
-RADIAL = {"network_def#conv": "radial", "network_def#profile": "gaussian", "network_def#orthonormal": True}
-BANDS = {**RADIAL, "network_def#profile": "band", "network_def#orthonormal": False}
+_FULL = {"settings": {"window_multiple": 4}, "other": SAME_MAPS}
 MODELS = {
     "plain": Model("plain U-Net", ("plain.json",), colour="tab:blue"),
     "plain-turned": Model(
         "plain U-Net, random rotations in training", ("plain.json",), turned=True, colour="tab:orange"
     ),
+    "plain-full": Model("plain DynUNet, as many maps as ours at every level", **_FULL, colour="tab:green"),
+    "plain-full-turned": Model("plain DynUNet, random rotations in training", **_FULL, turned=True, colour="tab:olive"),
     "bands": Model("SRE-UNet, bands (the published kernel)", (), BANDS, colour="tab:red"),
     "sre": Model("SRE-UNet, Gaussian rings", (), RADIAL, colour="tab:pink"),
     "harmonic": Model("SRE-UNet, Gaussian rings and harmonic energies (the bundle)", colour="tab:purple"),

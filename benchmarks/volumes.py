@@ -24,6 +24,7 @@ import torch
 
 from benchmarks.bundles import (
     HIPPOCAMPUS,
+    RADIAL,
     Model,
     Source,
     evaluate,
@@ -58,11 +59,6 @@ _CONVERTED = {"_target_": _SEGRESNET["_target_"], "target": "monai_sre.convert_t
 _NO_MARGINS: dict[str, Any] = {"margins": 0.0}
 _MARGINS: dict[str, Any] = {"margins": 0.5}
 _RESIDUAL = _NO_MARGINS | {"window_multiple": 4, "network_def": _SEGRESNET}
-_RADIAL = _NO_MARGINS | {
-    "network_def#conv": "radial",
-    "network_def#profile": "gaussian",
-    "network_def#orthonormal": True,
-}
 _ROUNDER = "studies.stencils.Rounder"
 _WIDE = _NO_MARGINS | {"network_def#channels": [24, 48, 96]}
 _IN_PLANE = _NO_MARGINS | {"network_def#axes": [0, 2]}
@@ -84,7 +80,7 @@ MODELS = {
         _RESIDUAL | {"network_def": _CONVERTED},
         colour="tab:green",
     ),
-    "sre": Model("SRE-UNet, Gaussian rings", (), _RADIAL, colour="tab:pink"),
+    "sre": Model("SRE-UNet, Gaussian rings", (), _NO_MARGINS | RADIAL, colour="tab:pink"),
     "harmonic": Model("SRE-UNet, Gaussian rings and harmonic energies", (), _NO_MARGINS, colour="tab:purple"),
     "rounder": Model("energies, rounder stencils of 5 taps", (), _NO_MARGINS, wrapper=_ROUNDER),
     "wide": Model("energies, channels 24, 48 and 96", (), _WIDE),

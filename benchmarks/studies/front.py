@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
-from benchmarks.accuracy import EPOCHS, RADIAL, STRIDED
+from benchmarks.accuracy import EPOCHS, STRIDED
 from benchmarks.accuracy import MODELS as COMPARED
 from benchmarks.accuracy_costs import CLASSES, SHAPES
-from benchmarks.bundles import Model, network_of, source_of
+from benchmarks.bundles import RADIAL, Model, network_of, source_of
 from benchmarks.cells import BACKGROUND, LOSS, Cells, Study, Task, main, parameters_text, read_cells, spread, values
 from benchmarks.networks import training_step
 from benchmarks.tables import markdown, read_json

@@ -15,8 +15,8 @@ from monai.utils import instantiate
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from benchmarks.accuracy import EPOCHS, RADIAL
-from benchmarks.bundles import Model
+from benchmarks.accuracy import EPOCHS
+from benchmarks.bundles import RADIAL, Model
 from benchmarks.cells import BACKGROUND, PROTOCOL_WORDS, Cells, Study, main, parameters_text, read_cells, spread, values
 from benchmarks.tables import markdown
 
