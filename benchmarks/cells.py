@@ -46,6 +46,11 @@ PROTOCOL_WORDS = (
     f"`{BACKGROUND}`: images are rotated by bilinear interpolation, and their corners filled with each image's background.",
     f"`{ZERO}`: the nearest pixel, and zeros after normalisation (mid-grey as a rule), as SRE-Conv was published.",
 )
+#: What the tables say of single images' probabilities, likewise.
+IMAGE_WORDS = (
+    "ECE: expected calibration error, 15 bins. Spread over angles: the standard deviation of an image's probability over",
+    "the rotations, mean over the images.",
+)
 #: Of a task, model and learning rate: its seeds.
 Cells = list[dict[str, Any]]
 #: How tables call the metrics by which epochs and learning rates are chosen.
@@ -216,7 +221,9 @@ def report(study: Study) -> None:
         if shown[task.dataset] != task:
             continue
         docs = source_of(task.dataset if task.dataset == VESSELS else task.dataset.split("_")[0]).bundle / "docs"
-        into_card(docs / "README.md", task.dataset, [f"{task.epochs} epochs:", "", *table])
+        images = {model: images_of_seeds(study, members) for model, members in found.items()}
+        words = [*(intervals.WORDS if any(images.values()) else ()), *(IMAGE_WORDS if image_columns(images) else ())]
+        into_card(docs / "README.md", task.dataset, [f"{task.epochs} epochs:", "", *table, "", *words])
         drawn = {models[model].label: members for model, members in found.items() if models[model].colour}
         if len(drawn) > 1:
             picture = docs / f"rotation_{task.dataset.lower()}.png"
@@ -408,7 +415,7 @@ def into_card(card: Path, dataset: str, table: list[str]) -> None:
     text, begin, end = card.read_text(), f"<!-- accuracy of {dataset} -->\n", f"<!-- end of {dataset} -->"
     if begin in text:
         before, rest = text.split(begin)
-        card.write_text(before + begin + "\n" + "\n".join(table) + "\n\n" + end + rest.split(end)[1])
+        card.write_text(before + begin + "\n" + "\n".join(table).rstrip() + "\n\n" + end + rest.split(end)[1])
 
 
 def store(cell: Path, content: dict[str, Any]) -> None:

@@ -129,18 +129,30 @@ def contrast(
     return Interval(value, max(low, -1.0), min(high, 1.0))
 
 
+def of_seeds(first: Sequence[float], second: Sequence[float] = ()) -> Interval:
+    """Likewise of what the seeds of one network have, or its difference to another's; too narrow, as it knows no images.
+
+    Example:
+        >>> of_seeds([0.6, 0.8]).text(), of_seeds([0.6, 0.8], [0.5]).text()
+        ('0.700 [-0.571, 1.971]', '0.200')
+    """
+    groups = [np.asarray(group, float) for group in (first, second) if len(group)]
+    value = float(groups[0].mean() - (groups[1].mean() if len(groups) > 1 else 0))
+    return _student(np.array([value]), groups, 0)
+
+
 def _student(drawn: np.ndarray, groups: Sequence[np.ndarray], number: int) -> Interval:
     """The interval around the first of the draws, which is the figure itself.
 
     Args:
-        drawn: the figure, and its values in all draws of images.
+        drawn: the figure, and its values in all draws of images; without draws, images add nothing.
         groups: what the seeds of each network have, each of which adds a part of the variance.
         number: of images.
     """
     value = float(drawn[0])
     if min(map(len, groups)) < 2:
         return Interval(value, math.nan, math.nan)
-    parts = [(float(np.nanvar(drawn[1:], ddof=1)), number - 1)]
+    parts = [(float(np.nanvar(drawn[1:], ddof=1)), number - 1)] if len(drawn) > 1 else []
     parts += [(float(group.var(ddof=1)) / len(group), len(group) - 1) for group in groups]
     total = sum(part for part, _ in parts)
     if total == 0:

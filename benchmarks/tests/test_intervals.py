@@ -11,7 +11,16 @@ from scipy.special import expit
 
 from benchmarks import accuracy, few_data, vessels, volumes
 from benchmarks.cells import Study, load_images
-from benchmarks.intervals import Figure, Images, calibration, contrast, difference, interval, spread_over_angles
+from benchmarks.intervals import (
+    Figure,
+    Images,
+    calibration,
+    contrast,
+    difference,
+    interval,
+    of_seeds,
+    spread_over_angles,
+)
 from monai_sre.evaluation import area_under_curve
 
 PROTOCOL = "bilinear_background"
@@ -50,6 +59,15 @@ def test_images_that_are_all_alike_leave_the_interval_of_student_over_the_seeds(
     expected = stats.t.interval(0.95, 4, shares.mean(), stats.sem(shares))
     assert (found.low, found.high) == pytest.approx(expected)
     assert found.high < 1 < interval(seeds[:2], Figure("Dice", "upright")).low + 1.5  # of two seeds wider, and cut at 1
+
+
+def test_without_images_the_interval_is_that_of_student_and_of_welch() -> None:
+    first, second = [0.6, 0.7, 0.8, 0.9], [0.5, 0.55, 0.4]
+    found, expected = of_seeds(first), stats.t.interval(0.95, 3, np.mean(first), stats.sem(first))
+    assert (found.low, found.high) == pytest.approx(expected)
+    found, welch = of_seeds(first, second), stats.ttest_ind(first, second, equal_var=False).confidence_interval(0.95)
+    assert (found.low, found.high) == pytest.approx((welch.low, welch.high))
+    assert of_seeds(first, second[:1]).word() == ""
 
 
 def test_values_are_those_of_the_metrics() -> None:
