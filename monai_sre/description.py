@@ -198,7 +198,7 @@ def load_description(path: str | Path) -> ModelDescription:
     path = settled(Path(path).with_suffix(".json"))
     if not path.is_file():
         raise FileNotFoundError(
-            f"{path.absolute()} is missing: training writes it beside {path.with_suffix('.pt').name}, and a model needs both"
+            f"{path.absolute()} is missing: training writes it beside model.pt, and a model needs both"
         )
     try:
         values = json.loads(path.read_text(encoding="utf-8"))

@@ -25,7 +25,8 @@ def check_options(options: Mapping[str, Any], command: Sequence[str] | None = No
     Args:
         options: names and values. :data:`KINDS` says what each may be.
         command: the command line; ``None`` is that of this process, if it is ``python -m monai.bundle run``. A text on it
-            must mean what was typed: ``--output_dir 2024`` is a number to MONAI's command line, and ``run#2`` is ``run``.
+            must mean what was typed: ``--output_dir 2024`` is a number to MONAI's command line, and ``run#2`` is ``run``;
+            it drops what is None.
 
     Raises:
         ValueError: a value is not of its kind, or a name is unknown; the message names the option and what it takes.
@@ -39,9 +40,11 @@ def check_options(options: Mapping[str, Any], command: Sequence[str] | None = No
         command = sys.orig_argv
     for name, value in options.items():
         KINDS[name](name, value)
-    pixdim, dims = options.get("pixdim"), options.get("spatial_dims")
-    if pixdim and dims and len(pixdim) != dims:
-        raise ValueError(f"pixdim must be None or one length for each of {dims} axes, got {pixdim!r}")
+    dims = options.get("spatial_dims")
+    for name, several in (("pixdim", "None or one length"), ("patch_size", "a whole number or one")):
+        value = options.get(name)
+        if dims and isinstance(value, (list, tuple)) and len(value) not in ((0, dims) if name == "pixdim" else (dims,)):
+            raise ValueError(f"{name} must be {several} for each of {dims} axes, got {value!r}")
     if command is not None:
         _check_command(command, {name: value for name, value in options.items() if KINDS[name] is _text})
 
@@ -106,14 +109,33 @@ def _number(name: str, value: Any, least: float, whole: bool) -> None:
         raise ValueError(f"{name} must be a {'whole ' if whole else ''}number from {least:g}, got {value!r}")
 
 
-def _range(name: str, value: Any) -> None:
-    if value is None:
-        return
-    numbers = isinstance(value, (list, tuple)) and all(
+def _numbers(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and all(
         isinstance(item, (int, float)) and not isinstance(item, bool) and math.isfinite(item) for item in value
     )
-    if not numbers or len(value) != 2 or not value[0] < value[1]:
+
+
+def _range(name: str, value: Any) -> None:
+    if value is not None and not (_numbers(value) and len(value) == 2 and value[0] < value[1]):
         raise ValueError(f"{name} must be None or two increasing numbers such as [-100,300], got {value!r}")
+
+
+def _percentiles(name: str, value: Any) -> None:
+    if not (_numbers(value) and len(value) == 2 and 0 <= value[0] < value[1] <= 100):
+        raise ValueError(f"{name} must be two increasing numbers from 0 to 100 such as [0.5,99.5], got {value!r}")
+
+
+def _sides(name: str, value: Any) -> None:
+    """Of a patch."""
+    for side in value if isinstance(value, (list, tuple)) and value else [value]:
+        if not isinstance(side, int) or isinstance(side, bool) or side < 1:
+            raise ValueError(f"{name} must be a whole number from 1 or one per axis, such as [36,52,36], got {value!r}")
+
+
+def _per_channel(name: str, value: Any, positive: bool) -> None:
+    values = value if isinstance(value, (list, tuple)) else [value]
+    if not values or not _numbers(values) or (positive and min(values) <= 0):
+        raise ValueError(f"{name} must be a number{' above 0' if positive else ''} or one per channel, got {value!r}")
 
 
 def _names(name: str, value: Any) -> None:
@@ -167,8 +189,12 @@ KINDS: dict[str, Callable[[str, Any], object]] = {
     ),
     "class_names": _names,
     "intensity_range": _range,
+    "mean": partial(_per_channel, positive=False),
+    "patch_size": _sides,
+    "percentiles": _percentiles,
     "pixdim": _lengths,
     "spatial_dims": _dims,
+    "std": partial(_per_channel, positive=True),
     **dict.fromkeys(("ckpt_dir", "dataset_dir", "dataset_name", "input", "output_dir"), _text),
 }
 
@@ -205,6 +231,10 @@ def _check_command(words: Sequence[str], texts: Mapping[str, Any]) -> None:
             close = difflib.get_close_matches(root, known, 1)
             hint = f"; did you mean --{close[0]}?" if close else ""
             raise ValueError(f"--{name} is no option of {files}{hint}")
+        if typed == "None":
+            raise ValueError(
+                f"--{name} None: the command line drops it; write '$None', or './None' for a name in this folder"
+            )
         value = texts.get(name, typed)
         if typed.startswith(("$", "@", "%", "[", "(")) or str(value) == typed:
             continue

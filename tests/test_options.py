@@ -54,6 +54,18 @@ BUNDLE = ROOT / "bundles/medmnist_2d_classification"
         ("spatial_dims", 4, "spatial_dims must be 2 or 3, got 4"),
         ("pixdim", [1, float("nan")], "pixdim must be None or lengths above 0"),
         ("pixdim", "1mm", "pixdim must be None or lengths above 0.*, got '1mm'"),
+        ("patch_size", 0, "patch_size must be a whole number from 1 or one per axis, such as .*, got 0"),
+        ("patch_size", [36, 5.5], "patch_size must be a whole number from 1 or one per axis"),
+        ("patch_size", [], "patch_size must be a whole number from 1 or one per axis"),
+        (
+            "percentiles",
+            [99.5, 0.5],
+            "percentiles must be two increasing numbers from 0 to 100 such as .*, got .99.5, 0",
+        ),
+        ("percentiles", None, "percentiles must be two increasing numbers from 0 to 100"),
+        ("percentiles", [0, 101], "percentiles must be two increasing numbers from 0 to 100"),
+        ("mean", "half", "mean must be a number or one per channel, got 'half'"),
+        ("std", [0.2, 0], "std must be a number above 0 or one per channel, got .0.2, 0."),
         ("output_dir", 2024, "output_dir must be a text, got 2024; write './2024'"),
         ("input", ("Smith", 3), "input must be a text"),
         ("dataset_name", "a\0b", "dataset_name must hold no NUL character"),
@@ -68,6 +80,11 @@ def test_a_voxel_has_a_length_for_each_axis() -> None:
     check_options({"pixdim": [1, 2], "spatial_dims": 2})
     with pytest.raises(ValueError, match=r"pixdim must be None or one length for each of 3 axes, got \[1, 2\]"):
         check_options({"spatial_dims": 3, "pixdim": [1, 2]})
+    check_options({"patch_size": [36, 52], "spatial_dims": 2})
+    with pytest.raises(
+        ValueError, match=r"patch_size must be a whole number or one for each of 3 axes, got \[36, 52\]"
+    ):
+        check_options({"spatial_dims": 3, "patch_size": [36, 52]})
 
 
 @pytest.mark.parametrize(
@@ -86,6 +103,9 @@ def test_a_voxel_has_a_length_for_each_axis() -> None:
         ("num_test", [None, 0, 8]),
         ("num_train", [None, 1, 50]),
         ("every", [0, 5]),
+        ("mean", [0, 0.5, [0.5, 0.4, 0.3]]),
+        ("patch_size", [1, [36, 52]]),
+        ("percentiles", [[0, 100], (0.5, 99.5)]),
     ],
 )
 def test_right_values_pass(name: str, values: list[Any]) -> None:
@@ -109,7 +129,8 @@ def command(*words: str) -> list[str]:
             {"dataset_dir": ("Smith", "John")},
             "--dataset_dir Smith,John: the command line reads .'Smith', 'Jo",
         ),
-        (["--output_dir", "None"], {"output_dir": "./output"}, "--output_dir None: .* write './None' for a name"),
+        (["--output_dir", "None"], {"output_dir": "./output"}, "--output_dir None: .* or './None' for a name"),
+        (["--intensity_range", "None"], {}, r"--intensity_range None: the command line drops it; write '\$None'"),
         (["--dataset_dir", "1e3"], {"dataset_dir": "1000.0"}, "--dataset_dir 1e3: the command line reads '1000.0'"),
     ],
 )
@@ -122,6 +143,7 @@ def test_a_command_line_means_what_was_typed(words: list[str], options: dict[str
     ("words", "options"),
     [
         (["--max_epochs", "3", "--network_def#width", "8", "--validate#dataset#split=val"], {}),
+        (["--intensity_range", "$None"], {}),
         (["--output_dir", "./2024"], {"output_dir": "./2024"}),
         (["--dataset_dir", "['a','b']"], {"dataset_dir": ["a", "b"]}),
         (["--output_dir", "$@bundle_root + '/x'"], {"output_dir": "./x"}),

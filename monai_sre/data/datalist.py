@@ -182,6 +182,7 @@ def datalist_info(
     task: str | None = None,
     class_names: Sequence[str] | None = None,
     splits: Sequence[str] = (),
+    num_channels: int | None = None,
 ) -> DatasetInfo:
     """Describe a MONAI datalist; its first image tells dimensions and channels.
 
@@ -197,16 +198,22 @@ def datalist_info(
         task: overrides what the file says or the labels imply.
         class_names: those of a trained model, see :func:`monai_sre.data.load_dataset`.
         splits: see :func:`monai_sre.data.dataset_info`.
+        num_channels: those of a trained model, which images are read with; None takes those of the first image.
 
     Raises:
         ValueError: the file, its labels or its first image are not as described, or it has a class that the model never saw.
         FileNotFoundError: the first image is missing.
     """
-    return _described(Path(path), size, task, class_names, splits)[2]
+    return _described(Path(path), size, task, class_names, splits, num_channels)[2]
 
 
 def _described(
-    path: Path, size: int, task: str | None, class_names: Sequence[str] | None, splits: Sequence[str]
+    path: Path,
+    size: int,
+    task: str | None,
+    class_names: Sequence[str] | None,
+    splits: Sequence[str],
+    num_channels: int | None,
 ) -> tuple[dict[str, Any], dict[str, np.ndarray], DatasetInfo]:
     """The datalist, its labels by split, and its description."""
     content = open_datalist(path)
@@ -235,7 +242,8 @@ def _described(
     first = next(content[section][0]["image"] for section in SECTIONS.values() if content.get(section))
     image = ReadImaged("image", spatial_dims=None)({"image": path.parent / first})["image"]
     name = path.name if path.is_dir() else path.stem
-    return content, labels, DatasetInfo(name, image.dim() - 1, size, task, image.shape[0], len(names), names)
+    channels = num_channels or image.shape[0]
+    return content, labels, DatasetInfo(name, image.dim() - 1, size, task, channels, len(names), names)
 
 
 def _by_name(content: dict[str, Any]) -> bool:
@@ -251,6 +259,7 @@ def load_datalist(
     intensity_range: Sequence[float] | None = None,
     class_names: Sequence[str] | None = None,
     progress: bool = True,
+    num_channels: int | None = None,
 ) -> LabelledImages:
     """Load one section of a MONAI datalist, every image brought to ``size``.
 
@@ -265,13 +274,15 @@ def load_datalist(
         intensity_range: see :func:`scale_to_unit`.
         class_names: see :func:`datalist_info`.
         progress: show a progress bar.
+        num_channels: see :func:`datalist_info`; grey pictures that are stored in colour are one channel where one is wanted,
+            and grey ones are repeated where three are.
 
     Raises:
-        ValueError: as :func:`datalist_info`; or the section is absent; or images cannot be read or differ in
-            dimensions or channels: one error that lists them.
+        ValueError: as :func:`datalist_info`; or the section is absent; or images cannot be read, or have other
+            dimensions, or colours where the first has none: one error that lists them.
     """
     path = Path(path)
-    content, labels, info = _described(path, size, task, class_names, ())
+    content, labels, info = _described(path, size, task, class_names, (), num_channels)
     if split not in labels:
         raise ValueError(f"{path} has no images in {SECTIONS[split]!r}, which split={split!r} needs")
     entries = content[SECTIONS[split]]

@@ -74,6 +74,10 @@ class DatasetInfo:
             )
         if len(set(self.class_names)) < len(self.class_names):
             raise ValueError(f"class_names of data set {self.name!r} must differ, got {self.class_names}")
+        if self.task == "binary-class" and self.num_classes != 2:
+            raise ValueError(
+                f"task of data set {self.name!r} must be 'multi-class' with {self.num_classes} classes, got 'binary-class'"
+            )
 
     @property
     def multi_label(self) -> bool:

@@ -231,7 +231,7 @@ def load_pairs(
     if path is not None:
         chosen = _from_datalist(path, split, num_val, num_test, every)
     else:
-        chosen = _split(find_pairs(dataset_dir, images, labels), num_val, num_test, every)[split]
+        chosen = _split(find_pairs(dataset_dir, images, labels), split, num_val, num_test, every)
     if not chosen:
         raise ValueError(f"split={split!r} of {source!r} is empty; give num_val and num_test, or list it")
     if split == "train":
@@ -284,11 +284,18 @@ def _any_case(text: str) -> str:
 
 
 def _split(
-    pairs: list[dict[str, str]], num_val: int | None, num_test: int | None, every: int
-) -> dict[str, list[dict[str, str]]]:
+    pairs: list[dict[str, str]], split: str, num_val: int | None, num_test: int | None, every: int
+) -> list[dict[str, str]]:
+    if min(num_val or 0, num_test or 0) < 0:
+        raise ValueError(f"num_val and num_test must be at least 0, got {num_val} and {num_test}")
     if every == 0:
+        if (num_val or 0) + (num_test or 0) > len(pairs):
+            raise ValueError(
+                f"num_val={num_val} and num_test={num_test} are more than the {len(pairs)} pairs; num_val=0 and "
+                f"num_test={len(pairs)} test on all of them"
+            )
         end = len(pairs) - (num_test or 0)
-        start = max(end - (num_val or 0), 0)
+        start = end - (num_val or 0)
         found = {"train": pairs[:start], "val": pairs[start:end], "test": pairs[end:]}
     elif isinstance(every, bool) or not isinstance(every, int) or every < 3:
         raise ValueError(f"every must be 0 or a whole number from 3, got {every!r}")
@@ -302,13 +309,11 @@ def _split(
             "test": test,
         }
         found = {name: [ordered[place] for place in part] for name, part in parts.items()}
-    if min(num_val or 0, num_test or 0) < 0:
-        raise ValueError(f"num_val and num_test must be at least 0, got {num_val} and {num_test}")
-    if not found["train"]:
+    if split == "train" and not found["train"]:
         raise ValueError(
             f"of {len(pairs)} pairs none is left to train on, with num_val={num_val}, num_test={num_test} and every={every}"
         )
-    return found
+    return found[split]
 
 
 def _from_datalist(
@@ -324,7 +329,7 @@ def _from_datalist(
         section = "training"
     entries: list[dict[str, Any]] = open_datalist(path, [section]).get(section) or []
     if shared:
-        entries = _split(entries, num_val, 0 if labelled else num_test, every)[split]
+        entries = _split(entries, split, num_val, 0 if labelled else num_test, every)
     for number, entry in enumerate(entries):
         if not isinstance(entry["label"], str):
             raise ValueError(

@@ -9,7 +9,8 @@ The convention of axes, here and wherever images are used:
 * A picture is ``(C, rows, columns)`` as it is displayed, turned as its EXIF orientation says. That is the layout of PyTorch
   and of MedMNIST's npz files, and of MONAI's ``PILReader(reverse_indexing=False)``.
 * An array is as it was stored, ``(*spatial)`` or ``(*spatial, C)``.
-* NIfTI keeps its own axes; those after the third are channels. Metres and microns, where its header says so, become mm.
+* NIfTI keeps its own axes; those behind the network's are channels: the fourth, and for images of two axes the third.
+  Metres and microns, where its header says so, become mm.
 * A DICOM image is a picture, ``(C, rows, columns)``; a series, or a file of several frames, has the axes (columns, rows,
   slices). See :mod:`monai_sre.data.dicom`.
 

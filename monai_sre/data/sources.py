@@ -31,6 +31,8 @@ def dataset_info(
     task: str | None = None,
     class_names: Sequence[str] | None = None,
     splits: Sequence[str] = (),
+    spatial_dims: int | None = None,
+    num_channels: int | None = None,
 ) -> DatasetInfo:
     """Describe any data set that :func:`load_dataset` takes: channels, classes, task.
 
@@ -44,10 +46,12 @@ def dataset_info(
         class_names: those of a trained model, see :func:`load_dataset`.
         splits: those that will be needed of a user's own data, such as ``("train", "val")``; before a training, each must
             hold images of two classes at least.
+        spatial_dims: 2 or 3: data of other axes are refused; None takes both.
+        num_channels: those of a trained model, see :func:`load_dataset`.
 
     Raises:
-        ValueError: unknown name, size or task, a damaged or wrongly shaped file, a class that the model never saw, or a split
-            that is absent or cannot be trained on.
+        ValueError: unknown name, size or task, a damaged or wrongly shaped file, a class that the model never saw, other axes
+            or channels than asked for, or a split that is absent or cannot be trained on.
         FileNotFoundError: the named file is missing.
 
     Example:
@@ -59,10 +63,25 @@ def dataset_info(
     if path is None or kind == "medmnist":
         info = demo_info(dataset_name, size) if path is None else official_info(dataset_name, size)
         names = model_classes(dataset_name, info.class_names, -1, class_names)
-        return replace(info, num_classes=len(names), class_names=names)
-    if kind == "json":
-        return datalist_info(path, size, task, class_names, splits)
-    return inspect_npz(path, None, task, class_names, splits)[0]
+        info = replace(info, num_classes=len(names), class_names=names)
+    elif kind == "json":
+        info = datalist_info(path, size, task, class_names, splits, num_channels)
+    else:
+        info = inspect_npz(path, None, task, class_names, splits)[0]
+    if spatial_dims not in (None, info.spatial_dims):
+        held, wanted = ("volumes", "images") if info.spatial_dims == 3 else ("images", "volumes")
+        raise ValueError(
+            f"dataset_name={dataset_name!r} holds {held}, where {wanted} are wanted: take the bundle for {held}"
+        )
+    _check_channels(info, num_channels)
+    return info
+
+
+def _check_channels(info: DatasetInfo, num_channels: int | None) -> None:
+    if num_channels not in (None, info.num_channels):
+        raise ValueError(
+            f"images of data set {info.name!r} have {info.num_channels} channels, and the model takes {num_channels}"
+        )
 
 
 def load_dataset(
@@ -79,6 +98,7 @@ def load_dataset(
     progress: bool = True,
     num_train: int | None = None,
     seed: int = 0,
+    num_channels: int | None = None,
 ) -> LabelledImages:
     """Open one split of a data set as tensors, checked before any training time is spent.
 
@@ -110,6 +130,8 @@ def load_dataset(
         num_train: take so many images of the training set alone, the classes in their shares and each at least once; of two
             numbers the smaller one's images are among the greater one's. None takes all.
         seed: of that choice.
+        num_channels: those of a trained model that is to be evaluated; None takes them from the data. Grey pictures that are
+            stored in colour are read as one channel, and the reverse; other data must have as many.
 
     Returns:
         Images of shape ``(N, C, *spatial)``, uint8 (or float32 in 0..1 for data that were not uint8), and labels, int64
@@ -117,7 +139,7 @@ def load_dataset(
 
     Raises:
         ValueError: unknown name, split, size, task or range; a damaged (truncated, bad zip, bad MD5) or wrongly shaped
-            file; a class that the model never saw.
+            file; a class that the model never saw, or other channels than it takes.
         FileNotFoundError: the file is missing and is not to be, or cannot be, downloaded.
         RuntimeError: the download failed.
         MemoryError: the images do not fit into memory; the message names the file.
@@ -135,13 +157,14 @@ def load_dataset(
     kind, path = _resolve(dataset_name, dataset_dir, size)
     if kind == "json":
         assert path is not None
-        found = load_datalist(path, split, size, task, intensity_range, class_names, progress)
+        found = load_datalist(path, split, size, task, intensity_range, class_names, progress, num_channels)
     else:
         if kind == "npz":
             assert path is not None
             info, labels = inspect_npz(path, None, task, class_names)
         else:
             info = dataset_info(dataset_name, dataset_dir, size, class_names=class_names)
+        _check_channels(info, num_channels)
         if path is None:
             arrays = demo_arrays(dataset_name, size)
             images, labels = to_images(arrays[f"{split}_images"], info), {split: arrays[f"{split}_labels"]}

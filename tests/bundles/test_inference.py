@@ -92,15 +92,25 @@ def test_inference_sees_what_evaluation_sees(tmp_path: Path) -> None:
     options = {"ckpt_dir": str(tmp_path / "model"), "device": "cpu"}
     lists = {"dataset_name": "list.json", "dataset_dir": str(tmp_path), "output_dir": str(tmp_path / "evaluation")}
     tables = []
-    for window in (None, [0, 255]):
-        classifier(tmp_path / "model", 2, size=12, image_size=14, intensity_range=window)
+    for window, level in ((None, {}), ([0, 255], {}), (None, {"mean": [0.2], "std": 0.3})):
+        classifier(tmp_path / "model", 2, size=12, image_size=14, intensity_range=window, **level)
         running.run(CLASSIFICATION[2], "train", "evaluate", **options, **lists)
         infer(CLASSIFICATION[2], images, tmp_path / "out", **options)
         tables.append([float(row["p(0)"]) for row in rows(tmp_path / "out/predictions.csv")])
         evaluated = [float(row["p(0)"]) for row in rows(tmp_path / "evaluation/predictions.csv")]
         assert tables[-1] == pytest.approx(evaluated, abs=2e-6)
-    same = [first == second for first, second in zip(*tables, strict=True)]
+    same = [first == second for first, second, _ in zip(*tables, strict=True)]
     assert same == [True, False, False, False]  # 8-bit files have their range
+    assert not set(tables[0]) & set(tables[2])
+
+
+def test_classes_of_a_model_keep_their_names(tmp_path: Path) -> None:
+    classifier(tmp_path / "model", 2, class_names=["benign", "malignant"])
+    np.save(tmp_path / "a.npy", np.zeros((12, 12), dtype=np.uint8))
+    options = {"ckpt_dir": str(tmp_path / "model"), "class_names": ["malignant", "benign"]}
+    with pytest.raises(RuntimeError) as caught:
+        infer(CLASSIFICATION[2], tmp_path / "a.npy", tmp_path / "out", **options)
+    assert "class_names must be ['benign', 'malignant'], in this order" in causes(caught.value)
 
 
 def test_options_override_the_description(tmp_path: Path) -> None:

@@ -55,6 +55,12 @@ def test_splits_keep_the_order_of_names(folder: Path) -> None:
     assert split == {"train": ["1L", "1R"], "val": ["2L", "2R"], "test": ["3L", "3R"]}
 
 
+def test_a_whole_folder_tests(folder: Path) -> None:
+    """Data that a trained network never saw leave none to train on."""
+    assert len(load_pairs(None, folder, "test", **PATTERNS, num_test=6)) == 6
+    assert len(load_pairs(None, folder, "val", **PATTERNS, num_val=2, num_test=4)) == 2
+
+
 def test_so_many_pairs_train(folder: Path) -> None:
     def part(number: int | None, split: str = "train") -> list[tuple[str, str]]:
         return names(load_pairs(None, folder, split, **PATTERNS, num_val=1, num_test=1, num_train=number))
@@ -102,6 +108,11 @@ def test_a_datalist_says_what_is_in_a_split(folder: Path) -> None:
             {"num_val": 3, "num_test": 3},
             ValueError,
             "of 6 pairs none is left to train on, with num_val=3",
+        ),
+        (
+            {"split": "test", "num_val": 4, "num_test": 8},
+            ValueError,
+            "num_val=4 and num_test=8 are more than the 6 pairs; num_val=0 and num_test=6 test on all of them",
         ),
         ({"num_val": -1}, ValueError, "num_val and num_test must be at least 0, got -1 and 0"),
         ({"split": "val"}, ValueError, "split='val' of .* is empty; give num_val and num_test"),

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from monai_sre.data import DatasetInfo, FitSquared, ReadImaged, dataset_info, load_dataset, scale_to_unit
 from tests.data.layouts import arrays_like
@@ -113,6 +114,37 @@ def test_data_are_evaluated_with_the_classes_of_a_trained_model(tmp_path: Path, 
         ValueError, match=rf"mine\.{kind} has class 3, which the model never saw; its classes are 0 'a'"
     ):
         load_dataset("mine", split="test", progress=False, **options)
+
+
+def test_grey_pictures_in_colour_are_evaluated_by_a_grey_model(tmp_path: Path) -> None:
+    grey = np.random.default_rng(0).integers(0, 256, (6, 6), dtype=np.uint8)
+    Image.fromarray(grey).convert("RGB").save(tmp_path / "a.png")
+    (tmp_path / "mine.json").write_text(json.dumps({"test": [{"image": "a.png", "label": label} for label in (0, 1)]}))
+    options = {"dataset_dir": tmp_path, "size": 6}
+    assert dataset_info("mine", **options).num_channels == 3
+    data = load_dataset("mine", split="test", progress=False, num_channels=1, **options)
+    assert data.info == dataset_info("mine", num_channels=1, **options)
+    assert data.images.shape == (2, 1, 6, 6)
+    torch.testing.assert_close(data.images[0, 0], torch.from_numpy(grey))
+
+
+def test_data_of_other_axes_or_channels_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match="dataset_name='demo_3d' holds volumes, where images are wanted: take the bundle"
+    ):
+        dataset_info("demo_3d", spatial_dims=2)
+    with pytest.raises(ValueError, match="dataset_name='breastmnist' holds images, where volumes are wanted"):
+        dataset_info("breastmnist", spatial_dims=3)
+    for function in (dataset_info, load_dataset):
+        with pytest.raises(ValueError, match="images of data set 'demo_2d' have 1 channels, and the model takes 3"):
+            function("demo_2d", num_channels=3)
+
+
+def test_two_classes_are_binary_and_no_others() -> None:
+    with pytest.raises(
+        ValueError, match="task of data set 'x' must be 'multi-class' with 3 classes, got 'binary-class'"
+    ):
+        DatasetInfo("x", 2, 6, "binary-class", 1, 3, ("a", "b", "c"))
 
 
 def test_official_and_demo_data_are_those_of_the_model_or_refused() -> None:
