@@ -235,6 +235,8 @@ def load(target: str, arguments: Mapping[str, Any] | None = None, weights: str |
     if path.exists() and given:
         raise ValueError(f"{target} takes no arguments, got {', '.join(given)}")
     if path.is_file():
+        if weights is not None:
+            raise ValueError(f"{target} holds its weights, and takes no others, got {str(weights)!r}")
         try:
             return torch.jit.load(target, map_location="cpu")
         except RuntimeError as error:
@@ -316,6 +318,9 @@ def main(words: Sequence[str] | None = None) -> None:
     options, others = parser.parse_known_args(words)
     torch.manual_seed(0)
     try:
+        for before, word in zip(["", *others], others, strict=False):
+            if not word.startswith("-") and (not before.startswith("-") or "=" in before):
+                raise ValueError(f"{word!r} is no argument of the network, which is written --NAME VALUE")
         arguments = {name: _value(text) for name, text in given_options(others).items()}
         check = check_network(
             load(options.network, arguments, options.weights), options.shape, options.angles, options.seconds

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -15,6 +14,7 @@ from torch import nn
 
 import monai_sre
 from monai_sre.files import draft_of
+from monai_sre.nets.checkpoints import misfits, read_tensors
 from monai_sre.ops.arguments import unwrapped
 
 #: Of the JSON file beside ``model.pt``.
@@ -303,25 +303,6 @@ def _fitting(network: nn.Module, path: Path) -> dict[str, torch.Tensor]:
     return state
 
 
-def read_tensors(path: Path) -> Any:
-    """What ``torch.save`` wrote to a file, on the CPU; nothing but tensors and plain containers is accepted.
-
-    Raises:
-        ValueError: it cannot be read, or is damaged; the message names it.
-    """
-    try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as file:  # PyTorch does not compare the checksums of what it reads
-                damaged = file.testzip()
-            if damaged:
-                raise ValueError(f"{damaged} is damaged")
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # zip, pickle and torch each have their own
-        raise ValueError(
-            f"{path} cannot be read as weights ({type(error).__name__}); expected tensors, as torch.save writes them"
-        ) from error
-
-
 def misfit(network: nn.Module, state: Any) -> str:
     """Why a state dict is not that of a network; an empty text if it is.
 
@@ -331,15 +312,7 @@ def misfit(network: nn.Module, state: Any) -> str:
     """
     if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         return "it must hold a state dict of tensors"
-    own = network.state_dict()
-    faults = [f"{name} is not in it" for name in own if name not in state]
-    faults += [f"the network has no {name}" for name in state if name not in own]
-    for name, ours in own.items():
-        theirs = state.get(name, ours)
-        if ours.shape != theirs.shape:
-            faults.append(f"{name} has shape {tuple(theirs.shape)}, the network's is {tuple(ours.shape)}")
-        elif ours.is_floating_point() != theirs.is_floating_point():
-            faults.append(f"{name} holds {theirs.dtype}, the network's is {ours.dtype}")
+    faults = list(misfits(network.state_dict(), state).values())
     return faults[0] + (f"; and {len(faults) - 1} more differences" if len(faults) > 1 else "") if faults else ""
 
 

@@ -235,8 +235,10 @@ def make_plan(
         The overlay of the bundle's config, the rows of a table (value, what was found, what was chosen, why), and notes.
 
     Raises:
-        ValueError: the volumes cannot be used; the message names the file and says why.
+        ValueError: the volumes cannot be used, and the message names the file and says why; or ``memory`` is none.
     """
+    if memory is not None and not memory > 0:
+        raise ValueError(f"memory must be None or GiB above 0, got {memory!r}")
     path = Path(source["dataset_name"] or Path(source["dataset_dir"]) / "dataset.json")
     content: dict[str, Any] = open_datalist(path, []) if source["dataset_name"] else nnunet_description(path)
     given: dict[str, Any] = dict(source)
@@ -312,7 +314,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--labels", help="pattern of the maps, such as 'maps/*_seg.nii.gz'")
     parser.add_argument("--modality", choices=("CT", "MR"), help="of the volumes (default: what they say)")
     parser.add_argument("--memory", type=float, help="GiB to use (default: half of what is free)")
-    options, path = parser.parse_args(arguments), None
+    options = parser.parse_args(arguments)
     try:
         path = Path(options.output)
         if path.exists() and not options.overwrite:

@@ -31,9 +31,10 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torch.utils._pytree import tree_map
 
 from monai_sre.data import BatchLoader, EpochLoader, LabelledImages, mix_seed
-from monai_sre.description import FILE_NAME, describe, load_description, misfit, read_tensors, settled
+from monai_sre.description import FILE_NAME, describe, load_description, misfit, settled
 from monai_sre.evaluation.metrics import area_under_curve, scalar_metrics
 from monai_sre.files import remove_drafts, writable_folder, write_whole
+from monai_sre.nets.checkpoints import read_tensors
 from monai_sre.ops.arguments import as_flag, int_tuple, listed
 
 _LOGGER = logging.getLogger(__name__)

@@ -171,6 +171,8 @@ made_network = make_network("torch.nn.Conv2d", in_channels=1, out_channels=2, ke
         (["{folder}/file.ts"], "file.ts is no TorchScript file"),
         (["{folder}/file.ts", "--width", "3"], "file.ts takes no arguments, got width"),
         (["tests.test_check:made_network", "--weights", "{folder}/none.pt"], "none.pt is missing"),
+        (["torch.nn:ReLU", "--inplace=True", "stray", "--shape", "1,1,9,9"], "'stray' is no argument of the network"),
+        (["{folder}/file.ts", "--weights", "{folder}/none.pt"], "file.ts holds its weights, and takes no others, got"),
     ],
 )
 def test_wrong_input_is_one_sentence(

@@ -117,6 +117,8 @@ def test_what_the_user_has_edited_is_not_replaced(scans: Path) -> None:
     (scans / "plan.json").write_text("{}")
     with pytest.raises(SystemExit, match=r"FileExistsError: .*plan\.json is there already; --overwrite replaces it"):
         planned(scans, *PATTERNS)
+    with pytest.raises(SystemExit, match=r"ValueError: memory must be None or GiB above 0, got 0\.0"):
+        planned(scans, *PATTERNS, "--overwrite", "--memory", "0")
     assert planned(scans, *PATTERNS, "--overwrite")["num_channels"] == 1
 
 

@@ -48,8 +48,8 @@ def fold_sre(network: nn.Module, form: str = "auto") -> nn.Module:
         network: any network with layers of this package; deepcopy it first to keep it.
         form: ``"dense"`` for all layers: parameters keep their names, and shapes are those of the original architecture, but
             for kernels that the conversion has enlarged, so that a state dict needs no ``monai_sre`` to be read. ``"rings"``
-            for all that have more than one tap and no transposition. ``"auto"`` for the form that is estimated to be faster
-            in ONNX Runtime on a CPU, layer by layer.
+            for all that have more than one tap and no transposition, but volumes whose ``axes`` are not all. ``"auto"`` for
+            the form that is estimated to be faster in ONNX Runtime on a CPU, layer by layer.
 
     Returns:
         The same network; a new module where it is itself a single layer.

@@ -60,6 +60,8 @@ class Options:
     def check(self, spatial_dims: int) -> None:
         """Raise where the geometry cannot work in so many spatial axes."""
         centred_basis((3,) * spatial_dims, **self.geometry(self.spacing))
+        if isinstance(self.kernel_size, tuple):  # new taps start at zero, where no check of a network would see them
+            self.check_alike("kernel_size", self.kernel_size)
         if self.num_rings is not None:
             int_tuple("num_rings", self.num_rings, 1, minimum=1)
         check_algorithm(self.algorithm)

@@ -238,6 +238,7 @@ class HarmonicConv(nn.Module):
     def _parts_are_plain(self) -> bool:
         """Whether what the parts compute is known, so that none has to be called."""
         plain = isinstance(self.norm, nn.Identity) and not is_hooked(self.norm) and is_plain(self.mix)
+        plain = plain and max(self.mix.kernel_size) == 1 and self.mix.groups == self.groups
         for energy in self.energies:
             plain = plain and is_plain(energy)
         return plain

@@ -11,13 +11,10 @@ from monai.networks.layers.utils import get_act_layer, get_norm_layer
 from torch import Tensor, nn
 
 from monai_sre.layers import centred
-from monai_sre.layers.factories import register
 from monai_sre.layers.pool import CentredBlurPool
 from monai_sre.ops.arguments import int_tuple
 from monai_sre.ops.pool import blur_width
 from monai_sre.ops.radial import learns_width
-
-register()
 
 #: Kinds of convolutions: their names in MONAI's factory, their layers with strides, the options of ``conv=(kind, options)``.
 _CONVS: dict[str, tuple[str, tuple[type[nn.Module], ...], tuple[str, ...]]] = {

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import re
+import zipfile
 from collections.abc import Mapping
-from os import PathLike, fspath
+from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -83,21 +85,51 @@ def load_sre_checkpoint(network: nn.Module, checkpoint: str | PathLike[str] | Ma
     if kind != "monai_sre":
         state = _translated(_renamed(state), network, problems)
     refused = {problem.split(":")[0] for problem in problems}
-    for name, tensor in wanted.items():
-        if name not in state:
-            problems += [] if name in refused else [f"{name}: missing"]
-        elif state[name].shape != tensor.shape:
-            problems.append(f"{name}: shape {tuple(state[name].shape)}, the network has {tuple(tensor.shape)}")
-        elif state[name].is_floating_point() != tensor.is_floating_point():
-            problems.append(f"{name}: holds {state[name].dtype}, the network has {tensor.dtype}")
-        elif state[name].is_floating_point() and not state[name].isfinite().all():
-            problems.append(f"{name}: holds values that are not finite")
-    problems += [f"{name}: not in the network" for name in state if name not in wanted]
+    problems += [fault for name, fault in misfits(wanted, state).items() if name not in refused]
     if problems:
         lines = listed(problems, count=12, separator="\n  ")
         raise ValueError(f"the checkpoint (of {kind}) does not fit the network:\n  {lines}")
     network.load_state_dict(state)
     return kind
+
+
+def read_tensors(path: Path) -> Any:
+    """What ``torch.save`` wrote to a file, on the CPU; nothing but tensors and plain containers is accepted.
+
+    Raises:
+        ValueError: it cannot be read, or is damaged; the message names it.
+    """
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as file:  # PyTorch does not compare the checksums of what it reads
+                damaged = file.testzip()
+            if damaged:
+                raise ValueError(f"{damaged} is damaged")
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # zip, pickle and torch each have their own
+        raise ValueError(
+            f"{path} cannot be read as weights ({type(error).__name__}); expected tensors, as torch.save writes them"
+        ) from error
+
+
+def misfits(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, str]:
+    """Why entries of a state dict are not those of a network, by their names.
+
+    Example:
+        >>> misfits({"weight": torch.ones(1, 2)}, {"weight": torch.ones(1, 3)})
+        {'weight': "weight has shape (1, 3), the network's is (1, 2)"}
+    """
+    faults = {name: f"{name} is not in it" for name in wanted if name not in state}
+    faults |= {name: f"the network has no {name}" for name in state if name not in wanted}
+    for name in (name for name in wanted if name in state):
+        ours, theirs = wanted[name], state[name]
+        if ours.shape != theirs.shape:
+            faults[name] = f"{name} has shape {tuple(theirs.shape)}, the network's is {tuple(ours.shape)}"
+        elif ours.is_floating_point() != theirs.is_floating_point():
+            faults[name] = f"{name} holds {theirs.dtype}, the network's is {ours.dtype}"
+        elif theirs.is_floating_point() and ours.isfinite().all() and not theirs.isfinite().all():
+            faults[name] = f"{name} holds values that are not finite"
+    return faults
 
 
 def unwrapped(network: nn.Module) -> nn.Module:
@@ -112,16 +144,9 @@ def unwrapped(network: nn.Module) -> nn.Module:
 
 def _state_dict(checkpoint: str | PathLike[str] | Mapping[str, Any]) -> dict[str, Tensor]:
     if isinstance(checkpoint, (str, PathLike)):
-        path = fspath(checkpoint)
-        try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-        except FileNotFoundError:
-            raise FileNotFoundError(f"there is no checkpoint {path!r}") from None
-        except Exception as error:  # of many types: pickle's, zip's and torch's own
-            raise ValueError(
-                f"{path!r} cannot be read as a checkpoint ({type(error).__name__}); "
-                "expected a state dict, as torch.save writes it"
-            ) from error
+        if not Path(checkpoint).exists():
+            raise FileNotFoundError(f"there is no checkpoint {str(checkpoint)!r}")
+        content = read_tensors(Path(checkpoint))
     else:
         content = checkpoint
     for key in ("state_dict", "model", "network"):

@@ -60,7 +60,7 @@ class SREResNet(nn.Module):
         num_classes: number of logits.
         depth: 18, 34 (basic blocks) or 50 (bottlenecks).
         kernel_size: odd kernel sizes of the four stages, or one for all; ``None`` is (9, 9, 5, 5), and 5 in 3-D. A stage's
-            entry may itself hold one size per axis.
+            entry may itself hold one size per axis, which leaves the symmetries that do not exchange axes of other sizes.
         stem_kernel_size: odd kernel size of the first convolution.
         stem_stride: its stride, onto a centred grid; energies are taken behind it.
         width: channels of the first stage; each later stage has twice those of the one before.

@@ -15,6 +15,7 @@ from monai_sre.nets.blocks import ConvKind, LayerMaker, ResidualBlock, conv_per_
 from monai_sre.ops.arguments import check_flags, int_tuple
 from monai_sre.ops.grid import script_if_tracing
 from monai_sre.ops.pool import centred_upsample
+from monai_sre.ops.radial import check_geometry
 
 
 class _TwoConv(nn.Module):
@@ -77,7 +78,7 @@ class SREUNet(nn.Module):
         channels: channels of each level, the finest first; their number is the number of levels.
         strides: down-sampling factors from each level to the next, one number or one per spatial axis each; ``None`` is 2.
         kernel_size: odd kernel size, one for all levels or one per level; ``None`` is 9, and 5 in 3-D. A level's entry may
-            itself hold one size per axis.
+            itself hold one size per axis, which leaves the symmetries that do not exchange axes of other sizes.
         num_res_units: residual units per level, each a shortcut around two convolutions; 0 is two convolutions without any
             shortcut, as in MONAI's ``BasicUNet``.
         num_rings: rings per kernel, one number for all levels or one per level (``None`` is the default of the kernel size).
@@ -266,6 +267,5 @@ def _level_spacing(spacing: Any, scale: Sequence[int]) -> tuple[float, ...] | No
     """Voxel size at a level whose grid is ``scale`` times coarser; ``None`` where all axes are alike."""
     if spacing is None:
         return None if len(set(scale)) == 1 else tuple(map(float, scale))
-    if not isinstance(spacing, Sequence) or len(spacing) != len(scale):
-        raise ValueError(f"spacing must be None or {len(scale)} numbers, one per spatial axis, got {spacing!r}")
-    return tuple(voxel * factor for voxel, factor in zip(spacing, scale, strict=True))
+    voxels = check_geometry((1,) * len(scale), spacing, None)[1]
+    return tuple(voxel * factor for voxel, factor in zip(voxels, scale, strict=True))

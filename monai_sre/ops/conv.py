@@ -117,7 +117,7 @@ def sre_conv(
         What ``torch.nn.functional.conv*d`` gives for ``expand_kernel(weight, basis)``.
 
     Raises:
-        ValueError: a shape or a size does not fit.
+        ValueError, RuntimeError: a shape or a size does not fit; torch's own convolutions say it for the dense algorithm.
 
     Example:
         >>> from monai_sre.ops import radial_basis

@@ -40,8 +40,8 @@ def harmonic_energy(x: Tensor, stencils: Tensor, eps: float = 1e-3) -> Tensor:
 
     Rotations and reflections of the grid mix the components by an orthogonal matrix, so the energy turns as a scalar map
     does. Zeros outside of ``x``. Only ``x`` is kept for the gradient, and the components exist in pieces that fit into the
-    cache; gradients of second and higher order, graphs that are captured (TorchScript, ``torch.compile``, ONNX) and other
-    devices than the CPU take convolutions.
+    cache; gradients of second and higher order or of the stencils, graphs that are exported (TorchScript, ONNX), and devices
+    without code of ours take convolutions.
 
     Args:
         x: shape ``(N, C, *spatial)``.
@@ -61,6 +61,14 @@ def harmonic_energy(x: Tensor, stencils: Tensor, eps: float = 1e-3) -> Tensor:
         >>> torch.allclose(harmonic_energy(x.rot90(1, (2, 3)), harmonic_stencils(1, 2)), edges.rot90(1, (2, 3)), atol=1e-5)
         True
     """
+    _check_stencils(x, stencils)
+    if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript leaves a branch out only where this stands alone
+        if may_define_gradient(x, stencils) and not stencils.requires_grad:
+            return _one_energy(x, stencils, eps, requested_algorithm("auto") == "ring")
+    return exported_energies(x, [stencils], eps)[0]
+
+
+def _check_stencils(x: Tensor, stencils: Tensor) -> None:
     if x.dim() != stencils.dim() + 1 or any([length % 2 == 0 for length in stencils.shape[1:]]):  # noqa: C419 - TorchScript
         raise ValueError(
             "stencils must have shape (components, *kernel_size) of odd sizes, one for each spatial axis of x, got "
@@ -70,10 +78,6 @@ def harmonic_energy(x: Tensor, stencils: Tensor, eps: float = 1e-3) -> Tensor:
         raise ValueError(
             "stencils are on the meta device, without values; to_empty(device=...) of their layer makes them"
         )
-    if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript leaves a branch out only where this stands alone
-        if may_define_gradient(x, stencils):
-            return _one_energy(x, stencils, eps, requested_algorithm("auto") == "ring")
-    return exported_energies(x, [stencils], eps)[0]
 
 
 def add_energies(
@@ -102,14 +106,29 @@ def add_energies(
     Returns:
         Shape ``(N, out_channels, *spatial)``.
 
+    Raises:
+        ValueError: shapes do not fit; the message names them.
+
     Example:
         >>> from monai_sre.ops import harmonic_stencils
         >>> y, stencils = torch.randn(2, 5 + 3, 8, 8), [harmonic_stencils(order, 2) for order in (1, 2)]
         >>> add_energies(y, stencils, torch.randn(5, 6, 1, 1)).shape
         torch.Size([2, 5, 8, 8])
     """
+    for each in stencils:
+        _check_stencils(y, each)
+    out_channels, maps_of = weight.size(0), y.size(1) - weight.size(0)
+    fits = weight.dim() == y.dim() and weight.numel() == out_channels * weight.size(1)
+    fits = fits and groups >= 1 and out_channels % groups == 0 and maps_of % groups == 0
+    if not fits or weight.size(1) * groups != len(stencils) * maps_of:
+        raise ValueError(
+            "weight must have shape (out_channels, orders * C / groups, 1, ...) for y of out_channels + C channels, got "
+            f"{list(weight.shape)}, {len(stencils)} orders, groups={groups} and y of shape {list(y.shape)}"
+        )
+    if bias is not None and list(bias.shape) != [out_channels]:
+        raise ValueError(f"bias must have shape [{out_channels}], got {list(bias.shape)}")
     if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript leaves a branch out only where this stands alone
-        if may_define_gradient(y, weight):
+        if may_define_gradient(y, weight) and not any(each.requires_grad for each in stencils):
             asked = requested_algorithm(algorithm) == "ring"
             return _added_energies(y, stencils, weight, bias, groups, eps, asked)
     radial, maps = split_groups(y, weight.size(0), groups)

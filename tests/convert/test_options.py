@@ -122,6 +122,14 @@ def test_kernels_grow_by_whole_taps_at_both_ends() -> None:
         options.enlarged((3, 3, 3))
 
 
+def test_kernels_of_unequal_size_are_refused_before_training_breaks_the_symmetry() -> None:
+    """The taps that are added start at zero, so no check of the network sees them."""
+    network = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.Conv2d(2, 2, 3, padding=1))
+    with pytest.raises(ValueError, match=r"kernel_size=\(3, 7\) differs between the spatial axes 0 and 1"):
+        convert_to_sre(network, kernel_size=(3, 7))
+    assert isinstance(convert_to_sre(network, kernel_size=(3, 7), spacing=(2.0, 1.0)), nn.Module)
+
+
 def test_axes_that_are_exchanged_must_be_alike() -> None:
     Options(spacing=(2.0, 1.0)).check_alike("stride", (1, 2))
     Options(axes=(1, 2)).check_alike("stride", (1, 2, 2))

@@ -221,3 +221,6 @@ def test_hooks_of_the_parts_are_called_and_other_parts_take_their_place() -> Non
     torch.testing.assert_close(layer(x), expected, rtol=1e-12, atol=1e-12)
     layer.mix = nn.Sequential(layer.mix, nn.Conv2d(4, 4, 1).double())
     assert not torch.allclose(layer.double()(x), expected)
+    layer.mix = nn.Conv2d(layer.mix[0].in_channels, 4, 3, padding=1).double()
+    energies = torch.cat([energy(layer.radial(x)[:, 4:]) for energy in layer.energies], 1)
+    torch.testing.assert_close(layer(x), radial + layer.mix(energies), rtol=1e-12, atol=1e-12)

@@ -17,19 +17,26 @@ def test_unreadable_files(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="there is no checkpoint"):
         load_sre_checkpoint(ours, tmp_path / "none.pth")
     (tmp_path / "text.pth").write_text("not a checkpoint")
-    with pytest.raises(ValueError, match=r"text.pth' cannot be read as a checkpoint"):
+    with pytest.raises(ValueError, match=r"text.pth cannot be read as weights"):
         load_sre_checkpoint(ours, tmp_path / "text.pth")
     torch.save(ours.state_dict(), tmp_path / "cut.pth")
     (tmp_path / "cut.pth").write_bytes((tmp_path / "cut.pth").read_bytes()[:3000])
-    with pytest.raises(ValueError, match=r"cut.pth' cannot be read as a checkpoint"):
+    with pytest.raises(ValueError, match=r"cut.pth cannot be read as weights"):
         load_sre_checkpoint(ours, tmp_path / "cut.pth")
     torch.save(ours, tmp_path / "whole.pth")  # a pickled module would run code
-    with pytest.raises(ValueError, match=r"whole.pth' cannot be read as a checkpoint"):
+    with pytest.raises(ValueError, match=r"whole.pth cannot be read as weights"):
         load_sre_checkpoint(ours, tmp_path / "whole.pth")
     (tmp_path / "empty.pth").write_bytes(b"")
     for path in (tmp_path / "empty.pth", tmp_path):
-        with pytest.raises(ValueError, match=r"cannot be read as a checkpoint \(\w+\); expected a state dict"):
+        with pytest.raises(ValueError, match=r"cannot be read as weights \(\w+\); expected tensors, as torch.save"):
             load_sre_checkpoint(ours, path)
+    torch.save(ours.state_dict(), tmp_path / "flipped.pth")
+    content = bytearray((tmp_path / "flipped.pth").read_bytes())
+    place = content.find(ours.fc.weight.detach().numpy().tobytes()) + 2
+    content[place] ^= 4
+    (tmp_path / "flipped.pth").write_bytes(content)
+    with pytest.raises(ValueError, match=r"flipped.pth cannot be read as weights"):
+        load_sre_checkpoint(ours, tmp_path / "flipped.pth")
     torch.save([1, 2], tmp_path / "list.pth")
     with pytest.raises(TypeError, match="checkpoint must be a path or a state dict"):
         load_sre_checkpoint(ours, tmp_path / "list.pth")
@@ -54,8 +61,12 @@ def test_weights_of_another_kind_are_refused(dtype: torch.dtype) -> None:
     """Nothing is rounded or cut off without a word; half precision is taken."""
     ours = SREResNet(2, 3, 5, width=8)
     state = ours.state_dict()
-    with pytest.raises(ValueError, match=rf"conv1.weight: holds {dtype}, the network has torch.float32"):
+    with pytest.raises(ValueError, match=rf"conv1.weight holds {dtype}, the network's is torch.float32"):
         load_sre_checkpoint(ours, {**state, "conv1.weight": state["conv1.weight"].to(dtype)})
+    broken = state["conv1.weight"].clone()
+    broken[0] = torch.nan
+    with pytest.raises(ValueError, match=r"conv1.weight holds values that are not finite"):
+        load_sre_checkpoint(ours, {**state, "conv1.weight": broken})
     half = {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
     assert load_sre_checkpoint(ours, half) == "monai_sre"
 

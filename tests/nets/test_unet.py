@@ -146,7 +146,8 @@ def geometries(network: nn.Module) -> list[Any]:
 
 def test_spacing_follows_the_strides() -> None:
     """5 x 1 x 1 mm under strides (1, 2, 2): 5 x 2 x 2, then 5 x 4 x 4, and 10 x 8 x 8 after a stride of 2."""
-    network = narrow(3, channels=(2, 2, 2, 2), strides=((1, 2, 2), (1, 2, 2), 2), spacing=(5.0, 1.0, 1.0))
+    voxel = torch.tensor([5.0, 1.0, 1.0])  # such as the pixdim of an image
+    network = narrow(3, channels=(2, 2, 2, 2), strides=((1, 2, 2), (1, 2, 2), 2), spacing=voxel)
     assert geometries(network) == [(5.0, 1.0, 1.0), (5.0, 2.0, 2.0), (5.0, 4.0, 4.0), (10.0, 8.0, 8.0)]
     assert geometries(narrow(2, strides=((1, 2), (4, 2)))) == [None, (1.0, 2.0), None]
 
@@ -257,7 +258,7 @@ def test_options_reach_the_layers() -> None:
         ({"kernel_size": (9, 9)}, ValueError, r"kernel_size must be one value or 3, one per level, got \(9, 9\)"),
         ({"num_rings": (3, 3)}, ValueError, r"num_rings must be one value or 3, one per level, got \(3, 3\)"),
         ({"num_res_units": -1}, ValueError, "num_res_units must be an integer >= 0.*got -1"),
-        ({"spacing": (1.0,)}, ValueError, r"spacing must be None or 2 numbers, one per spatial axis, got \(1.0,\)"),
+        ({"spacing": (1.0,)}, ValueError, r"spacing must be None or 2 positive lengths, got \(1.0,\)"),
         ({"spacing": (1.0, -1.0)}, ValueError, "spacing must be"),
         ({"axes": (0, 2)}, ValueError, "axes must"),
         ({"profile": "cubic"}, ValueError, "profile must be one of.*got 'cubic'"),

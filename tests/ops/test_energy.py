@@ -223,3 +223,34 @@ def test_bad_arguments() -> None:
         harmonic_energy(torch.zeros(1, 1, 5, 5), harmonic_stencils(1, 3))
     with pytest.raises(ValueError, match="odd sizes"):
         harmonic_energy(torch.zeros(1, 1, 5, 5), torch.zeros(2, 4, 4))
+
+
+@pytest.mark.parametrize(
+    ("y", "weight", "groups", "message"),
+    [
+        ((2, 8, 8, 8), (5, 4, 1, 1), 1, r"weight must have shape .*, got \[5, 4, 1, 1\], 2 orders, groups=1"),
+        ((2, 8, 8, 8), (5, 6, 1, 1), 2, "weight must have shape"),
+        ((2, 8, 8, 8), (5, 6, 3, 3), 1, "weight must have shape"),
+        ((2, 8, 8, 8), (5, 6), 1, "weight must have shape"),
+        ((2, 8, 8, 8), (5, 6, 1, 1), 0, "weight must have shape"),
+        ((2, 261, 8, 8), (5, 2, 1, 1), 1, "weight must have shape"),
+        ((2, 8, 8, 8, 8), (5, 6, 1, 1, 1), 1, "stencils must have shape"),
+    ],
+    ids=str,
+)
+def test_operands_that_do_not_fit_reach_no_memory(
+    y: tuple[int, ...], weight: tuple[int, ...], groups: int, message: str
+) -> None:
+    stencils = [harmonic_stencils(order, 2) for order in (1, 2)]
+    with pytest.raises(ValueError, match=message):
+        add_energies(torch.zeros(y), stencils, torch.zeros(weight), groups=groups)
+    with pytest.raises(ValueError, match=r"bias must have shape \[5\], got \[4\]"):
+        add_energies(torch.zeros(2, 8, 8, 8), stencils, torch.zeros(5, 6, 1, 1), torch.zeros(4))
+
+
+def test_stencils_that_are_learned_have_gradients() -> None:
+    x, stencils = torch.randn(1, 2, 6, 7, dtype=torch.float64), harmonic_stencils(1, 2).double().requires_grad_()
+    weight = torch.randn(3, 2, 1, 1, dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda taps: harmonic_energy(x, taps), (stencils,))
+    y = behind_zeros(x, 3)
+    assert torch.autograd.gradcheck(lambda taps: add_energies(y, [taps], weight), (stencils,))

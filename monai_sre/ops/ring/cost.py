@@ -78,7 +78,10 @@ def choose_algorithm(
         >>> choose_algorithm(x, torch.empty(64, 64, 1), basis, [1, 1], [0, 0], [1, 1], 1)  # one tap: nothing to sum
         'dense'
     """
-    ndim, channels, out_channels = basis.dim() - 1, x.shape[-basis.dim()], weight.shape[0]
+    ndim = basis.dim() - 1
+    if x.dim() not in (ndim + 1, ndim + 2):
+        return "dense"  # which says what does not fit
+    channels, out_channels = x.shape[-basis.dim()], weight.shape[0]
     taps = math.prod(basis.shape[1:])
     if groups > 1 or taps == 1:
         return "dense"

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from monai_sre.ops.arguments import constant_of_graphs
 from monai_sre.ops.ring.portable import joined_stencils, ring_scales, scaled_rings
@@ -89,7 +90,12 @@ def _fits(x: Tensor) -> bool:
 
 
 def attempt(function: Callable[..., _Result], first: Tensor, *operands: Any) -> _Result | None:
-    """What a function of this module gives; ``None``, now and from now on, where its kernels do not compile or start."""
+    """What a function of this module gives; ``None``, now and from now on, where its kernels do not compile or start.
+
+    Also ``None``, of this call alone, where an operand is on another device, which torch's own operations then say.
+    """
+    if any(isinstance(part, Tensor) and part.device != first.device for part in tree_leaves(operands)):
+        return None
     try:
         with torch.cuda.device_of(first):  # Triton starts kernels on the current device
             return function(first, *operands)

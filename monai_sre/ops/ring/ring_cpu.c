@@ -1,4 +1,4 @@
-/* The compiled half of ring.py: sums of images over the taps of a fixed basis, multiplied while still in cache.
+/* The compiled half of convolution.py: sums of images over the taps of a fixed basis, multiplied while still in cache.
  *
  * A plan (plan.py) has sorted the taps into sets that are always summed together, axis by axis:
  *   columns  u_a[y, x]    = sum of the padded row y at x + tap, tap in column set a

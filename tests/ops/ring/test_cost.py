@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from monai_sre.layers import SREConv2d
 from monai_sre.ops import radial_basis
 from monai_sre.ops.ring.cost import choose_algorithm, estimate, operation_counts, prefers_rings
 from monai_sre.ops.ring.cpu import available
@@ -24,6 +25,12 @@ def choose(shape: tuple[int, ...], out_channels: int, kernel: int, **options: An
     x = torch.empty_like(x, device=options.pop("device", "cpu"))
     weight = torch.empty(out_channels, shape[1], len(basis))
     return choose_algorithm(x, weight, basis, (1,) * ndim, (kernel // 2,) * ndim, (1,) * ndim, 1)
+
+
+@pytest.mark.parametrize("shape", [(31, 24), (9,), (2, 3, 4, 31, 24)], ids=str)
+def test_too_few_or_too_many_axes_are_said_by_torch(shape: tuple[int, ...]) -> None:
+    with pytest.raises(RuntimeError, match=r"Expected 3D .* or 4D"):
+        SREConv2d(3, 8, 9)(torch.zeros(shape))
 
 
 def test_rows_whose_outcome_is_beyond_doubt() -> None:

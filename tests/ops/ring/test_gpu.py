@@ -273,6 +273,15 @@ def test_kernels_start_on_the_device_of_their_operands(monkeypatch: pytest.Monke
     assert not inside
 
 
+def test_an_operand_on_another_device_turns_no_kernel_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "_failed", [])
+    stray = torch.zeros(1, device="meta")
+    for operands in ((stray,), ([stray],), (1, None, torch.zeros(1), stray)):
+        assert gpu.attempt(lambda *_: 1, torch.zeros(1), *operands) is None
+    assert not gpu._failed
+    assert gpu.attempt(lambda *_: 1, torch.zeros(1), [torch.zeros(1)]) == 1
+
+
 def test_memory_that_is_used_up_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any) -> Any:
         raise torch.OutOfMemoryError("out of memory")
