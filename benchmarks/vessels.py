@@ -39,14 +39,14 @@ from monai_sre.description import load_weights
 from monai_sre.evaluation import draw_maps
 from monai_sre.files import write_json
 
-_FULL = {"settings": {"window_multiple": 4}, "other": SAME_MAPS}
 MODELS = {
     "plain": Model("plain U-Net", ("plain.json",), colour="tab:blue"),
     "plain-turned": Model(
         "plain U-Net, random rotations in training", ("plain.json",), turned=True, colour="tab:orange"
     ),
-    "plain-full": Model("plain DynUNet, as many maps as ours at every level", **_FULL, colour="tab:green"),
-    "plain-full-turned": Model("plain DynUNet, random rotations in training", **_FULL, turned=True, colour="tab:olive"),
+    "plain-full": Model(
+        "plain DynUNet, as many maps as ours at every level", (), {"window_multiple": 4}, other=SAME_MAPS
+    ),
     "bands": Model("SRE-UNet, bands (the published kernel)", (), BANDS, colour="tab:red"),
     "sre": Model("SRE-UNet, Gaussian rings", (), RADIAL, colour="tab:pink"),
     "harmonic": Model("SRE-UNet, Gaussian rings and harmonic energies (the bundle)", colour="tab:purple"),
