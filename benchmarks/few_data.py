@@ -54,8 +54,8 @@ INTRO = [
     "",
     "Made by `benchmarks/few_data.py report`: 5, 10, 25 and 50 % of the training images (hippocampus: so many volumes) and",
     "all; parts are nested, drawn by the seed, the classes in their shares. Each training takes as many steps as that on the",
-    "whole set, with the learning rate chosen there; the validation set, which chooses the epoch, stays whole. Mean ±",
-    "standard deviation over seeds; rotated: as in `accuracy.md` and, at random, in `volumes.md`.",
+    "whole set, with the learning rate that was chosen there at the time (its column); the validation set, which chooses the",
+    "epoch, stays whole. Mean ± standard deviation over seeds; rotated: as in `accuracy.md` and, at random, in `volumes.md`.",
     "Parts that a table lacks are not trained yet; sentences are of networks with several seeds alone.",
     *WORDS,
 ]
@@ -117,12 +117,13 @@ def curves(dataset: str, parts: dict[tuple[Task, str, float], Cells]) -> dict[st
     """Of each network its points, from the fewest labels to the whole set."""
     study, names = whole_set(dataset)
     whole = choose(read_cells(study.cells, list(study.models)), study.metric)
+    chosen = choose({key: members for key, members in parts.items() if key[0].dataset == dataset}, study.metric)
     found: dict[str, list[Point]] = {}
     for network, name in names.items():
         points = [
             Point(members[0]["num_train"], members, images_of_seeds(STUDY, members))
-            for (task, model, _), members in parts.items()
-            if task.dataset == dataset and model.rpartition("-")[0] == network
+            for (task, model), members in chosen.items()
+            if model.rpartition("-")[0] == network
         ]
         members = whole.get((Task(dataset, EPOCHS[dataset]), name), [])
         members = [member for member in members if "sweep" in member]
@@ -169,8 +170,10 @@ def report_parts(_: Study) -> None:
             for point in points:
                 paths = [("sweep", BACKGROUND, f"{figure.metric} {figure.part}") for figure in figures.values()]
                 texts = [spread(values(point.members, path)) + bracket(point.images, path) for path in paths]
-                rows.append([NETWORKS[network][0], str(point.labels), str(len(point.members)), *texts])
-        lines += ["", f"## {dataset}", "", *markdown(["network", "labels", "seeds", *figures], rows).splitlines()]
+                rate = f"{point.members[0]['learning_rate']:g}"
+                rows.append([NETWORKS[network][0], str(point.labels), rate, str(len(point.members)), *texts])
+        head = ["network", "labels", "learning rate", "seeds", *figures]
+        lines += ["", f"## {dataset}", "", *markdown(head, rows).splitlines()]
     (STUDY.results / "few_data.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
 
