@@ -132,7 +132,11 @@ def draw_sweep(
         turned = np.radians([*degrees, 360.0])
         axes.plot(turned, [*values, values[0]], "o-", label=name, linewidth=2, markersize=4, color=colour)
     centre = max(0.0, np.floor(lowest * 10 - 0.5) / 10) if highest <= 1 else 0.0  # mm and ml are no shares
-    axes.set_ylim(centre, 1 if highest <= 1 else 1.1 * highest)
+    top = 1 if highest <= 1 else 1.1 * highest
+    axes.set_ylim(centre, top)
+    axes.set_yticks(
+        [tick for tick in axes.get_yticks() if centre + 1e-6 < tick < top + 1e-6]
+    )  # the centre has its own label
     axes.text(0, centre, f"{centre:.1f}", ha="center", va="center", fontsize=9, bbox=_LABEL)
     axes.set_theta_zero_location("N")
     axes.set_rlabel_position(45)
