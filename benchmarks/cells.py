@@ -221,8 +221,7 @@ def report(study: Study) -> None:
         if shown[task.dataset] != task:
             continue
         docs = source_of(task.dataset if task.dataset == VESSELS else task.dataset.split("_")[0]).bundle / "docs"
-        images = {model: images_of_seeds(study, members) for model, members in found.items()}
-        words = [*(intervals.WORDS if any(images.values()) else ()), *(IMAGE_WORDS if image_columns(images) else ())]
+        words = [*(intervals.WORDS if "[" in "".join(table) else ()), *(IMAGE_WORDS if "ECE" in table[0] else ())]
         into_card(docs / "README.md", task.dataset, [f"{task.epochs} epochs:", "", *table, "", *words])
         drawn = {models[model].label: members for model, members in found.items() if models[model].colour}
         if len(drawn) > 1:

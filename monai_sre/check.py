@@ -34,7 +34,7 @@ from monai_sre.convert import convert_to_sre, fold_sre
 from monai_sre.convert.trial import find_input, prepared, spatial_dims_of
 from monai_sre.description import load_weights
 from monai_sre.layers.conv import RadialNd
-from monai_sre.ops.arguments import unwrapped
+from monai_sre.ops.arguments import cause_of
 from monai_sre.options import given_options
 from monai_sre.symmetry.error import culprits, equivariance_error, layer_errors, tensors_of
 
@@ -265,7 +265,7 @@ def _bundled(folder: Path) -> nn.Module:
             parser.get_parsed_content("imports")
         network = parser.get_parsed_content("network_def")
     except Exception as error:  # each config has its own
-        cause = unwrapped(error)
+        cause = cause_of(error)
         raise ValueError(f"{found[0]}: network_def cannot be built: {type(cause).__name__}: {cause}") from error
     if not isinstance(network, nn.Module):
         raise ValueError(f"{found[0]}: network_def must be a network, got {type(network).__name__}")

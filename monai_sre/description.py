@@ -15,7 +15,7 @@ from torch import nn
 import monai_sre
 from monai_sre.files import draft_of
 from monai_sre.nets.checkpoints import misfits, read_tensors
-from monai_sre.ops.arguments import unwrapped
+from monai_sre.ops.arguments import cause_of
 
 #: Of the JSON file beside ``model.pt``.
 FILE_NAME = "model.json"
@@ -99,7 +99,7 @@ class ModelDescription(Mapping[str, Any]):
                 raise TypeError(f"{entry['_target_']} is no nn.Module and no function that is annotated to return one")
             network: nn.Module = instantiate(entry["_target_"], "default", **arguments)
         except Exception as error:  # each network has its own
-            cause = unwrapped(error)
+            cause = cause_of(error)
             raise ValueError(f"{self.source}: the network cannot be built: {type(cause).__name__}: {cause}") from error
         return network
 

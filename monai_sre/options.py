@@ -16,7 +16,7 @@ from typing import Any
 
 from monai.bundle import ConfigParser, run
 
-from monai_sre.ops.arguments import as_flag, unwrapped
+from monai_sre.ops.arguments import as_flag, cause_of
 
 
 def check_options(options: Mapping[str, Any], command: Sequence[str] | None = None) -> None:
@@ -43,7 +43,7 @@ def check_options(options: Mapping[str, Any], command: Sequence[str] | None = No
     dims = options.get("spatial_dims")
     for name, several in (("pixdim", "None or one length"), ("patch_size", "a whole number or one")):
         value = options.get(name)
-        if dims and isinstance(value, (list, tuple)) and len(value) not in ((0, dims) if name == "pixdim" else (dims,)):
+        if dims and isinstance(value, (list, tuple)) and value and len(value) != dims:
             raise ValueError(f"{name} must be {several} for each of {dims} axes, got {value!r}")
     if command is not None:
         _check_command(command, {name: value for name, value in options.items() if KINDS[name] is _text})
@@ -247,5 +247,5 @@ def _check_command(words: Sequence[str], texts: Mapping[str, Any]) -> None:
 
 def _end_with_the_cause(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     sys.__excepthook__(kind, error, trace)
-    error = unwrapped(error)
+    error = cause_of(error)
     print(f"\n{type(error).__name__}: {error}", file=sys.stderr)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.accuracy import COMMONEST, MODELS
+from benchmarks.accuracy import COMMONEST, MODELS, targets_table
 from benchmarks.bundles import (
     Model,
     handler_id,
@@ -24,7 +24,7 @@ from benchmarks.bundles import (
     summary,
     training_entries,
 )
-from benchmarks.cells import Cells, Study, Task, choose, fill, into_card, shown_tasks
+from benchmarks.cells import BACKGROUND, ZERO, Cells, Study, Task, choose, fill, into_card, shown_tasks
 from benchmarks.peers import peer
 from benchmarks.studies.improvements import MODELS as VARIANTS
 from benchmarks.studies.improvements import Averaged, Masked
@@ -238,3 +238,30 @@ def test_metadata_state_what_the_shipped_weights_scored(dims: int) -> None:
         what, protocol = name.split(", ")
         key = what.replace("rotated", "mean")
         assert stated[name] == pytest.approx(measured[protocol_name(protocol)][key], abs=6e-5), name
+
+
+def test_without_images_the_seeds_say_what_is_reached() -> None:
+    """Differences to the network itself are of pairs; one seed says nothing, and of a loss less is better."""
+
+    def cells(model: str, *scores: tuple[float, float]) -> Cells:
+        known = {"dataset": "toy", "model": model, "learning_rate": 1.0, "epochs": 1, "parameters": 1}
+        return [
+            {**known, "seed": seed, "final_train_loss": 0.2, "sweep": dict.fromkeys((BACKGROUND, ZERO), figures)}
+            for seed, (upright, mean) in enumerate(scores)
+            for figures in [
+                {"ACC upright": upright, "ACC mean": mean, "AUC upright": 1, "AUC mean": 1, "consistency": 1}
+            ]
+        ]
+
+    def said(**chosen: Cells) -> dict[str, list[str]]:
+        """The difference and the word of each target."""
+        lines = targets_table({(Task("toy", 1), model): members for model, members in chosen.items()})
+        parts = [[part.strip() for part in line.split("|")[1:-1]] for line in lines if line.startswith("| toy")]
+        return {part[1]: part[-2:] for part in parts}
+
+    ours, plain = cells("harmonic", (0.7, 0.65), (0.9, 0.85)), cells("plain", (0.7, 0.3), (0.9, 0.5))
+    rows = said(harmonic=ours, plain=plain)
+    assert rows["rotated at most a point below its own upright"] == ["-0.050 [-0.050, -0.050] seeds", "**no**"]
+    assert rows["rotated at least 10 points above plain"] == ["+0.350 [-0.258, +0.958] seeds", "level"]
+    assert rows["final training loss at most 0.1 above plain"] == ["+0.000 [+0.000, +0.000] seeds", "yes"]
+    assert said(harmonic=ours[:1])["consistency at least 0.9"] == ["1.000", ""]

@@ -16,7 +16,7 @@ from monai.utils import TraceKeys
 
 from monai_sre.data.dicom import find_cases, is_dicom
 from monai_sre.data.reader import IMAGE_ENDINGS, is_foreign
-from monai_sre.ops.arguments import unwrapped
+from monai_sre.ops.arguments import cause_of
 
 __all__ = ["OUTPUTS", "ImageFiles", "earlier_outputs", "find_images", "note_output", "relative_names"]
 
@@ -193,6 +193,6 @@ def _traceable(part: Any) -> Iterator[TraceableTransform]:
 
 def _sentence(path: str, problem: BaseException) -> str:
     """The error's message where it names the file; else one that does."""
-    problem = unwrapped(problem)
+    problem = cause_of(problem)
     text = str(problem) if path in str(problem) else f"{path} cannot be used: {type(problem).__name__}: {problem}"
     return " ".join(text.split())

@@ -30,7 +30,7 @@ from monai_sre.evaluation.page import COLOURS, Measure, RunPage, draw_planes
 from monai_sre.evaluation.windows import FileInferer
 from monai_sre.extras import require
 from monai_sre.files import writable_folder, write_whole
-from monai_sre.ops.arguments import as_flag, listed, unwrapped
+from monai_sre.ops.arguments import as_flag, cause_of, listed
 
 __all__ = ["FileTable", "PredictionWriter", "SegmentationWriter", "save_map"]
 
@@ -488,5 +488,5 @@ def _check_names(class_names: Sequence[str], count: int) -> None:
 
 def _cause(problem: BaseException) -> str:
     """One line of what went wrong, without what MONAI says of its transforms."""
-    problem = unwrapped(problem)
+    problem = cause_of(problem)
     return " ".join(f"{type(problem).__name__}: {problem}".split())

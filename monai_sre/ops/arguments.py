@@ -93,7 +93,7 @@ def listed(names: Sequence[str], count: int = 5, separator: str = "; ") -> str:
     return separator.join([*names[:count], *more])
 
 
-def unwrapped(error: BaseException) -> BaseException:
+def cause_of(error: BaseException) -> BaseException:
     """The error behind those that MONAI's transforms and configs raise from it.
 
     Args:
@@ -109,7 +109,7 @@ def unwrapped(error: BaseException) -> BaseException:
         >>> try:
         ...     Compose([transform])(-1)
         ... except RuntimeError as error:
-        ...     print(unwrapped(error))
+        ...     print(cause_of(error))
         value must be positive, got -1
     """
     while error.__cause__ is not None and str(error).startswith(_WRAPPERS):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from monai.bundle import ConfigParser
 from monai.utils import instantiate
 
 from tests.bundles.running import BUNDLES
@@ -41,6 +42,16 @@ def test_copies_are_equal(pattern: str, count: int) -> None:
     texts = [path.read_text() for name in NAMES for path in (BUNDLES / name / "configs").glob(pattern)]
     assert len(texts) == count
     assert len(set(texts)) == 1
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_several_processes_check_what_one_does(name: str) -> None:
+    one, several = ConfigParser(), ConfigParser()
+    files = [BUNDLES / name / "configs" / f"{part}.json" for part in ("train", "multi_gpu_train")]
+    one.read_config(files[0])
+    several.read_config(files)
+    assert several["initialize"][: len(one["initialize"])] == one["initialize"]
+    assert len(several["initialize"]) == len(one["initialize"]) + 2
 
 
 @pytest.mark.parametrize("name", ["hippocampus_segmentation", "retinal_vessel_segmentation"])
