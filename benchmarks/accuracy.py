@@ -30,8 +30,9 @@ from benchmarks.cells import (
 from benchmarks.intervals import WORDS, Interval, contrast, interval, of_seeds
 from benchmarks.tables import RESULTS, markdown, read_json
 
-#: In 3-D, the stem behind a stride, as the plain network's is.
-STRIDED = {"network_def#stem_stride": 2, "network_def#strides": [1, 2, 2, 2]}
+#: In 3-D, the stem at full resolution, where the bundle's, as the plain network's, has a stride.
+FULL_STEM = {"network_def#stem_stride": 1, "network_def#strides": [2, 2, 2, 2]}
+_EVERYWHERE = {"network_def#conv": "harmonic"}
 _OFFICIAL_SIZE = {"network_def#width": 64, "network_def#kernel_size": [9, 9, 5, 5]}
 _PEER, _ESCNN = "benchmarks.peer_networks.PeerResNet18", "benchmarks.peer_networks.EscnnResNet18"
 #: Images of 28 pixels as escnn's strides ask for: at 33 in place of 32 its networks are exact under rotations by 90 degrees.
@@ -40,11 +41,16 @@ MODELS = {
     "plain": Model("plain, kernels of 3", ("plain.json",), colour="tab:blue"),
     "plain-turned": Model("plain, random rotations in training", ("plain.json",), turned=True, colour="tab:orange"),
     "plain-averaged": Model("plain, averaged over rotations at test time", averaged="plain", colour="tab:green"),
-    "bands": Model("SRE, bands (the published kernel)", (), BANDS, colour="tab:red"),
-    "sre": Model("SRE, Gaussian rings", (), RADIAL, colour="tab:pink"),
+    "bands": Model("SRE, bands (the published kernel)", (), BANDS, colour="tab:red", settings_3d=FULL_STEM),
+    "sre": Model("SRE, Gaussian rings", (), RADIAL, colour="tab:pink", settings_3d=FULL_STEM),
     "harmonic": Model("SRE, Gaussian rings and harmonic energies (the bundles)", colour="tab:purple"),
-    "rounder": Model("the same, rounder stencils of 5 taps", wrapper="studies.stencils.Rounder"),
-    "strided": Model("energies, stem of stride 2", settings_3d=STRIDED),
+    "strided": Model("energies in every layer", settings_3d=_EVERYWHERE),
+    "full": Model("energies in every layer, stem at full resolution", settings_3d={**FULL_STEM, **_EVERYWHERE}),
+    "rounder": Model(
+        "the same, rounder stencils of 5 taps",
+        wrapper="studies.stencils.Rounder",
+        settings_3d={**FULL_STEM, **_EVERYWHERE},
+    ),
     "harmonic-turned": Model("with energies, random rotations in training", turned=True, colour="tab:cyan"),
     "plain-wide": Model("plain, width 64", ("plain.json",), {"network_def#block_inplanes": [64, 128, 256, 512]}),
     "sre-wide": Model("SRE, Gaussian rings, width 64, kernels 9, 9, 5, 5", (), {**RADIAL, **_OFFICIAL_SIZE}),

@@ -39,7 +39,7 @@ SHAPES = {
 }
 #: Networks that differ in cost; those too wide to train on a CPU on small images alone, others on volumes alone.
 _BASE = [name for name, model in MODELS.items() if not model.averaged and not model.turned]
-_WIDE, _VOLUMES = ("plain-wide", "sre-wide", "official", "gmr"), ("strided",)
+_WIDE, _VOLUMES = ("plain-wide", "sre-wide", "official", "gmr"), ("strided", "full", "rounder")
 _ESCNN = [name for name in _BASE if name.startswith("escnn")]
 _LEFT_OUT = {images: (_WIDE if "_64" in images or "3d" in images else ()) for images in SHAPES}
 NAMES = {

@@ -143,7 +143,7 @@ def config_entries(source: Source, model: Model) -> dict[str, Any]:
     if model.other:
         entries["network_def"] = {key: inner[key] for key in _SHARED if key in inner} | model.other
     if model.wrapper:
-        entries["network_def"] = {**inner, "_target_": f"benchmarks.{model.wrapper}", "wraps": inner["_target_"]}
+        entries |= {"network_def#_target_": f"benchmarks.{model.wrapper}", "network_def#wraps": inner["_target_"]}
     return entries
 
 

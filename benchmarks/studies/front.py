@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
-from benchmarks.accuracy import EPOCHS, STRIDED
+from benchmarks.accuracy import EPOCHS, FULL_STEM
 from benchmarks.accuracy import MODELS as COMPARED
 from benchmarks.accuracy_costs import CLASSES, SHAPES
 from benchmarks.bundles import RADIAL, Model, network_of, source_of
@@ -35,7 +35,7 @@ _ORDER_1 = ["harmonic", {"orders": [1]}]
 
 def _form(title: str, conv: Any, **more: Any) -> Model:
     settings = {**RADIAL, "network_def#conv": conv, **{f"network_def#{key}": value for key, value in more.items()}}
-    return Model(title, (), settings)
+    return Model(title, (), settings, settings_3d=FULL_STEM)
 
 
 _FORMS = {
@@ -49,8 +49,7 @@ _FORMS = {
     "none": _form("no energies", "radial"),
 }
 _FORMS_3D = {
-    f"{name}-strided": Model(f"{model.title}, stem of stride 2", (), model.settings, settings_3d=STRIDED)
-    for name, model in _FORMS.items()
+    f"{name}-strided": Model(f"{model.title}, stem of stride 2", (), model.settings) for name, model in _FORMS.items()
 }
 MODELS = _FORMS | _FORMS_3D
 STUDY = Study("front", MODELS, metric="auc", scores=("ACC", "AUC"), split="val", epochs=EPOCHS, results=RESULTS)
