@@ -393,11 +393,11 @@ READING = """
   0.15), ReLU (0.05 to 0.11) and radial parts (0.01 to 0.08). The rows above say that the mean over the image and the last
   layer take most of that out: finer grids change single maps, not the decision.
 
-AdrenalMNIST3D (32 volumes, whose consistency and AUC are coarse): 0.225 as the sweep rotates, 0.225 with the corners cut
-off, 0.153 with splines: interpolation holds 53 % of the squared error, the corners nothing. Of the 0.153, energies on a finer
-grid leave 0.107, filters before strides 0.137, ReLU on a finer grid 0.151, all three 0.092; a frame of background takes it
-to 0.178. As the sweep rotates, all three leave 0.151 of 0.225. So in 3-D, unlike in 2-D, the coarse grid of energies is a
-cause of its own.
+AdrenalMNIST3D (the network that the bundle had then: energies in every layer, the stem at full resolution; 32 volumes,
+whose consistency and AUC are coarse): 0.225 as the sweep rotates, 0.225 with the corners cut off, 0.153 with splines:
+interpolation holds 53 % of the squared error, the corners nothing. Of the 0.153, energies on a finer grid leave 0.107,
+filters before strides 0.137, ReLU on a finer grid 0.151, all three 0.092; a frame of background takes it to 0.178. As the
+sweep rotates, all three leave 0.151 of 0.225. So in 3-D, unlike in 2-D, the coarse grid of energies is a cause of its own.
 
 In 2-D a network has to learn what interpolation does to an image: random rotations in training are what the causes suggest
 (`improvements.md`).

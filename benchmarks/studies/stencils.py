@@ -228,7 +228,7 @@ INTRO = """
 # Rounder stencils
 
 Made by `benchmarks/studies/stencils.py`: see its first lines for what is done. *Error* and *consistency* are those of
-`angles.md`.
+`angles.md`, and of the same networks.
 
 * In 2-D, where the package's stencils have 5 taps, rounder ones leave the errors of the network where they are.
 * In 3-D they have 3. With 5 the error as the sweep rotates falls from 0.225 to 0.163, and with splines from 0.153 to 0.111;
