@@ -67,11 +67,11 @@ as well. After the bundle's own 100 epochs they did not (second table), so the d
 as the plain network's. Since then random numbers are drawn item by item, and the default, trained anew, validates at
 0.923 ± 0.016 (`../../results/accuracy/`): level with the cheaper form, which was not trained anew.
 
-**3-D: energies in the stem and the first stage, the stem of stride 2.** This form validates best, and a step costs less than
-the plain network's. Until then the bundle had energies in every layer and the stem at full resolution (`--network_def#conv
-harmonic --network_def#stem_stride 1 --network_def#strides "[2,2,2,2]"`), as its first three trainings scored higher on the
-test set. Trained anew with the same seeds they score no higher there (`../../results/accuracy.md`): that was chance, and a
-choice that the test set must not make.
+**3-D: energies in the stem and the first stage, the stem of stride 2.** This form validates best, and a step costs what
+the plain network's does. Before, the bundle had energies in every layer and the stem at full resolution
+(`--network_def#conv harmonic --network_def#stem_stride 1 --network_def#strides "[2,2,2,2]"`), as its first three trainings
+scored higher on the test set. Trained anew with the same seeds it scores no higher there (`../../results/accuracy.md`): that
+was chance, and a choice that the test set must not make.
 
 98 and 78 validation images tell no more than this apart.
 """
