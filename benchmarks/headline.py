@@ -81,7 +81,7 @@ def table(rows: Sequence[Row] = ROWS) -> str:
     lines = []
     for row in rows:
         cells, score = _cells(row), row.score
-        lines.append([f"{row.title}, {score}"])
+        lines.append([row.title])
         for name, part, numbers in _figures(row):
             images = images_of_seeds(row.study, cells[name])
             lines[-1].append(f"{100 * sum(numbers) / len(numbers):.1f}")
