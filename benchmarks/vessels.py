@@ -83,7 +83,7 @@ STUDY = Study(
         "Made by `benchmarks/vessels.py report`: CHASE_DB1, 16 photographs train, 4 validate, 8 test; mean ± standard",
         "deviation over seeds; the epoch is selected by validation Dice, and so is the learning rate, with seed 0 (below;",
         "Gaussian rings at 0.01, .002 better, were not run with all seeds). Rotated: mean over the rotations by multiples of",
-        "30 degrees, the identity once. The cells of 40 epochs are of a sweep that padded all images to squares; now they",
+        "30 degrees, the identity once. Cells without intervals are of a sweep that padded all images to squares; now they",
         "stay as they are upright and at multiples of 90 degrees, where the plain networks' Dice is .001 lower, and ours the",
         "same.",
         *PROTOCOL_WORDS,
