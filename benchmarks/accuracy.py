@@ -32,7 +32,7 @@ from benchmarks.tables import RESULTS, markdown, read_json
 
 #: In 3-D, the stem at full resolution, where the bundle's, as the plain network's, has a stride.
 FULL_STEM = {"network_def#stem_stride": 1, "network_def#strides": [2, 2, 2, 2]}
-_EVERYWHERE = {"network_def#conv": "harmonic"}
+_FULL = {**FULL_STEM, "network_def#conv": "harmonic"}
 _OFFICIAL_SIZE = {"network_def#width": 64, "network_def#kernel_size": [9, 9, 5, 5]}
 _PEER, _ESCNN = "benchmarks.peer_networks.PeerResNet18", "benchmarks.peer_networks.EscnnResNet18"
 #: Images of 28 pixels as escnn's strides ask for: at 33 in place of 32 its networks are exact under rotations by 90 degrees.
@@ -44,16 +44,16 @@ MODELS = {
     "bands": Model("SRE, bands (the published kernel)", (), BANDS, colour="tab:red", settings_3d=FULL_STEM),
     "sre": Model("SRE, Gaussian rings", (), RADIAL, colour="tab:pink", settings_3d=FULL_STEM),
     "harmonic": Model("SRE, Gaussian rings and harmonic energies (the bundles)", colour="tab:purple"),
-    "strided": Model("energies in every layer", settings_3d=_EVERYWHERE),
+    "strided": Model("energies in every layer", settings_3d={"network_def#conv": "harmonic"}),
     "full": Model(
         "energies in every layer, stem at full resolution",
-        settings_3d={**FULL_STEM, **_EVERYWHERE},
+        settings_3d=_FULL,
         colour="tab:brown",
     ),
     "rounder": Model(
         "the same, rounder stencils of 5 taps",
         wrapper="studies.stencils.Rounder",
-        settings_3d={**FULL_STEM, **_EVERYWHERE},
+        settings_3d=_FULL,
     ),
     "harmonic-turned": Model("with energies, random rotations in training", turned=True, colour="tab:cyan"),
     "plain-wide": Model("plain, width 64", ("plain.json",), {"network_def#block_inplanes": [64, 128, 256, 512]}),

@@ -6,6 +6,7 @@ import argparse
 import importlib.util
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,13 @@ def test_what_is_wrapped_is_the_network_of_the_bundle(name: str, dataset: str) -
     source = source_of(dataset)
     inner = network_of(source, VARIANTS[name]).network
     assert repr(inner) == repr(network_of(source, UNCHANGED))
+
+
+def test_settings_reach_what_is_wrapped() -> None:
+    source = source_of("adrenalmnist3d")
+    inner, whole = network_of(source, MODELS["rounder"]).network, network_of(source, MODELS["full"])
+    texts = [re.sub(r"stencils=\([^)]*\)", "", repr(network)) for network in (inner, whole)]
+    assert texts[0] == texts[1]
 
 
 def test_a_network_may_be_given_as_a_class_with_arguments() -> None:

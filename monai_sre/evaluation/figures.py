@@ -134,9 +134,8 @@ def draw_sweep(
     centre = max(0.0, np.floor(lowest * 10 - 0.5) / 10) if highest <= 1 else 0.0  # mm and ml are no shares
     top = 1 if highest <= 1 else 1.1 * highest
     axes.set_ylim(centre, top)
-    axes.set_yticks(
-        [tick for tick in axes.get_yticks() if centre + 1e-6 < tick < top + 1e-6]
-    )  # the centre has its own label
+    # the centre has a label of its own
+    axes.set_yticks([tick for tick in axes.get_yticks() if centre + 1e-6 < tick < top + 1e-6])
     axes.text(0, centre, f"{centre:.1f}", ha="center", va="center", fontsize=9, bbox=_LABEL)
     axes.set_theta_zero_location("N")
     axes.set_rlabel_position(45)
