@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from monai_sre.ops.ring.cpu import available
+from monai_sre.ops.ring.cpu import compiled_for
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 #: Milliseconds that calls of a step in a row take at least, between two events of a device.
@@ -108,7 +108,7 @@ def machine(clock: str) -> dict[str, Any]:
         "system": platform.system(),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "compiled_ring_sums": available(torch.float32),
+        "compiled_ring_sums": compiled_for(torch.float32),
         "dtype": "float32",
     }
 

@@ -1,4 +1,4 @@
-"""When code of our own may take the place of torch's operations, and in which dtypes."""
+"""When code of our own may take the place of torch's operations, in which dtypes, and the memory order of its results."""
 
 from __future__ import annotations
 
@@ -96,6 +96,17 @@ def under_transform(grad: Tensor | None = None) -> bool:
     if torch._C._functorch.peek_interpreter_stack() is not None:
         return True
     return grad is not None and torch._C._functorch.is_legacy_batchedtensor(grad)
+
+
+def memory_format_of(x: Tensor) -> torch.memory_format:
+    """Channels last where an image's memory is in that order and no other, else contiguous.
+
+    Example:
+        >>> memory_format_of(torch.ones(1, 2, 3, 3).to(memory_format=torch.channels_last))
+        torch.channels_last
+    """
+    layout = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.dim(), torch.contiguous_format)
+    return layout if x.is_contiguous(memory_format=layout) and not x.is_contiguous() else torch.contiguous_format
 
 
 def keep_subclass(function: Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -19,7 +19,7 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     """Runs a test with the compiled sums and with the fallback."""
     if request.param == "eager":
         monkeypatch.setattr(ring_cpu.LIBRARY, "libraries", dict.fromkeys((torch.float64, torch.float32)))
-    elif not ring_cpu.available(torch.float32):
+    elif not ring_cpu.compiled_for(torch.float32):
         pytest.skip("no C compiler here")
     return str(request.param)
 

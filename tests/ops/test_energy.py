@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from monai_sre.ops import add_energies, harmonic_energy, harmonic_stencils
-from monai_sre.ops.ring.energy_cpu import LIBRARY, available, form_of
+from monai_sre.ops.ring.energy_cpu import LIBRARY, compiled_for, form_of
 from monai_sre.ops.ring.energy_portable import cat_groups, exported_energies
 from tests.testers import relative_error
 
@@ -32,7 +32,7 @@ SHAPES = [
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "convolutions":
         monkeypatch.setattr(LIBRARY, "libraries", dict.fromkeys((torch.float32, torch.float64)))
-    elif not available(torch.float32):
+    elif not compiled_for(torch.float32):
         pytest.skip("no C compiler here")
     return str(request.param)
 

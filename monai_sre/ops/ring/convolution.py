@@ -49,6 +49,7 @@ from monai_sre.ops.dispatch import (
     is_at_hand,
     is_eager_cpu_call,
     keep_subclass,
+    memory_format_of,
     needs_gradient,
     under_autocast,
     under_transform,
@@ -431,8 +432,5 @@ def _spatial_size(size: Triple, ndim: int) -> tuple[int, ...]:
 
 def _in_layout_of(out: Tensor, x: Tensor) -> Tensor:
     """``out`` in the dtype and memory order of ``x``."""
-    out = out.to(x.dtype)
-    layout = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.dim())
-    if layout is not None and x.is_contiguous(memory_format=layout) and not x.is_contiguous():
-        out = out.contiguous(memory_format=layout)
-    return out
+    out, layout = out.to(x.dtype), memory_format_of(x)
+    return out if layout is torch.contiguous_format else out.contiguous(memory_format=layout)

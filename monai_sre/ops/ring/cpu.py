@@ -52,11 +52,6 @@ class _Call(ctypes.Structure):
     )
 
 
-def available(dtype: torch.dtype) -> bool:
-    """Whether the compiled sums can be used for ``dtype``; compiles them if need be."""
-    return LIBRARY.get(dtype) is not None
-
-
 def computed_in(dtype: torch.dtype) -> torch.dtype:
     """The dtype of sums and products: half precision is computed in float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
@@ -64,8 +59,8 @@ def computed_in(dtype: torch.dtype) -> torch.dtype:
 
 @constant_of_graphs
 def compiled_for(dtype: torch.dtype) -> bool:
-    """Whether the compiled sums serve a dtype, in half precision by float32; a constant of a graph of ``torch.compile``."""
-    return available(computed_in(dtype))
+    """Whether compiled sums serve a dtype, half precision by float32; compiles them if need be. A constant of graphs."""
+    return LIBRARY.get(computed_in(dtype)) is not None
 
 
 def contract(

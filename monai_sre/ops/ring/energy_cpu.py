@@ -79,15 +79,10 @@ def _declare(library: ctypes.CDLL) -> None:
 LIBRARY = NativeLibrary(Path(__file__).with_name("energy_cpu.c"), "harmonic energies", _declare)
 
 
-def available(dtype: torch.dtype) -> bool:
-    """Whether compiled energies can be used for ``dtype``; compiles them if need be."""
-    return LIBRARY.get(dtype) is not None
-
-
 @constant_of_graphs
 def compiled_for(dtype: torch.dtype) -> bool:
-    """Whether compiled energies serve a dtype, in half precision by float32; a constant of a graph of ``torch.compile``."""
-    return available(computed_in(dtype))
+    """Whether compiled energies serve a dtype, half precision by float32; compiles them if need be. A constant of graphs."""
+    return LIBRARY.get(computed_in(dtype)) is not None
 
 
 def form_of(stencils: Sequence[Tensor]) -> Form | None:

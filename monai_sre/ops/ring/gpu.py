@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from monai_sre.ops.arguments import constant_of_graphs
+from monai_sre.ops.dispatch import memory_format_of
 from monai_sre.ops.ring.portable import joined_stencils, ring_scales, scaled_rings
 
 _log = logging.getLogger(__name__)
@@ -496,11 +497,7 @@ def _packed(stencils: Sequence[Tensor]) -> tuple[Tensor, tuple[int, ...]]:
 
 def _empty(like: Tensor, shape: Sequence[int]) -> Tensor:
     """Memory for a tensor, with channels last where ``like`` has them so."""
-    out = torch.empty(tuple(shape), dtype=like.dtype, device=like.device)
-    layout = {4: torch.channels_last, 5: torch.channels_last_3d}.get(like.dim())
-    if layout is not None and like.is_contiguous(memory_format=layout) and not like.is_contiguous():
-        out = torch.empty(tuple(shape), dtype=like.dtype, device=like.device, memory_format=layout)
-    return out
+    return torch.empty(tuple(shape), dtype=like.dtype, device=like.device, memory_format=memory_format_of(like))
 
 
 def _processors(x: Tensor) -> int:

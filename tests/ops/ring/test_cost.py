@@ -12,7 +12,7 @@ import torch
 from monai_sre.layers import SREConv2d
 from monai_sre.ops import radial_basis
 from monai_sre.ops.ring.cost import choose_algorithm, estimate, operation_counts, prefers_rings
-from monai_sre.ops.ring.cpu import available
+from monai_sre.ops.ring.cpu import compiled_for
 
 #: Times of both algorithms, which the constants of the model were fitted to.
 MEASURED = Path(__file__).parents[3] / "benchmarks" / "results" / "speed_choice_cpu.json"
@@ -102,7 +102,7 @@ def losses(measured: Any) -> list[tuple[float, float]]:
     return found
 
 
-@pytest.mark.skipif(not available(torch.float32), reason="the measurements are those of the compiled sums")
+@pytest.mark.skipif(not compiled_for(torch.float32), reason="the measurements are those of the compiled sums")
 def test_the_choice_costs_little_on_the_measured_shapes(measured: Any) -> None:
     """At most 10 % on every shape that takes a millisecond or more, and little on the others."""
     threads = torch.get_num_threads()

@@ -33,7 +33,7 @@ def test_no_compiler(
     ]
 
 
-@pytest.mark.skipif(not ring_cpu.available(torch.float32), reason="needs a C compiler")
+@pytest.mark.skipif(not ring_cpu.compiled_for(torch.float32), reason="needs a C compiler")
 def test_long_stride() -> None:
     """A tile of a million input rows: their addresses would not fit on the stack."""
     x, weight, basis = torch.randn(1, 1, 2**20), torch.randn(3, 1, 2), radial_basis((3,))
@@ -43,7 +43,7 @@ def test_long_stride() -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(
-    platform.machine() != "x86_64" or not ring_cpu.available(torch.float32), reason="needs a C compiler for x86-64"
+    platform.machine() != "x86_64" or not ring_cpu.compiled_for(torch.float32), reason="needs a C compiler for x86-64"
 )
 @pytest.mark.parametrize(("option", "vector_bytes"), [("-mno-avx512f", 32), ("-mno-avx", 16)])
 def test_other_vector_units(

@@ -180,7 +180,7 @@ def test_compiled_graphs(layer: Any, engine: bool, request: pytest.FixtureReques
     """No graph break, no recompilation for a new batch size, and the same values and gradients."""
     if not engine:
         request.getfixturevalue("no_engine")
-    elif not ring_cpu.available(torch.float64):
+    elif not ring_cpu.compiled_for(torch.float64):
         pytest.skip("no C compiler here")
     torch._dynamo.reset()
     torch.manual_seed(0)
@@ -199,7 +199,7 @@ def test_compiled_graphs(layer: Any, engine: bool, request: pytest.FixtureReques
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 2  # the first batch size, and any
 
 
-@pytest.mark.skipif(not ring_cpu.available(torch.float64), reason="needs a C compiler")
+@pytest.mark.skipif(not ring_cpu.compiled_for(torch.float64), reason="needs a C compiler")
 def test_operators_are_sound() -> None:
     """torch's own checks of schema, fake tensors and gradients."""
     basis = BASES["band2"]
@@ -217,7 +217,7 @@ def test_operators_are_sound() -> None:
     torch.library.opcheck(operators.add_energies, (y, kept, mixer, bias, [stencil, stencil], 1, 1e-2, False))
 
 
-@pytest.mark.skipif(not ring_cpu.available(torch.float32), reason="needs a C compiler")
+@pytest.mark.skipif(not ring_cpu.compiled_for(torch.float32), reason="needs a C compiler")
 @pytest.mark.parametrize("layer", [SREConv2d, SREHarmonicConv2d])
 def test_compiled_layers_take_inputs_of_any_layout(layer: Any) -> None:
     torch._dynamo.reset()

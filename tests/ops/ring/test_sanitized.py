@@ -37,7 +37,7 @@ while done < int(sys.argv[1]):
     sizes = fitted(basis, size, (draw.randint(1, 3), draw.choice((-1, 0, 1, 4)), draw.randint(1, 3), groups))
     if sizes is None:
         continue
-    assert cpu.available(dtype) and energy_cpu.available(dtype)
+    assert cpu.compiled_for(dtype) and energy_cpu.compiled_for(dtype)
     check(basis, size, sizes, dtype, channels)
     stencils = harmonic_stencils(1 if ndim == 1 else draw.choice((1, 2)), ndim, taps=draw.choice((3, 5)))
     x = torch.randn(2, channels[0], *size, dtype=dtype, requires_grad=True)
