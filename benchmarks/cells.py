@@ -383,13 +383,13 @@ def differences_table(study: Study, found: dict[str, Cells]) -> list[str]:
 def rates_table(
     study: Study, tried: dict[tuple[Task, str, float], Cells], chosen: dict[tuple[Task, str], Cells]
 ) -> list[str]:
-    """Title and table of the learning rates tried where there are several; else nothing."""
+    """Title and table of what validation chose from: several learning rates, and networks that were not swept; or nothing."""
     rates = Counter((task, model) for task, model, _ in tried)
     name = f"validation {_TITLES[study.metric]}"
     head = ["data", "network", "learning rate", "seeds", LOSS, f"{name} of seed 0", name, "in the table"]
     rows = []
     for (task, model, rate), members in tried.items():
-        if rates[task, model] > 1:
+        if rates[task, model] > 1 or "sweep" not in members[0]:
             scores = [member["validation"][study.metric] for member in members]
             shown = [spread(values(members, ("final_train_loss",))), f"{scores[0]:.3f}", spread(scores)]
             shown.append("yes" if members is chosen.get((task, model)) else "")

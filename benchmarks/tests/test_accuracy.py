@@ -25,7 +25,7 @@ from benchmarks.bundles import (
     summary,
     training_entries,
 )
-from benchmarks.cells import BACKGROUND, ZERO, Cells, Study, Task, choose, fill, into_card, shown_tasks
+from benchmarks.cells import BACKGROUND, ZERO, Cells, Study, Task, choose, fill, into_card, rates_table, shown_tasks
 from benchmarks.peers import peer
 from benchmarks.studies.improvements import MODELS as VARIANTS
 from benchmarks.studies.improvements import Averaged, Masked
@@ -178,6 +178,17 @@ def test_the_learning_rate_that_validates_best_is_chosen() -> None:
         for rate, (scores, swept) in rates.items()
     }
     assert choose(tried) == {(Task("a", 5), "plain"): tried[Task("a", 5), "plain", 0.05]}
+
+
+def test_what_was_not_swept_stands_among_what_was_tried() -> None:
+    """Of a network with one learning rate that only validated, no other table says anything."""
+    study = Study("toy", {"swept": MODELS["plain"], "tried": MODELS["harmonic"]}, metric="auc", scores=("AUC",))
+    cell = {"learning_rate": 0.1, "final_train_loss": 0.5, "validation": {"auc": 0.75}}
+    cells = {(Task("toy", 1), "swept", 0.1): [{**cell, "sweep": {}}], (Task("toy", 1), "tried", 0.1): [cell]}
+    lines = rates_table(study, cells, {})
+    assert [line for line in lines if "0.1" in line] == [
+        f"| toy, 1 epochs | {MODELS['harmonic'].title} | 0.1 | 1 | 0.500 | 0.750 | 0.750 |  |"
+    ]
 
 
 def test_the_card_shows_the_longest_of_the_fullest_tables() -> None:
