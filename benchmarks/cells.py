@@ -361,6 +361,12 @@ def image_columns(images: dict[str, list[intervals.Images] | None]) -> dict[str,
     }
 
 
+def difference_text(ours: list[intervals.Images], others: list[intervals.Images], figure: intervals.Figure) -> str:
+    """Our figure less another network's, with its interval, and whether that holds zero."""
+    drawn = intervals.difference(ours, others, figure)
+    return drawn.text("+.3f") + (" level" if drawn.word() == "level" else "")
+
+
 def differences_table(study: Study, found: dict[str, Cells]) -> list[str]:
     """Our figures less those of each other model, with intervals of the paired differences; level where one holds zero."""
     images = {model: images_of_seeds(study, members) for model, members in found.items()}
@@ -373,9 +379,7 @@ def differences_table(study: Study, found: dict[str, Cells]) -> list[str]:
     for name, others in known.items():
         shown = []
         for title, figure in figures.items():
-            drawn = intervals.difference(ours, others, figure) if shown_figure(study.columns[title], others) else None
-            level = " level" if drawn is not None and drawn.word() == "level" else ""
-            shown.append("" if drawn is None else drawn.text("+.3f") + level)
+            shown.append(difference_text(ours, others, figure) if shown_figure(study.columns[title], others) else "")
         rows.append([study.models[name].title, *shown])
     return ["", "Differences, of the same test images:", "", *markdown(head, rows).splitlines()]
 

@@ -28,6 +28,7 @@ from benchmarks.cells import (
     Task,
     bracket,
     choose,
+    difference_text,
     fill,
     images_of_seeds,
     main,
@@ -35,7 +36,7 @@ from benchmarks.cells import (
     spread,
     values,
 )
-from benchmarks.intervals import WORDS, Figure, Images, difference
+from benchmarks.intervals import WORDS, Figure, Images, difference, interval
 from benchmarks.tables import markdown
 
 PARTS = (5, 10, 25, 50)
@@ -56,7 +57,8 @@ INTRO = [
     "all; parts are nested, drawn by the seed, the classes in their shares. Each training takes as many steps as that on the",
     "whole set, with the learning rate that was chosen there at the time (its column); the validation set, which chooses the",
     "epoch, stays whole. Mean ± standard deviation over seeds; rotated: as in `accuracy.md` and, at random, in `volumes.md`.",
-    "Parts that a table lacks are not trained yet; sentences are of networks with several seeds alone.",
+    "Parts and data sets that this page lacks are not trained yet; sentences are of networks with several seeds alone.",
+    "Bands in the picture: the intervals of the rotated score.",
     *WORDS,
 ]
 
@@ -154,6 +156,21 @@ def claim(dataset: str, title: str, figure: Figure, found: dict[str, list[Point]
     return f"- {dataset}, {title}: {text} ({point.score(figure):.3f} and {whole.score(figure):.3f}{difference_text})."
 
 
+def same_labels(figures: dict[str, Figure], found: dict[str, list[Point]]) -> list[str]:
+    """Our figures less those of the other networks after training on as many labels, where both have several seeds."""
+    ours, rows = {point.labels: point for point in found["ours"]}, []
+    for other in ("plain", "plain-turned"):
+        for point in found[other]:
+            mine = ours.get(point.labels)
+            if mine is None or min(len(mine.members), len(point.members)) < 2:
+                continue
+            if mine.images is not None and point.images is not None:
+                texts = [difference_text(mine.images, point.images, figure) for figure in figures.values()]
+                rows.append([NETWORKS[other][0], str(point.labels), *texts])
+    table = markdown(["ours, less", "labels", *figures], rows).splitlines()
+    return ["", "Differences with the same number of labels, of the same test images:", "", *table] if rows else []
+
+
 def report_parts(_: Study) -> None:
     """Write the page and the picture."""
     parts = read_cells(STUDY.cells, list(STUDY.models))
@@ -173,13 +190,13 @@ def report_parts(_: Study) -> None:
                 rate = f"{point.members[0]['learning_rate']:g}"
                 rows.append([NETWORKS[network][0], str(point.labels), rate, str(len(point.members)), *texts])
         head = ["network", "labels", "learning rate", "seeds", *figures]
-        lines += ["", f"## {dataset}", "", *markdown(head, rows).splitlines()]
+        lines += ["", f"## {dataset}", "", *markdown(head, rows).splitlines(), *same_labels(figures, found)]
     (STUDY.results / "few_data.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
 
 
 def draw(shown: dict[str, dict[str, list[Point]]]) -> None:
-    """The last score against the number of labels, a panel per data set: upright solid, rotated dashed."""
+    """The last score against the number of labels, a panel per data set: upright solid, rotated dashed with intervals."""
     picture = Picture(figsize=(1 + 4.6 * len(shown), 3.8 + 1.8 / len(shown)), layout="constrained")
     panels: Sequence = picture.subplots(1, len(shown), squeeze=False)[0]
     for panel, (dataset, found) in zip(panels, shown.items(), strict=True):
@@ -198,6 +215,16 @@ def draw(shown: dict[str, dict[str, list[Point]]]) -> None:
                     linewidth=2.2,
                     label=f"{title}: {name}",
                 )
+            banded = [point for point in points if point.images is not None and len(point.members) > 1]
+            bands = [interval(point.images, rotated) for point in banded if point.images is not None]
+            panel.fill_between(
+                [point.labels for point in banded],
+                [band.low for band in bands],
+                [band.high for band in bands],
+                color=colour,
+                alpha=0.12,
+                linewidth=0,
+            )
         panel.set_xscale("log")
         ticks = sorted({point.labels for points in found.values() for point in points})
         panel.set_xticks(ticks, [str(tick) for tick in ticks], fontsize=12)

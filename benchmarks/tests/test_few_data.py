@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks.cells import BACKGROUND
-from benchmarks.few_data import Point, claim
+from benchmarks.few_data import Point, claim, same_labels
 from benchmarks.intervals import Figure
 
 
@@ -37,21 +37,38 @@ def test_labels_count_from_where_all_larger_parts_do_as_well(ours: list[Point], 
     assert claim("toy", "AUC rotated", Figure("AUC", "mean"), found, "plain") == f"- toy, AUC rotated: {said}"
 
 
-def test_level_is_said_where_the_interval_holds_zero() -> None:
-    def drawn(labels: int) -> Point:
-        """Two seeds, of which one in ten images is wrong."""
-        truth = np.arange(20) % 2
-        rows = np.where(np.arange(20) % 10, 1, -1) * (2 * truth - 1.0)
-        images = {
-            "protocols": np.array([BACKGROUND]),
-            "transformations": np.array(["0", "90"]),
-            "labels": truth,
-            "log_odds": np.tile(rows, (1, 2, 1)),
-        }
-        return Point(labels, 2 * [{"sweep": {BACKGROUND: {"ACC mean": 0.9}}}], 2 * [images])
+def drawn(labels: int, *wrong: int) -> Point:
+    """A seed for each number: of 20 images, the two that end with it are wrong under both rotations; for 10, none."""
+    truth, seeds = np.arange(20) % 2, []
+    for number in wrong:
+        rows = np.where(np.arange(20) % 10 == number, -1, 1) * (2 * truth - 1.0)
+        seeds.append(
+            {
+                "protocols": np.array([BACKGROUND]),
+                "transformations": np.array(["0", "90"]),
+                "labels": truth,
+                "log_odds": np.tile(rows, (1, 2, 1)),
+            }
+        )
+    return Point(labels, [{"sweep": {BACKGROUND: {"ACC mean": 0.9}}} for _ in wrong], seeds)
 
-    found = {"ours": [drawn(10), drawn(40)], "plain": [drawn(40)]}
+
+def test_level_is_said_where_the_interval_holds_zero() -> None:
+    found = {"ours": [drawn(10, 0, 0), drawn(40, 0, 0)], "plain": [drawn(40, 0, 0)]}
     said = claim("toy", "ACC rotated", Figure("ACC", "mean"), found, "plain")
     assert said.startswith(
         "- toy, ACC rotated: 10 labels of ours are level with 40 of plain (0.900 and 0.900, difference"
     )
+
+
+def test_networks_are_compared_at_the_same_number_of_labels() -> None:
+    """Parts that one of the two lacks, or has of one seed alone, are left out."""
+    found = {
+        "ours": [drawn(10, 0, 0), drawn(20, 0), drawn(40, 10, 10)],
+        "plain": [drawn(10, 0, 0), drawn(20, 0, 0), drawn(40, 0, 0)],
+        "plain-turned": [drawn(30, 0, 0)],
+    }
+    rows = same_labels({"ACC": Figure("ACC", "mean")}, found)[5:]
+    assert [row.split(" | ")[:2] for row in rows] == [["| plain", "10"], ["| plain", "40"]]
+    assert rows[0].split(" | ")[2].startswith("+0.000 [")
+    assert rows[1].split(" | ")[2].startswith("+0.100 [")
