@@ -60,6 +60,7 @@ INTRO = [
     "Parts and data sets that this page lacks are not trained yet; sentences are of networks with several seeds alone.",
     "Bands in the picture: the intervals of the rotated score.",
     *WORDS,
+    "Each interval is one by itself: of as many as here, a few leave zero out by chance.",
 ]
 
 
@@ -215,12 +216,15 @@ def draw(shown: dict[str, dict[str, list[Point]]]) -> None:
                     linewidth=2.2,
                     label=f"{title}: {name}",
                 )
-            banded = [point for point in points if point.images is not None and len(point.members) > 1]
-            bands = [interval(point.images, rotated) for point in banded if point.images is not None]
+            bands = {
+                point.labels: interval(point.images, rotated)
+                for point in points
+                if point.images is not None and len(point.members) > 1
+            }
             panel.fill_between(
-                [point.labels for point in banded],
-                [band.low for band in bands],
-                [band.high for band in bands],
+                list(bands),
+                [band.low for band in bands.values()],
+                [band.high for band in bands.values()],
                 color=colour,
                 alpha=0.12,
                 linewidth=0,
