@@ -79,7 +79,7 @@ def convert_to_sre(
     Convolutions become radial (:class:`monai_sre.layers.SREConv2d`). Strides, pools, transposed convolutions and pixel
     shuffles move to centred grids (:mod:`monai_sre.layers.centred`), and so do the paddings in the blocks of MONAI. The
     shapes of all outputs stay, and so do names of parameters, train or eval mode, ``requires_grad``, device, dtype,
-    hooks, and what modules share. Create the optimiser afterwards.
+    hooks of their calls, and what modules share. Create the optimiser afterwards.
 
     The network is run on a small input to find functions that a ``forward`` calls by itself, such as
     ``torch.nn.functional.interpolate``: they move to centred grids too, see :mod:`monai_sre.convert.functions`. Then it runs

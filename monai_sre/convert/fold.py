@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from monai.networks.layers.factories import Conv
 from torch import nn
+from torch.nn.utils import parametrize
 from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
@@ -92,7 +93,7 @@ def _fold(source: nn.Module, form: str) -> nn.Module | None:
     module: Any = source
     if not isinstance(source, RadialNd):
         return None
-    _renew(source)
+    _make_plain(source)
     if _takes_rings(source, form):
         new: Any = FoldedRings(source)
     elif isinstance(source, SREConvNd) and module.padding_mode in ("zeros", "replicate"):
@@ -121,10 +122,10 @@ def _fold(source: nn.Module, form: str) -> nn.Module | None:
 
 def _fold_energies(module: HarmonicConv, form: str) -> nn.Module | None:
     radial: Any = module.radial
+    _make_plain(module.mix)
     if not isinstance(radial, RadialNd) or module.groups > 1 or form == "dense":
         return None  # the radial convolution inside is folded by itself
-    _renew(radial)
-    _renew(module.mix)
+    _make_plain(radial)
     hooked = radial._forward_hooks or radial._forward_pre_hooks
     if hooked or not all(map(is_plain, (module.mix, *module.energies))):
         return None  # hooks, and what stands in the place of a part, would be lost
@@ -142,10 +143,12 @@ def _takes_rings(source: nn.Module, form: str) -> bool:
     return exported_ends(module.current_basis(), *channels, module.groups, algorithm) is not NO_RINGS
 
 
-def _renew(module: nn.Module) -> None:
-    """Let hooks that make a weight anew at each call do so for the last time."""
+def _make_plain(module: nn.Module) -> None:
+    """Let what hooks and parametrisations compute of other parameters be parameters, with the values that they have now."""
     for key, hook in list(module._forward_pre_hooks.items()):
         if isinstance(hook, _REPARAMETRISING):
-            with torch.no_grad():
-                hook(module, ())
+            hook.remove(module)
             del module._forward_pre_hooks[key]
+    if parametrize.is_parametrized(module):
+        for name in list(module.parametrizations):  # type: ignore[arg-type]
+            parametrize.remove_parametrizations(module, name)

@@ -11,6 +11,7 @@ Why a mode: ``torch.fx`` and ``torch.export`` capture a graph for training or fo
 other names in the code of a ``forward`` would not reach operators such as ``x[..., ::2, ::2]``. A mode is ordinary Python
 around ordinary tensors: gradients, ``deepcopy``, ``pickle``, ``torch.jit.trace``, ``torch.onnx.export`` and
 ``torch.export.export`` see the functions that it calls. ``torch.jit.script`` reads code without running it, and is refused.
+``torch.compile`` runs such a ``forward``, with what it calls, as it is: frames of compiled code do not say who calls.
 
 Which modules these are is found by running the network in eval mode (:func:`calls_of`).
 """
@@ -30,6 +31,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils import checkpoint
 from torch.utils._pytree import tree_leaves
 
 from monai_sre.convert.function_rules import DOUBTFUL, RESHAPING, RULES, is_map, what_it_mixes
@@ -82,7 +84,8 @@ class CentredFunctions(TorchFunctionMode):
         left: places, as ``"file:line"``, whose calls are left alone: what they work on are no maps.
 
     Raises:
-        ValueError: (when a function is called) it has no centred counterpart; the message names the file and line.
+        ValueError: (when a function is called) it has no centred counterpart, or gradient checkpointing would call it again
+            outside of the mode; the message names the file and line.
 
     Example:
         >>> from torch.nn import functional
@@ -115,6 +118,12 @@ class CentredFunctions(TorchFunctionMode):
         frame = None if rule is None else _users_frame()
         if rule is None or frame is None or (self.left and _short(frame) in self.left):
             return func(*args, **kwargs)
+        if _is_recomputed_outside(frame):
+            raise ValueError(
+                f"{_name(func)} works on a centred grid in forward and not in the backward pass, where "
+                "torch.utils.checkpoint calls its function again outside of forward: give it a module, or a method of one "
+                f"({_place(frame)})"
+            )
         try:
             out = rule(self, *args, **kwargs)
         except RefusedError as error:
@@ -288,10 +297,15 @@ def centred_class(kind: type[nn.Module], methods: Iterable[str] = ()) -> type[nn
 def _inside(method: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(method)
     def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        with getattr(self, MODE):
-            return method(self, *args, **kwargs)
+        return _in_mode(method, self, args, kwargs)
 
-    return call
+    outside_of_graphs: Callable[..., Any] = torch.compiler.disable(call)
+    return outside_of_graphs
+
+
+def _in_mode(method: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
+    with getattr(module, MODE):
+        return method(module, *args, **kwargs)
 
 
 def _blank(kind: type[nn.Module], methods: tuple[str, ...] = ()) -> nn.Module:
@@ -312,6 +326,15 @@ def _users_frame() -> FrameType | None:
             return None
         frame = frame.f_back
     return None if frame is None or frame.f_code.co_filename.startswith(_OURS) else frame
+
+
+def _is_recomputed_outside(frame: FrameType | None) -> bool:
+    """Whether gradient checkpointing stands between a call and the method that entered the mode."""
+    while frame is not None and frame.f_code is not _in_mode.__code__:
+        if frame.f_code.co_filename == checkpoint.__file__:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _self(frame: FrameType) -> Any:

@@ -59,7 +59,8 @@ def prepared(network: nn.Module) -> Iterator[None]:
 
     Frozen parameters of two axes or more stay as they are: somebody has made them so, such as a filter. Tensors keep their
     identity and only refer to other values, so that shared ones stay shared; afterwards they refer to their own again. What
-    modules keep of a run as attributes, or in lists and dictionaries of tensors, is put back too. Casts to a shorter dtype do
+    modules keep of a run as attributes, or in lists and dictionaries of tensors, is put back too; what they keep as plain
+    attributes, such as the kernel of a filter, and what is made in a ``forward`` is in float64. Casts to a shorter dtype do
     nothing (:class:`Unrounded`).
     """
     registers: list[Any] = [held for m in network.modules() for held in (m._parameters, m._buffers, vars(m))]
@@ -68,16 +69,21 @@ def prepared(network: nn.Module) -> Iterator[None]:
     entries = [dict(held) for held in registers]
     lists = [(held, held[:]) for m in network.modules() for held in vars(m).values() if _is_list_of_tensors(held)]
     originals = [(tensor, tensor.data) for tensor in (*network.parameters(), *network.buffers())]
-    generator = torch.Generator().manual_seed(1)
+    generator, default = torch.Generator().manual_seed(1), torch.get_default_dtype()
     with undisturbed(network, training=False), torch.no_grad(), Unrounded():
         try:
+            torch.set_default_dtype(torch.float64)
             for cache in caches:
                 cache.clear()
+            for attributes in map(vars, network.modules()):
+                constants = {name: held for name, held in attributes.items() if isinstance(held, Tensor)}
+                attributes |= {name: held.double() for name, held in constants.items() if held.dtype in _SHORTER}
             for tensor, values in originals:
                 tensor.data = _trial_values(tensor, values, generator)
             network.double()  # all is by now, but layers write bases and stencils anew, unrounded
             yield
         finally:
+            torch.set_default_dtype(default)
             for held, entry in zip(registers, entries, strict=True):
                 held.clear()
                 held.update(entry)
@@ -99,7 +105,8 @@ class Unrounded(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in _CASTS:
             func = Tensor.double
-        args = tuple(torch.float64 if value in _SHORTER else value for value in args) if func is Tensor.to else args
+        if func in (Tensor.to, Tensor.type):
+            args = tuple(torch.float64 if value in _SHORTER else value for value in args)
         kwargs = {k: torch.float64 if k == "dtype" and v in _SHORTER else v for k, v in (kwargs or {}).items()}
         return func(*args, **kwargs)
 
@@ -191,7 +198,7 @@ def find_input(network: nn.Module, spatial_dims: int, divisible: bool = False) -
         except Exception as error:  # whatever it raises: this size does not suit it
             if shape[0] == channels[0]:  # the others are guesses
                 why = f"{type(error).__name__}: {error}"
-                reason = f"no input was found that it accepts; one of shape {tuple(x.shape)} raises {why}"
+                reason = f"no input was found that it accepts; one of shape {tuple(x.shape)}, in float64, raises {why}"
             continue
         return (x,), ""
     return None, reason

@@ -148,9 +148,6 @@ class RadialNd(nn.Module):
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         """Refill the basis after a change of dtype or device, or it would stay rounded, or empty after ``to_empty``."""
         super()._apply(on_flat(fn, self), recurse)
-        for name, buffer in self.named_buffers(recurse=False):
-            if buffer.is_inference():  # built in inference mode, and not to be written to outside
-                setattr(self, name, buffer.clone())
         self._fill_basis()
         return self
 
@@ -167,11 +164,10 @@ class RadialNd(nn.Module):
         return buffers if learned is None else {**buffers, "squares": learned[0], "edge": learned[1]}
 
     def _fill_basis(self) -> Tensor:
-        """Write the exact basis into the buffers, and return it."""
+        """Make the buffers anew of the exact basis, and return it; a graph may still need those that were."""
         buffers = self._exact_buffers()
-        with torch.no_grad():
-            for name, values in buffers.items():
-                getattr(self, name).copy_(values)
+        for name, values in buffers.items():
+            setattr(self, name, values.to(getattr(self, name)))
         return buffers["basis"]
 
     def reset_parameters(self) -> None:
@@ -206,6 +202,11 @@ class RadialNd(nn.Module):
 
     def current_basis(self) -> Tensor:
         """The basis, shape ``(b, *kernel_size)``: fixed, or at the width learned by now."""
+        if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript leaves a branch out only where this stands alone
+            if self.basis.is_meta and not self.weight.is_meta:  # torch itself would return memory as it finds it
+                raise ValueError(
+                    "basis is on the meta device, without values; to_empty(device=...) of the layer makes it"
+                )
         if self.log_width is None:
             return self.basis
         return self.edge * torch.exp(-0.5 * self.squares / torch.exp(self.log_width).square())

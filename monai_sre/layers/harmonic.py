@@ -80,12 +80,8 @@ class HarmonicEnergy(nn.Module):
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         """Stencils of full precision after a change of dtype or device: rounded, the symmetry of 3-D ones is inexact."""
         super()._apply(on_flat(fn, self), recurse)
-        if self.stencils.dtype.itemsize < 4:
-            self.stencils = self.stencils.float()
-        elif self.stencils.is_inference():  # built in inference mode, and not to be written to outside
-            self.stencils = self.stencils.clone()
-        with torch.no_grad():
-            self.stencils.copy_(self._exact_stencils(self.stencils.dim() - 1))
+        held = self.stencils.float() if self.stencils.dtype.itemsize < 4 else self.stencils
+        self.stencils = self._exact_stencils(held.dim() - 1).to(held)  # new: a graph may still need those that were
         return self
 
     def forward(self, x: Tensor) -> Tensor:

@@ -52,7 +52,7 @@ def harmonic_energy(x: Tensor, stencils: Tensor, eps: float = 1e-3) -> Tensor:
         Shape and dtype of ``x``. Half precision is computed in float32.
 
     Raises:
-        ValueError: the number of spatial axes differs, or a kernel size is even.
+        ValueError: the number of spatial axes differs, a kernel size is even, or ``x`` holds integers.
 
     Example:
         >>> from monai_sre.ops import harmonic_stencils
@@ -74,6 +74,8 @@ def _check_stencils(x: Tensor, stencils: Tensor) -> None:
             "stencils must have shape (components, *kernel_size) of odd sizes, one for each spatial axis of x, got "
             f"{list(stencils.shape)} and x of shape {list(x.shape)}"
         )
+    if not (x.is_floating_point() or x.is_complex()):
+        raise ValueError(f"x must be floating-point, got {x.dtype}")
     if stencils.is_meta and not x.is_meta:  # torch itself would return memory as it finds it
         raise ValueError(
             "stencils are on the meta device, without values; to_empty(device=...) of their layer makes them"

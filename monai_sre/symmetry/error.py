@@ -409,12 +409,13 @@ def _inside(inner: str, outer: str) -> bool:
 
 @contextmanager
 def undisturbed(network: Any, training: bool) -> Iterator[None]:
-    """Run in the mode asked for, then put back every module's mode, in training mode every buffer, and the random state."""
+    """Run in the mode asked for, then put back every module's mode, every buffer that has changed, and the random state."""
     if not isinstance(network, nn.Module):
         yield
         return
     modes = {module: module.training for module in network.modules()}
-    buffers = {buffer: buffer.detach().clone() for buffer in network.buffers()} if training else {}
+    registers = [(module._buffers, dict(module._buffers)) for module in network.modules()]
+    buffers = {buffer: buffer.detach().clone() for buffer in network.buffers()}
     if training or any(modes.values()):
         network.train(training)
     devices = sorted({p.device.index for p in network.parameters() if p.is_cuda and p.device.index is not None})
@@ -424,6 +425,9 @@ def undisturbed(network: Any, training: bool) -> Iterator[None]:
     finally:
         for module, mode in modes.items():
             module.training = mode
+        for register, entries in registers:
+            register.update(entries)
         with torch.no_grad():
             for buffer, value in buffers.items():
-                buffer.copy_(value)
+                if not torch.equal(buffer, value):  # a graph may need those that have not
+                    buffer.copy_(value)

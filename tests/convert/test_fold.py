@@ -397,16 +397,23 @@ def test_reparametrised(change: Callable[[nn.Module], Any], layer: type[nn.Modul
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated:FutureWarning")
+@pytest.mark.parametrize(("form", "groups"), [("auto", 1), ("dense", 1), ("auto", 2)])
 @pytest.mark.parametrize(
-    "change", [partial(prune.l1_unstructured, name="weight", amount=0.5), utils.spectral_norm, utils.weight_norm]
+    "change",
+    [
+        partial(prune.l1_unstructured, name="weight", amount=0.5),
+        utils.spectral_norm,
+        utils.weight_norm,
+        utils.parametrizations.weight_norm,
+    ],
 )
-def test_reparametrised_mixtures_of_energies(change: Callable[[nn.Module], Any]) -> None:
+def test_reparametrised_mixtures_of_energies(change: Callable[[nn.Module], Any], form: str, groups: int) -> None:
     """All parameters are trained, twice, and the weight of the next call is folded, not that of the last one."""
     x = torch.randn(2, 2, 7, 8, dtype=torch.float64)
     networks = []
     for _ in range(2):
         torch.manual_seed(0)
-        layer = SREHarmonicConv2d(2, 4, 3, padding=1).double()
+        layer = SREHarmonicConv2d(2, 4, 3, padding=1, groups=groups).double()
         change(layer.mix)
         optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
         for _ in range(2):
@@ -415,7 +422,10 @@ def test_reparametrised_mixtures_of_energies(change: Callable[[nn.Module], Any])
             assert all(parameter.grad is not None for parameter in layer.parameters())
             optimizer.step()
         networks.append(layer.eval())
-    assert relative_error(fold_sre(networks[1])(x), networks[0](x)) < 1e-12
+    folded, expected = fold_sre(networks[1], form), networks[0](x)
+    assert relative_error(folded(x), expected) < 1e-12
+    assert {name for name, _ in folded.mix.named_parameters()} == {"weight", "bias"} == set(folded.mix.state_dict())
+    assert relative_error(folded.float()(x.float()), expected) < 1e-5  # what is no parameter would stay as it was
 
 
 def test_what_stands_in_the_place_of_a_mixture_stays_when_folded() -> None:

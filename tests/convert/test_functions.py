@@ -73,6 +73,18 @@ class TestKinds:
             assert type(twin) is type(network)
             assert all(torch.equal(a, b) for a, b in zip(tensors_of(twin(x)), expected, strict=True))
 
+    def test_compile(self, name: str) -> None:
+        """Frames of compiled code do not say who calls: what has centred functions runs as it is, values and gradients."""
+        torch.compiler.reset()
+        network, x = convert_to_sre(made(name)).double(), torch.randn(2, 1, 37, 46, dtype=torch.float64)
+        compiled, found = torch.compile(copy.deepcopy(network), backend="eager"), []
+        for twin in (network, compiled):
+            out = tensors_of(twin(x))
+            loss(out).backward()
+            found.append([*out, *(parameter.grad for parameter in twin.parameters())])
+        for ours, theirs in zip(*found, strict=True):
+            torch.testing.assert_close(theirs, ours, rtol=1e-12, atol=1e-12)
+
 
 @pytest.mark.parametrize("name", [name for name in KINDS if name not in ("SAME", "dataclass")])
 class TestGraphs:
@@ -332,6 +344,36 @@ def test_gradient_checkpointing_of_a_method_gives_the_same_gradients(reentrant: 
     for network in networks:
         network(x).square().sum().backward()
     for ours, theirs in zip(networks[1].parameters(), networks[0].parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_gradient_checkpointing_of_a_local_function_is_refused(reentrant: bool) -> None:
+    """It is called again outside of the mode, where gradients would be others; a module in it enters its own mode."""
+
+    class Local(nn.Module):
+        def __init__(self, block: nn.Module) -> None:
+            super().__init__()
+            self.block = block
+
+        def forward(self, x: Tensor) -> Tensor:
+            def pooled(y: Tensor) -> Tensor:
+                return self.block(y) if isinstance(self.block, Autoencoder) else F.max_pool2d(self.block(y), 2)
+
+            return checkpoint(pooled, x, use_reentrant=reentrant) if self.training else pooled(x)
+
+    x = torch.randn(1, 1, 21, 26, dtype=torch.float64, requires_grad=True)
+    network = convert_to_sre(Local(nn.Conv2d(1, 4, 3, padding=1))).double().train()
+    with pytest.raises(
+        ValueError, match=r"max_pool2d works on a centred grid in forward.*a module, or a method.*test_functions"
+    ):
+        network(x)
+    torch.manual_seed(0)
+    network, plain = convert_to_sre(Local(Autoencoder().double())).train(), autoencoder()
+    plain.load_state_dict(network.block.state_dict())
+    for twin in (network, plain):
+        twin(x).square().sum().backward()
+    for ours, theirs in zip(network.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-12, atol=1e-12)
 
 

@@ -12,7 +12,7 @@ from monai.networks import nets
 from torch import Tensor, nn
 from torch.nn import functional
 
-from monai_sre import conversion_report, convert_to_sre
+from monai_sre import conversion_report, convert_to_sre, equivariance_error
 from monai_sre.convert import trial
 from monai_sre.symmetry import lattice_generators
 
@@ -335,3 +335,16 @@ def test_an_input_is_found_where_something_stands_before_the_first_convolution()
 
     report = conversion_report(convert_to_sre(Stacked(nn.Conv2d(6, 2, 3, padding=1))))
     assert report.input_shape == (1, 3, 37, 46)
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_kernels_that_are_no_parameters_are_in_float64_in_the_trial(held: bool) -> None:
+    def forward(net: Any, x: Tensor) -> Tensor:
+        kernel = net.kernel if held else torch.ones(4, 1, 3, 3, device=x.device) / 9
+        return functional.conv2d(net.body(x).type(kernel.dtype), kernel, groups=4)
+
+    network, x = Custom(forward), torch.randn(1, 1, 9, 12)
+    network.kernel = kernel = torch.ones(4, 1, 3, 3) / 9
+    assert max(equivariance_error(convert_to_sre(network).eval(), x).values()) < 1e-5
+    assert network.kernel is kernel
+    assert torch.get_default_dtype() == torch.float32

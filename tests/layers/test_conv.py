@@ -8,6 +8,7 @@ import importlib.util
 import inspect
 import io
 from collections.abc import Callable
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 import torch
 from monai.data.meta_tensor import MetaTensor
 from torch import nn
+from torch.func import functional_call
 from torch.nn import functional
 from torch.nn.utils.parametrizations import weight_norm
 
@@ -246,6 +248,29 @@ def test_constants_have_the_precision_of_weights_that_are_assigned(
     single.load_state_dict(exact.state_dict(), assign=True)
     for one, other in zip(single.buffers(), exact.buffers(), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "make", [SREConv2d, SREConvTranspose2d, partial(SREConv2d, profile=("gaussian", {"learn_width": True}))]
+)
+def test_parameters_given_to_a_layer_without_a_basis_are_refused(make: Callable[..., nn.Module]) -> None:
+    """As to a skeleton on the meta device: what torch reads from a basis there is memory as it finds it."""
+    layer = make(2, 3, 5)
+    skeleton = copy.deepcopy(layer).to("meta")
+    x, parameters = torch.randn(1, 2, 9, 9), dict(layer.named_parameters())
+    with pytest.raises(ValueError, match="basis is on the meta device, without values"):
+        functional_call(skeleton, parameters, (x,))
+    assert torch.equal(functional_call(skeleton, {**parameters, **dict(layer.named_buffers())}, (x,)), layer(x))
+
+
+@pytest.mark.parametrize("make", [SREConv2d, SREConvTranspose2d, SREHarmonicConv2d])
+def test_a_move_that_changes_nothing_leaves_the_graph_its_constants(make: Callable[..., nn.Module]) -> None:
+    layer, x = make(4, 4, 5), torch.randn(1, 4, 9, 9)
+    expected = torch.autograd.grad(layer(x).sum(), list(layer.parameters()))
+    loss = layer(x).sum()
+    layer.to("cpu").float()
+    for found, value in zip(torch.autograd.grad(loss, list(layer.parameters())), expected, strict=True):
+        assert torch.equal(found, value)
 
 
 @pytest.mark.parametrize("mode", ["reflect", "circular", "replicate"])

@@ -350,3 +350,24 @@ def test_a_module_that_asserts_its_size_is_named() -> None:
     net = nn.Sequential(nn.ReLU(), Fixed())
     errors = layer_errors(net, torch.randn(1, 1, 6, 8), "rot90(0,1)")
     assert errors["1"] == {"rot90(0,1)": float("inf")}
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("in_place", [False, True])
+def test_what_a_network_counts_is_put_back_and_the_rest_untouched(training: bool, in_place: bool) -> None:
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("calls", torch.zeros(()))
+            self.layer = SREConv2d(1, 1, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls = self.calls.add_(1) if in_place else self.calls + 1
+            out: Tensor = self.layer(x)
+            return out
+
+    network, x = Counting(), torch.randn(1, 1, 5, 5)
+    loss = network(x).sum()
+    equivariance_error(network, x, training=training)
+    assert network.calls == 1
+    loss.backward()  # its graph still has its constants

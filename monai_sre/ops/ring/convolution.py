@@ -124,7 +124,12 @@ def _check_operands(
             "stride, padding and dilation must have one integer, and x one axis, for each of the 1 to 3 spatial axes "
             f"of basis, got {sizes}, x of shape {tuple(x.shape)} and basis of shape {tuple(basis.shape)}"
         )
-    if weight.dim() != 3 or weight.shape[2] != basis.shape[0] or weight.shape[1] * groups != x.shape[1]:
+    if weight.dim() == 3 and weight.shape[2] == basis.shape[0] and weight.shape[1] * groups != x.shape[1]:
+        raise ValueError(
+            f"x must have {weight.shape[1] * groups} channels for weight of shape {tuple(weight.shape)} and "
+            f"groups={groups}, got shape {tuple(x.shape)}"
+        )
+    if weight.dim() != 3 or weight.shape[2] != basis.shape[0]:
         raise ValueError(
             f"weight must have shape (out_channels, {x.shape[1]} / {groups}, {basis.shape[0]}), "
             f"got {tuple(weight.shape)}"
