@@ -57,7 +57,7 @@ def check_class_names(class_names: Sequence[str], known: Sequence[str]) -> None:
         known: of the data or the model; where these are the numbers of the classes, as many others are taken.
 
     Raises:
-        ValueError: they differ; the message names both.
+        ValueError: it is no list of names, or they differ; the message names both.
 
     Example:
         >>> check_class_names(["no", "yes"], ["0", "1"])
@@ -65,11 +65,28 @@ def check_class_names(class_names: Sequence[str], known: Sequence[str]) -> None:
         Traceback (most recent call last):
         ValueError: class_names must be ['benign', 'malignant'], in this order, got ['malignant', 'benign']
     """
+    _names("class_names", class_names)
     names, theirs = ([str(name) for name in each] for each in (class_names, known))
     numbered = theirs == [str(number) for number in range(len(theirs))]
     if len(names) != len(theirs) or not (numbered or names == theirs):
         wanted = f"{len(theirs)} names" if numbered else f"{theirs}, in this order"
         raise ValueError(f"class_names must be {wanted}, got {names}")
+
+
+def check_channels(num_channels: int, **options: float | Sequence[float]) -> None:
+    """Refuse lists that do not hold a number for each channel of the data.
+
+    Raises:
+        ValueError: one does not; the message names the option.
+
+    Example:
+        >>> check_channels(3, mean=0.5, std=[0.2, 0.3])
+        Traceback (most recent call last):
+        ValueError: std must be a number or one for each of 3 channels, got [0.2, 0.3]
+    """
+    for name, value in options.items():
+        if isinstance(value, (list, tuple)) and len(value) not in (1, num_channels):
+            raise ValueError(f"{name} must be a number or one for each of {num_channels} channels, got {value!r}")
 
 
 def turned(rotation: bool | str, pixdim: Sequence[float] | None) -> bool:
@@ -199,6 +216,10 @@ KINDS: dict[str, Callable[[str, Any], object]] = {
 }
 
 
+#: Options that may be lists of names or of files.
+_LISTS_OF_TEXTS = ("class_names", "input")
+
+
 def _is_bundle_run(words: Sequence[str]) -> bool:
     return "monai.bundle" in words and "run" in words[words.index("monai.bundle") :]
 
@@ -236,7 +257,8 @@ def _check_command(words: Sequence[str], texts: Mapping[str, Any]) -> None:
                 f"--{name} None: the command line drops it; write '$None', or './None' for a name in this folder"
             )
         value = texts.get(name, typed)
-        if typed.startswith(("$", "@", "%", "[", "(")) or str(value) == typed:
+        named = root in _LISTS_OF_TEXTS and "#" in typed and not typed.startswith(("$", "@", "%"))
+        if not named and (typed.startswith(("$", "@", "%", "[", "(")) or str(value) == typed):
             continue
         if "#" in typed:
             raise ValueError(f"--{name} {typed}: a name with '#' cannot be given to a bundle; rename it, or link to it")

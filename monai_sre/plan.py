@@ -33,7 +33,7 @@ from monai_sre.bundles import FOLDER
 from monai_sre.data import ClassMapd, ReadImaged, find_source, free_gib, load_pairs, volumes_in
 from monai_sre.data.datalist import numbered_titles, open_datalist
 from monai_sre.data.pairs import nnunet_description
-from monai_sre.files import write_whole
+from monai_sre.files import writable_folder, write_whole
 from monai_sre.ops.arguments import listed
 
 __all__ = ["Fingerprint", "choose_classes", "choose_geometry", "choose_spacing", "look_at", "main", "make_plan"]
@@ -239,13 +239,17 @@ def make_plan(
     """
     if memory is not None and not memory > 0:
         raise ValueError(f"memory must be None or GiB above 0, got {memory!r}")
+    for name, text in source.items():
+        _check_text(name, text)
     path = Path(source["dataset_name"] or Path(source["dataset_dir"]) / "dataset.json")
     content: dict[str, Any] = open_datalist(path, []) if source["dataset_name"] else nnunet_description(path)
     given: dict[str, Any] = dict(source)
     splits = {part: load_pairs(**given, split=part, every=5, num_val=None, num_test=None) for part in ("train", "val")}
     pairs = load_pairs(**given)
-    seen = look_at(pairs)
     names = numbered_titles(path, content["labels"]) if content.get("labels") else None
+    for title in (names or {}).values():
+        _check_text(f"{path}: labels", title)
+    seen = look_at(pairs)
     values, titles, notes = choose_classes(seen.values, names)
     ct, reason = _is_ct(seen, modality, content.get("modality") or content.get("channel_names"))
     cuda, memory = torch.cuda.is_available(), free_gib() / 2 if memory is None else memory
@@ -291,6 +295,14 @@ def make_plan(
     return plan, rows, notes
 
 
+def _check_text(name: str, text: str) -> None:
+    """Refuse a text that a config of MONAI would read as something else: a reference, an expression, or ``#`` as ``::``."""
+    if "#" in text or text.startswith(("$", "@", "%")):
+        raise ValueError(
+            f"{name} must hold no '#', nor begin with '$', '@' or '%', which configs of MONAI read, got {text!r}"
+        )
+
+
 def _is_ct(seen: Fingerprint, modality: str | None, listed_as: Any) -> tuple[bool, str]:
     """Whether intensities are Hounsfield units, and what says so."""
     given = [modality] if modality else [*listed_as.values()] if isinstance(listed_as, dict) else []
@@ -319,6 +331,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         path = Path(options.output)
         if path.exists() and not options.overwrite:
             raise FileExistsError(f"{path} is there already; --overwrite replaces it, --output names another file")
+        writable_folder(path.parent, "--output")
         plan, rows, notes = make_plan(
             find_source(options.source, options.images, options.labels), options.modality, options.memory
         )

@@ -123,6 +123,11 @@ def command(*words: str) -> list[str]:
     [
         (["--max_epoch", "3"], {}, "--max_epoch is no option of .*; did you mean --max_epochs"),
         (["--max-epoch=3"], {}, "--max_epoch is no option"),
+        (
+            ["--class_names", "['grade #1','grade 2']"],
+            {},
+            r"--class_names \['grade #1','grade 2'\]: a name with '#' cannot",
+        ),
         (["--output_dir", "run#2"], {"output_dir": "run"}, "--output_dir run#2: a name with '#' cannot be given"),
         (
             ["--dataset_dir=Smith,John"],
@@ -160,6 +165,9 @@ def test_a_right_command_line_passes(words: list[str], options: dict[str, Any]) 
         (["--resume", "maybe"], "ValueError: resume must be true or false, got 'maybe'"),
         (["--max_epoch", "1"], "did you mean --max_epochs?"),
         (["--dataset_name", "brestmnist"], "did you mean 'breastmnist'?"),
+        (["--dataset_name", "demo_2d", "--dataset_dir", "2024"], "write './2024'"),
+        (["--dataset_name", "demo_2d", "--mean", "[0.5,0.5]"], "mean must be a number or one for each of 1 channels"),
+        (["--dataset_name", "demo_2d", "--class_names", "['a']"], "class_names must be a list of 2 names or more"),
     ],
 )
 def test_the_last_line_of_a_command_is_the_cause_and_nothing_is_written(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,24 @@ def test_what_the_user_has_edited_is_not_replaced(scans: Path) -> None:
     with pytest.raises(SystemExit, match=r"ValueError: memory must be None or GiB above 0, got 0\.0"):
         planned(scans, *PATTERNS, "--overwrite", "--memory", "0")
     assert planned(scans, *PATTERNS, "--overwrite")["num_channels"] == 1
+
+
+@pytest.mark.parametrize("name", ["lesion #1", "$__import__('os').getcwd()", "@seed", "%plan.json"])
+def test_names_that_a_config_would_read_as_something_else_are_refused(scans: Path, name: str) -> None:
+    """Before any volume is read: a name could be changed silently, or be executed."""
+    pairs = [{"image": f"scans/{number}_ct.nii", "label": f"maps/{number}_ball.nii"} for number in range(6)]
+    content = {"labels": {"0": "background", "2": name}, "training": pairs}
+    (scans / "dataset.json").write_text(json.dumps(content))
+    with pytest.raises(SystemExit, match=f"labels must hold no '#', nor begin with .*, got {re.escape(repr(name))}"):
+        planned(scans)
+    with pytest.raises(SystemExit, match=r"labels must hold no '#', .*got 'x/\*#\.nii'"):
+        planned(scans, *PATTERNS[:3], "x/*#.nii")
+
+
+def test_a_place_that_cannot_be_written_is_said_before_volumes_are_read(scans: Path) -> None:
+    (scans / "file").touch()
+    with pytest.raises(SystemExit, match=r"OSError: --output='.*/file' is no folder that can be written to"):
+        plan.main([str(scans), *PATTERNS, "--output", str(scans / "file/plan.json")])
 
 
 def test_the_command_ends_in_one_sentence(tmp_path: Path) -> None:

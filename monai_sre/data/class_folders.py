@@ -10,6 +10,7 @@ from typing import Any
 from monai_sre.data.inference import find_images
 from monai_sre.data.info import OTHER_NAMES, SECTIONS
 from monai_sre.data.reader import IMAGE_ENDINGS
+from monai_sre.ops.arguments import listed
 
 __all__ = ["list_class_folders"]
 
@@ -45,7 +46,11 @@ def list_class_folders(folder: Path) -> dict[str, Any]:
         (['benign', 'malignant'], [14, 2, 4])
     """
     given = {section: folder / name for section, name in _split_folders(folder).items()}
-    parts = {section: _classes(part) for section, part in given.items()} or {"": _classes(folder)}
+    parts = {section: _classes(part, section) for section, part in given.items()} or {"": _classes(folder)}
+    others = [path.name for path in _shown(folder) if path.is_dir() and path not in given.values()] if given else []
+    if others:
+        known = listed([*SECTIONS.values(), *OTHER_NAMES], 9, ", ")
+        warnings.warn(f"left out of {folder}, as their names are no split ({known}): {listed(others)}", stacklevel=2)
     content: dict[str, Any] = {"labels": sorted({each.name for classes in parts.values() for each in classes})}
     seen: dict[tuple[str, int], Path] = {}
     copies = []
@@ -77,13 +82,18 @@ def _split_folders(folder: Path) -> dict[str, str]:
     return found
 
 
-def _classes(folder: Path) -> list[Path]:
-    shown = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
+def _shown(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
+
+
+def _classes(folder: Path, section: str = "") -> list[Path]:
+    shown = _shown(folder)
     loose = [path for path in shown if path.is_file() and path.name.lower().endswith(IMAGE_ENDINGS)]
     classes = [path for path in shown if path.is_dir()]
     if loose or not classes:
+        why = f", as {folder.name!r} is the name of a split ({section})" if section else ""
         raise ValueError(
-            f"{loose[0] if loose else folder} is in no folder of a class; expected {folder / 'CLASS' / 'IMAGE'}"
+            f"{loose[0] if loose else folder} is in no folder of a class; expected {folder / 'CLASS' / 'IMAGE'}{why}"
         )
     return classes
 

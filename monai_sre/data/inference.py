@@ -41,10 +41,9 @@ def find_images(source: str | Path | Sequence[str | Path]) -> list[Path]:
     for item in map(Path, sources):
         if item.is_dir():
             above = [folder / OUTPUTS for folder in item.resolve().parents if (folder / OUTPUTS).is_file()]
-            records = [*item.rglob(OUTPUTS), *above]  # of runs whose outputs are below, or lie here in part
+            files = list(_files_below(item))
+            records = [*above, *(path for path in files if path.name == OUTPUTS)]  # of runs with outputs here or below
             written = {output for record in records for output in earlier_outputs(record.parent)}
-            # A link to nowhere is an image that is missing.
-            files = (path for path in item.rglob("*") if path.is_file() or (path.is_symlink() and not path.exists()))
             shown = (path for path in files if not _is_hidden(path.relative_to(item)))
             for path in sorted(path for path in shown if path.resolve() not in written):
                 if path.name.lower().endswith(IMAGE_ENDINGS) or is_foreign(path) or is_dicom(path):
@@ -63,6 +62,17 @@ def find_images(source: str | Path | Sequence[str | Path]) -> list[Path]:
     if left:
         _LOGGER.warning("left out %d files in %s, which are no images by their endings: %s", left.total(), names, kinds)
     return found
+
+
+def _files_below(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
+    """All files below, in linked folders too; a link to nowhere is a file that is missing, and one back up is nothing."""
+    real = folder.resolve()
+    if real not in above:
+        for path in folder.iterdir():
+            if path.is_dir():
+                yield from _files_below(path, above | {real})
+            elif path.is_file() or path.is_symlink():
+                yield path
 
 
 def _is_hidden(path: Path) -> bool:

@@ -8,6 +8,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import numpy as np
 from monai.data import partition_dataset
@@ -103,7 +104,7 @@ def find_source(source: str | Path, images: str | None = None, labels: str | Non
     if images is not None and labels is not None:
         patterns = [(images, labels)] if path.is_dir() else []
     else:
-        patterns = [pair for pair in PATTERNS if path.is_dir() and all(_seen(path, pattern) for pattern in pair)]
+        patterns = [pair for pair in PATTERNS if path.is_dir() and _are_there(path, *pair)]
     listing = path / "dataset.json" if path.is_dir() else path
     if (
         images is None
@@ -117,7 +118,9 @@ def find_source(source: str | Path, images: str | None = None, labels: str | Non
     if patterns:
         pair = patterns[0]
         if "_0000" in pair[0] and _seen(path, pair[0].replace("_0000", "_0001")):
-            raise ValueError(f"{source} has a file per channel; save those of a volume as one, channels last")
+            raise ValueError(
+                f"{source} has a file per channel; save those of a volume as one, channels last, or give images and labels"
+            )
         for pattern in pair if images is None else ():
             other = pattern.removesuffix(".gz") if pattern.endswith(".gz") else pattern + ".gz"
             if _seen(path, other):
@@ -127,6 +130,15 @@ def find_source(source: str | Path, images: str | None = None, labels: str | Non
         f"{source} has no dataset.json, and no volumes where they usually are, such as {PATTERNS[1][0]} with "
         f"{PATTERNS[1][1]}; give the patterns of both, --images and --labels"
     )
+
+
+def _are_there(folder: Path, images: str, labels: str) -> bool:
+    """Whether a folder has such volumes and maps; ``_0000`` is a channel where a map has the name without it."""
+    seen = all(_seen(folder, pattern) for pattern in (images, labels))
+    if not seen or "_0000" not in images:
+        return seen
+    names = {file.name.removesuffix(images.partition("*")[2]) for file in folder.glob(images)}
+    return any((folder / labels.replace("*", name)).is_file() for name in names)
 
 
 def _seen(folder: Path, pattern: str) -> bool:
@@ -268,7 +280,8 @@ def _match(folder: Path, name: str, pattern: str) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for file in files:
         key = file.relative_to(folder).as_posix()
-        other = found.setdefault(key[len(head) : len(key) - len(tail)].lower(), file)
+        key = normalize("NFC", key[len(head) : len(key) - len(tail)])  # as Macs write accents, and others
+        other = found.setdefault(key.lower(), file)
         if other != file:
             raise ValueError(
                 f"{name}={pattern!r} takes {other} and {file} for one, as capitals do not count; rename one"

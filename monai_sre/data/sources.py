@@ -16,7 +16,7 @@ from monai_sre.data.info import SPLITS, DatasetInfo, model_classes
 from monai_sre.data.loaders import LabelledImages, training_subset
 from monai_sre.data.medmnist import medmnist_flags, obtain, official_info, official_path
 from monai_sre.data.npz import inspect_npz, read_member, to_images, to_labels
-from monai_sre.data.transforms import check_intensity_range, fit_images, scale_to_unit
+from monai_sre.data.transforms import check_intensity_range, fit_images, scale_to_unit, unscaled_mask
 
 __all__ = ["dataset_info", "load_dataset"]
 
@@ -70,8 +70,9 @@ def dataset_info(
         info = inspect_npz(path, None, task, class_names, splits)[0]
     if spatial_dims not in (None, info.spatial_dims):
         held, wanted = ("volumes", "images") if info.spatial_dims == 3 else ("images", "volumes")
+        other = "" if held == "volumes" else ", or save each series of DICOM as a NIfTI file"
         raise ValueError(
-            f"dataset_name={dataset_name!r} holds {held}, where {wanted} are wanted: take the bundle for {held}"
+            f"dataset_name={dataset_name!r} holds {held}, where {wanted} are wanted: take the bundle for {held}{other}"
         )
     _check_channels(info, num_channels)
     return info
@@ -193,6 +194,8 @@ def _read_images(path: Path, split: str, info: DatasetInfo, intensity_range: Seq
         if not bool(torch.isfinite(images.float()).all()):
             raise ValueError(f"{path}: {split}_images holds values beyond those of float32")
         images = scale_to_unit(images, intensity_range)
+    else:
+        images = unscaled_mask(images)
     if len(set(images.shape[2:])) > 1:
         images = torch.cat([fit_images(part, info.size) for part in images.split(256)])
     return images

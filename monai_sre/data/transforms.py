@@ -78,8 +78,22 @@ def scale_to_unit(images: Tensor, intensity_range: Sequence[float] | None = None
     return (values - low_) / torch.where(high_ > low_, high_ - low_, torch.ones_like(low_))
 
 
+def unscaled_mask(images: Tensor) -> Tensor:
+    """8-bit images of zeros and ones, as masks are, as float32, whose scale ends at 1; all others as they are.
+
+    Example:
+        >>> unscaled_mask(torch.tensor([[0, 1]], dtype=torch.uint8)), unscaled_mask(torch.tensor([[0, 2]], dtype=torch.uint8))
+        (tensor([[0., 1.]]), tensor([[0, 2]], dtype=torch.uint8))
+    """
+    if images.dtype != torch.uint8 or images.numel() == 0 or images[0].max() > 1:  # others are not read to the end
+        return images
+    return images.float() if (int(images.min()), int(images.max())) == (0, 1) else images
+
+
 class ScaleToUnitd(MapTransform):
     """Intensities as float32 in 0..1, see :func:`scale_to_unit`; 8-bit images, whose scale is known, stay as they are.
+
+    An 8-bit image of zeros and ones is a mask, black and white.
 
     Args:
         keys: of the images, shape ``(C, *spatial)``.
@@ -102,8 +116,11 @@ class ScaleToUnitd(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
         for key in self.key_iterator(d):
-            if d[key].dtype != torch.uint8:
-                d[key] = keep_meta(scale_to_unit(convert_to_tensor(d[key])[None], self.intensity_range)[0], d[key])
+            image = convert_to_tensor(d[key])
+            if image.dtype != torch.uint8:
+                d[key] = keep_meta(scale_to_unit(image[None], self.intensity_range)[0], d[key])
+            else:
+                d[key] = keep_meta(unscaled_mask(image), d[key])
         return d
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -104,11 +105,26 @@ def test_worker_processes_and_volumes_that_are_not_kept_change_nothing(slabs: Pa
     fed = {**small, "cache_gib": 0, "num_workers": 1}
     train(slabs, tmp_path / "fed", max_epochs=1, **fed)
     disk = {"data": "@train#pairs", "transform": "@train#preprocessing", "cache_dir": str(tmp_path / "cache")}
+    disk["hash_transform"] = "$monai.data.utils.pickle_hashing"
     disk = {"train#dataset": {"_target_": "PersistentDataset", **disk}}
     train(slabs, tmp_path / "fed", max_epochs=2, resume=True, **fed, **disk)
     assert len([*(tmp_path / "cache").iterdir()]) == 7
     states = [torch.load(tmp_path / name / "models/last.pt", weights_only=True) for name in ("kept", "fed")]
     torch.testing.assert_close(*states, rtol=0, atol=0)
+
+
+def test_prepared_volumes_are_known_by_the_options_of_preprocessing(slabs: Path, tmp_path: Path) -> None:
+    """As the page on volumes has it: of the path alone, a training with other options would take what was prepared before."""
+    page = (running.BUNDLES.parent / "docs/volumes.md").read_text()
+    (snippet,) = re.findall(r'```json\n("train#dataset": .*?)\n```', page, flags=re.DOTALL)
+    for spacing, files in (([], 7), ([], 7), ([2.0, 2.0, 4.0], 14)):
+        parser = ConfigParser()
+        parser.read_config(config_files(BUNDLE, "train"))
+        options = {"dataset_dir": str(slabs), **FOLDER, "num_val": 1, "num_test": 2, "pixdim": spacing}
+        parser.update({**options, "class_names": ["background", "ball"], **json.loads(f"{{{snippet}}}")})
+        parser.update({"train#dataset#cache_dir": str(tmp_path)})
+        assert len(list(parser.get_parsed_content("train#dataset"))) == 7
+        assert len([*tmp_path.iterdir()]) == files
 
 
 @pytest.mark.parametrize("phase", ["train", "validate"])

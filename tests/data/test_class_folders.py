@@ -104,6 +104,19 @@ def test_folders_that_are_no_classes(tmp_path: Path) -> None:
         dataset_info("b", tmp_path / "empty")
 
 
+def test_names_that_are_splits_and_names_that_are_none_are_said(tmp_path: Path) -> None:
+    for part in ("train", "test", "validate", ".cache"):
+        for name in ("x", "y"):
+            for number in range(10):
+                picture(tmp_path / part / name / f"{number}.png", number)
+    with pytest.warns(UserWarning, match=r"left out of .*, as their names are no split \(training, .*\): validate$"):
+        list_class_folders(tmp_path)
+    for name in ("valid", "invalid"):
+        picture(tmp_path / "classes" / name / "1.png", 0)
+    with pytest.raises(ValueError, match=r"valid/1\.png is in no .*, as 'valid' is the name of a split \(validation\)"):
+        list_class_folders(tmp_path / "classes")
+
+
 def test_files_that_are_no_images_stop_the_loading_by_name(tmp_path: Path) -> None:
     for number in range(3):
         picture(tmp_path / f"a/{number}.png", number)

@@ -90,6 +90,17 @@ def test_what_is_left_out_of_a_folder_is_said(tmp_path: Path, caplog: pytest.Log
         find_images(tmp_path)
 
 
+def test_linked_folders_are_entered_once_and_links_back_up_are_not(tmp_path: Path) -> None:
+    for name in ("store/site2/b.png", "store/site2/deep/c.png", "in/site1/a.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "in/site2").symlink_to(tmp_path / "store/site2")
+    (tmp_path / "in/site1/up").symlink_to(tmp_path / "in")
+    (tmp_path / "store/site2/deep/across").symlink_to(tmp_path / "in/site2")
+    names = [str(path.relative_to(tmp_path / "in")) for path in find_images(tmp_path / "in")]
+    assert names == ["site1/a.png", "site2/b.png", "site2/deep/c.png"]
+
+
 def test_outputs_noted_above_a_folder_are_none_of_its_images(tmp_path: Path) -> None:
     (tmp_path / "out/sub").mkdir(parents=True)
     for name in ("a.png", "a_seg.png"):

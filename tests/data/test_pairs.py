@@ -270,6 +270,27 @@ def test_folders_as_usual_need_no_patterns(tmp_path: Path, folders: tuple[str, s
             find_source(tmp_path)
 
 
+@pytest.mark.parametrize("step", [1, 10])
+def test_numbers_of_four_digits_are_no_channels(tmp_path: Path, step: int) -> None:
+    """Volumes and maps have the same names; in nnU-Net's folders, where ``_0000`` is a channel, they never have."""
+    for folder in ("imagesTr", "labelsTr"):
+        (tmp_path / folder).mkdir()
+        for number in range(3):
+            (tmp_path / folder / f"case_{step * number:04d}.nii.gz").touch()
+    assert len(load_pairs(**find_source(tmp_path))) == 3
+    for path in sorted((tmp_path / "imagesTr").iterdir()):
+        path.rename(path.with_name(path.name.replace(".nii", "_0000.nii")))
+    assert find_source(tmp_path)["images"] == "imagesTr/*_0000.nii.gz"
+    assert len(load_pairs(**find_source(tmp_path))) == 3
+
+
+def test_accents_are_the_same_however_they_are_written(tmp_path: Path) -> None:
+    for folder, name in (("images", "e\u0301t\u00e9.png"), ("labels", "\u00e9te\u0301.png")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / name).touch()
+    assert len(find_pairs(tmp_path, "images/*.png", "labels/*.png")) == 1
+
+
 @pytest.mark.parametrize("endings", [(".nii", ".nii.gz"), (".nii.gz", ".nii")])
 def test_volumes_and_maps_may_differ_in_their_endings_but_not_among_themselves(
     tmp_path: Path, endings: tuple[str, str]

@@ -48,6 +48,14 @@ def test_a_part_of_the_training_set_alone(tmp_path: Path) -> None:
         load_dataset("mine", tmp_path, num_train=2)
 
 
+def test_own_npz_of_masks_is_black_and_white_as_files_are(tmp_path: Path) -> None:
+    arrays = arrays_like(DatasetInfo("mine", 2, 12, "binary-class", 1, 2, ("0", "1")))
+    masks = {key: value % 2 if "images" in key else value for key, value in arrays.items()}
+    np.savez(tmp_path / "mine.npz", **masks)
+    images = load_dataset("mine", tmp_path, "train").images
+    assert torch.equal(images[:, 0], torch.from_numpy(masks["train_images"]).float())
+
+
 def test_own_npz_of_oblong_images_is_padded_as_files_are(tmp_path: Path) -> None:
     arrays = arrays_like(DatasetInfo("mine", 2, 12, "binary-class", 1, 2, ("0", "1")))
     arrays = {key: value[:, :, :7] if "images" in key else value for key, value in arrays.items()}

@@ -203,3 +203,27 @@ def test_without_a_move_the_sample_is_the_same_and_prob_is_checked() -> None:
     assert RandMargind(["image", "label"], prob=0.0)(data)["image"] is data["image"]
     with pytest.raises(ValueError, match="prob must be between 0 and 1, got 2"):
         RandMargind("image", prob=2)
+
+
+# Masks ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float32])
+def test_a_mask_of_0_and_1_is_black_and_white_in_any_dtype(tmp_path: Path, dtype: type) -> None:
+    """As 0 and 255 of 8 bits are; 8-bit images that are dark, or black, keep their scale."""
+    mask = np.zeros((6, 4, 4), dtype=dtype)
+    mask[2:4, 1:3, 1:3] = 1
+    seen = []
+    for name, values in (
+        ("mask", mask),
+        ("white", (mask * 255).astype(np.uint8)),
+        ("dark", (mask * 2).astype(np.uint8)),
+    ):
+        nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), tmp_path / f"{name}.nii")
+        chain = Compose([ReadImaged("image", 3, 1), ScaleToUnitd("image"), FitSquared("image", 6, 6)])
+        seen.append(chain({"image": tmp_path / f"{name}.nii"})["image"].as_tensor())
+    assert torch.equal(seen[0], seen[1])
+    assert seen[0].max() == 1
+    assert torch.equal(seen[2], seen[1] * 2 / 255)
+    black = torch.zeros(1, 2, 2, dtype=torch.uint8)
+    assert ScaleToUnitd("image")({"image": black})["image"].dtype == torch.uint8
