@@ -44,7 +44,7 @@ def find_images(source: str | Path | Sequence[str | Path]) -> list[Path]:
             files = list(_files_below(item))
             records = [*above, *(path for path in files if path.name == OUTPUTS)]  # of runs with outputs here or below
             written = {output for record in records for output in earlier_outputs(record.parent)}
-            shown = (path for path in files if not _is_hidden(path.relative_to(item)))
+            shown = (path for path in files if not path.name.startswith("."))
             for path in sorted(path for path in shown if path.resolve() not in written):
                 if path.name.lower().endswith(IMAGE_ENDINGS) or is_foreign(path) or is_dicom(path):
                     found.append(path)
@@ -65,18 +65,15 @@ def find_images(source: str | Path | Sequence[str | Path]) -> list[Path]:
 
 
 def _files_below(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
-    """All files below, in linked folders too; a link to nowhere is a file that is missing, and one back up is nothing."""
+    """All files below but in hidden folders, in linked ones too; a link to nowhere is a file that is missing."""
     real = folder.resolve()
-    if real not in above:
+    if real not in above:  # else a link back up
         for path in folder.iterdir():
             if path.is_dir():
-                yield from _files_below(path, above | {real})
+                if not path.name.startswith("."):
+                    yield from _files_below(path, above | {real})
             elif path.is_file() or path.is_symlink():
                 yield path
-
-
-def _is_hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
 
 
 def earlier_outputs(folder: Path) -> set[Path]:
