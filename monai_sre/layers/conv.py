@@ -30,6 +30,13 @@ def follow_parameters(layer: nn.Module, _: Any) -> None:
         layer.follow(given)  # type: ignore[operator]
 
 
+def _with_axis(_: nn.Module, state: dict[str, Any], prefix: str, *others: Any) -> None:
+    """Before a state dict is loaded: a width that was saved as a scalar."""
+    name = f"{prefix}log_width"
+    if isinstance(state.get(name), Tensor) and state[name].dim() == 0:
+        state[name] = state[name].reshape(1)
+
+
 class RadialNd(nn.Module):
     """What all radial layers share: arguments, parameters, the basis and its initialisation.
 
@@ -138,7 +145,9 @@ class RadialNd(nn.Module):
         for name, values in buffers.items():
             self.register_buffer(name, values.to(self.weight), persistent=False)
         self.register_load_state_dict_post_hook(follow_parameters)
-        self.register_parameter("log_width", nn.Parameter(self.weight.new_empty(())) if "edge" in buffers else None)
+        # one element on an axis, as torch.distributed shards no scalar
+        self.register_parameter("log_width", nn.Parameter(self.weight.new_empty(1)) if "edge" in buffers else None)
+        self.register_load_state_dict_pre_hook(_with_axis)
         if bias:
             self.bias = nn.Parameter(torch.empty(self.out_channels, device=device, dtype=dtype))
         else:
