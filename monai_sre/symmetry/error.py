@@ -426,7 +426,8 @@ def undisturbed(network: Any, training: bool) -> Iterator[None]:
         for module, mode in modes.items():
             module.training = mode
         for register, entries in registers:
-            register.update(entries)
+            for name, buffer in entries.items():  # one by one, as scripted modules take them
+                register[name] = buffer
         with torch.no_grad():
             for buffer, value in buffers.items():
                 if not torch.equal(buffer, value):  # a graph may need those that have not

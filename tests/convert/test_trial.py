@@ -160,7 +160,7 @@ def test_a_network_that_takes_no_input_says_why() -> None:
         return Picky(nn.Conv2d(1, 2, 3, padding=1))
 
     with pytest.raises(
-        ValueError, match=r"no input was found .* \(1, 1, 256, 256\) raises RuntimeError: fifty columns"
+        ValueError, match=r"no input was found .* \(1, 1, 256, 256\), in float64, raises RuntimeError: fifty columns"
     ):
         convert_to_sre(picky())
     declared = picky()
