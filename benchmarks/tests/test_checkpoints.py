@@ -153,16 +153,16 @@ def test_what_does_not_fit_is_listed(peer: Any) -> None:
     state = package.sre_resnet18(num_classes=5, inplanes=8, sre_conv_size=5).state_dict()
     ours = SREResNet(2, 3, 5, width=8, kernel_size=5)
     partial = {name: value for name, value in state.items() if not name.startswith("layer2.0.conv2")}
-    assert "stages.1.0.conv2.weight: missing" in refusal(ours, partial)
-    assert "fc.weight: shape (5, 64), the network has (7, 64)" in refusal(
+    assert "stages.1.0.conv2.weight is not in it" in refusal(ours, partial)
+    assert "fc.weight has shape (5, 64), the network's is (7, 64)" in refusal(
         SREResNet(2, 3, 7, width=8, kernel_size=5), state
     )
-    assert "extra.weight: not in the network" in refusal(ours, {**state, "extra.weight": torch.zeros(1)})
-    assert "norm1.bias: holds values that are not finite" in refusal(
+    assert "the network has no extra.weight" in refusal(ours, {**state, "extra.weight": torch.zeros(1)})
+    assert "norm1.bias holds values that are not finite" in refusal(
         ours, {**state, "bn1.bias": torch.full((8,), torch.nan)}
     )
     deeper = refusal(SREResNet(2, 3, 5, depth=34, width=8, kernel_size=5), state)
-    assert "stages.0.2.conv1.weight: missing" in deeper
+    assert "stages.0.2.conv1.weight is not in it" in deeper
     assert "more" in deeper
 
 

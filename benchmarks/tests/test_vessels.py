@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
+from monai.losses import DiceCELoss, SoftDiceclDiceLoss
 
 from benchmarks.bundles import VESSELS, parsed, source_of
 from benchmarks.cells import BACKGROUND
@@ -32,3 +34,18 @@ def test_augmentation_takes_the_places_that_it_means() -> None:
         if "channel_wise" in entry
     ]
     assert changed == ["RandScaleIntensityd", "RandShiftIntensityd"]
+
+
+def test_losses_are_those_that_the_titles_say() -> None:
+    logits, labels = torch.randn(2, 2, 24, 24), torch.randint(0, 2, (2, 1, 24, 24))
+    bundle = DiceCELoss(to_onehot_y=True, softmax=True, batch=True)(logits, labels)
+    lines = SoftDiceclDiceLoss(alpha=1.0, to_onehot_y=True, softmax=True)(logits, labels)
+    losses = {
+        name: parsed(source_of(VESSELS), MODELS[name]).get_parsed_content("loss")
+        for name in ("harmonic", "with-centreline", "supervised")
+    }
+    torch.testing.assert_close(losses["harmonic"](logits, labels), bundle)
+    torch.testing.assert_close(losses["with-centreline"](logits, labels), bundle + 0.3 * lines)
+    torch.testing.assert_close(losses["supervised"]([logits, logits], labels), 1.5 * bundle)
+    network = parsed(source_of(VESSELS), MODELS["supervised"]).get_parsed_content("network")
+    assert [out.shape for out in network.train()(torch.randn(1, 3, 24, 24))] == 2 * [(1, 2, 24, 24)]
