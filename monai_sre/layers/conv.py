@@ -157,14 +157,13 @@ class RadialNd(nn.Module):
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         """Refill the basis after a change of dtype or device, or it would stay rounded, or empty after ``to_empty``."""
         super()._apply(on_flat(fn, self), recurse)
-        self._fill_basis()
+        self._fill_basis(self.basis)
         return self
 
     def follow(self, parameter: Tensor) -> None:
         """Make the constants anew, on the device and in the dtype of a parameter that was assigned to the layer."""
         if (self.basis.device, self.basis.dtype) != (parameter.device, parameter.dtype):
-            for name, values in self._exact_buffers().items():
-                setattr(self, name, values.to(parameter))
+            self._fill_basis(parameter)
 
     def _exact_buffers(self) -> dict[str, Tensor]:
         """The basis in float64 and, where its width is learned, what :meth:`current_basis` makes it of."""
@@ -172,16 +171,16 @@ class RadialNd(nn.Module):
         learned = learned_gaussian(self.kernel_size, **self._geometry)
         return buffers if learned is None else {**buffers, "squares": learned[0], "edge": learned[1]}
 
-    def _fill_basis(self) -> Tensor:
-        """Make the buffers anew of the exact basis, and return it; a graph may still need those that were."""
+    def _fill_basis(self, like: Tensor) -> Tensor:
+        """Make the buffers anew of the exact basis, which is returned; a graph may still need those that were."""
         buffers = self._exact_buffers()
         for name, values in buffers.items():
-            setattr(self, name, values.to(getattr(self, name)))
+            setattr(self, name, values.to(like))
         return buffers["basis"]
 
     def reset_parameters(self) -> None:
         """Refill basis, weight and bias: uniform weights of :func:`monai_sre.ops.radial.initial_std`, zero bias."""
-        std = self._initial_std(self._fill_basis())
+        std = self._initial_std(self._fill_basis(self.basis))
         bound = (3**0.5 * std).to(device=self.weight.device, dtype=self.weight.dtype)
         with torch.no_grad():
             if self.log_width is not None:

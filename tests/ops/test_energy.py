@@ -223,9 +223,8 @@ def test_bad_arguments() -> None:
         harmonic_energy(torch.zeros(1, 1, 5, 5), harmonic_stencils(1, 3))
     with pytest.raises(ValueError, match="odd sizes"):
         harmonic_energy(torch.zeros(1, 1, 5, 5), torch.zeros(2, 4, 4))
-    with pytest.raises(
-        ValueError, match=r"x must be floating-point, got torch\.int64"
-    ):  # stencils would be rounded to 0
+    # stencils in the dtype of integers would be zeros
+    with pytest.raises(ValueError, match=r"x must be floating-point, got torch\.int64"):
         harmonic_energy(torch.ones(1, 1, 5, 5, dtype=torch.long), harmonic_stencils(1, 2))
 
 
