@@ -235,7 +235,7 @@ Made by `benchmarks/studies/stencils.py`: see its first lines for what is done. 
   derivatives of a Gaussian take the latter to 0.092, below what energies on a finer grid leave (0.107, `angles.md`). Nothing
   was trained for it.
 * Networks trained with such stencils (`rounder stencils` in `volumes.md` and `accuracy.md`) do not bear that out. The
-  hippocampus turned at random is found better where training has no margins (Dice 0.781 for 0.705, 10 epochs, seed 0), and
+  hippocampus turned at random has a higher score where training has no margins (Dice 0.781 for 0.705, 10 epochs, seed 0), and
   hardly where it has them, as the bundle's (0.842 for 0.837, 40 epochs, seed 0); upright is level. AdrenalMNIST3D is
   level in all (consistency 0.895 for 0.917, AUC rotated 0.878 for 0.864, three seeds).
 * So the package keeps its stencils, which cost less: a step of training 1.84 times the plain network's, for 2.01 there.

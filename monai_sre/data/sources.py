@@ -121,7 +121,7 @@ def load_dataset(
             brought. A user's npz keeps its own size; images that are not square are padded to squares with their background.
         download: fetch a missing MedMNIST file (with a progress bar; only on rank 0 of a distributed run).
         check_md5: refuse a file under an official name whose MD5 is not the official one. False accepts a modified
-            file, which must still have the right layout. Hashing costs about 2 s per GB, once per process.
+            file, which must still have the right layout. It is read for that once per process.
         task: task of a user's own data; None infers it from the labels, which tell all but ``"ordinal-regression"``.
         intensity_range: for a user's own data that are not uint8: the values that become 0 and 1 (clipped beyond).
             None keeps floats that lie in 0..1 and maps other images each from its own minimum and maximum.

@@ -1,9 +1,9 @@
 """The compiled CPU backend of the ring engine: the library of ``ring_cpu.c``, and the call of it.
 
-A wheel holds the library; otherwise the C source is compiled at first use (:mod:`monai_sre.ops.ring.native`; 1 to 3 s, once
-for float32 and once for float64). It serves every size, so nothing is ever compiled again: without a wheel, the first
-training step of a new machine's first SRE-ResNet18 takes 2 to 4 s longer than the next ones, that of every later process
-0.2 s (plans of the kernels). Without either :mod:`monai_sre.ops.ring.portable` takes over.
+A wheel holds the library; otherwise the C source is compiled at first use (:mod:`monai_sre.ops.ring.native`), once for
+float32 and once for float64. It serves every size, so nothing is ever compiled again: on a new machine without a wheel the
+first step takes seconds longer than the next ones, in every later process only as long as the plans of the kernels take.
+Without either :mod:`monai_sre.ops.ring.portable` takes over.
 """
 
 from __future__ import annotations
