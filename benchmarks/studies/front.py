@@ -64,8 +64,9 @@ READING = """
 
 **2-D: energies in every layer.** In the stem and two stages alone a step is cheaper, and after 40 epochs they validate
 as well. After the bundle's own 100 epochs they validate lower, within the spread of the seeds (second table), and the
-default stayed; its step costs about as much as the plain network's. Since then random numbers are drawn item by item, and the default, trained anew, validates at
-0.923 ± 0.016 (`../../results/accuracy/`): level with the cheaper form, which was not trained anew.
+default stayed; its step costs about as much as the plain network's. Since then random numbers are drawn item by item, and
+the default, trained anew, validates at 0.923 ± 0.016 (`../../results/accuracy/`): level with the cheaper form, which was
+not trained anew.
 
 **3-D: energies in the stem and the first stage, the stem of stride 2.** This form validates best, and a step costs what
 the plain network's does. Before, the bundle had energies in every layer and the stem at full resolution
@@ -105,7 +106,8 @@ def report(study: Study) -> None:
         "",
         "Made by `benchmarks/studies/front.py report`. SRE-ResNet18 of the bundles' widths and recipes (BreastMNIST: 32, 40",
         "epochs; AdrenalMNIST3D: 16, 15 epochs), Gaussian rings, kernels of 5. Cost: processor time of a training step in",
-        "that of the plain network with kernels of 3, one thread, medians of 7 rounds in turns; `accuracy.md` has a later run. Best validation AUC;",
+        "that of the plain network with kernels of 3, one thread, medians of 7 rounds in turns (`accuracy.md` has a later",
+        "run). Best validation AUC;",
         "the test set is not read but where the text says so. Mean ± standard deviation over seeds. The front: no cheaper",
         "form has a higher mean.",
         "",
