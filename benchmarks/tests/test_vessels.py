@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,14 +12,29 @@ from monai.losses import DiceCELoss, SoftDiceclDiceLoss
 from benchmarks.bundles import VESSELS, parsed, source_of
 from benchmarks.cells import BACKGROUND
 from benchmarks.tables import RESULTS
-from benchmarks.vessels import MODELS, POOLED
+from benchmarks.vessels import MODELS, POOLED, WHOLE
 
 
 def test_the_mean_of_photographs_is_that_of_the_evaluation() -> None:
     shipped = json.loads((RESULTS / "vessels_shipped.json").read_text())[VESSELS]["sweep"][BACKGROUND]
-    assert json.loads(POOLED.read_text())["inside the field of view"][0] == pytest.approx(
-        shipped["Dice upright"], abs=2e-4
+    bundle = json.loads(POOLED.read_text())["the bundle's weights, of 16 photographs"][0]["angles"]
+    swept = {row["transformation"]: row["Dice"] for row in shipped["rows"]}
+    assert bundle == pytest.approx({name: swept[name] for name in bundle}, abs=2e-4)
+
+
+def test_all_photographs_that_are_not_tested_train(tmp_path: Path) -> None:
+    for name in ("images/{:02}.jpg", "labels1/{:02}_1stHO.png"):
+        for number in range(28):
+            path = tmp_path / name.format(number)
+            path.parent.mkdir(exist_ok=True)
+            path.touch()
+    config = parsed(source_of(VESSELS, str(tmp_path)), WHOLE)
+    config["validate#pairs#split"] = "test"
+    trained, tested = (
+        [int(Path(pair["image"]).stem) for pair in config.get_parsed_content(f"{part}#pairs")]
+        for part in ("train", "validate")
     )
+    assert (trained, tested) == (list(range(20)), list(range(20, 28)))
 
 
 def test_augmentation_takes_the_places_that_it_means() -> None:
