@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from monai_sre import load_network
+from monai_sre.description import make_network, network_entry
 from monai_sre.nets import SREResNet
 from monai_sre.nets.checkpoints import load_sre_checkpoint
 
@@ -78,6 +81,22 @@ def test_our_own_state_dicts_in_their_wrappings() -> None:
         nn.init.zeros_(ours.fc.weight)
         assert load_sre_checkpoint(ours, {"network": wrapped, "epoch": 3}) == "monai_sre"
         assert torch.equal(ours.fc.weight, other.fc.weight)
+
+
+def test_a_learned_width_that_was_saved_as_a_scalar(tmp_path: Path) -> None:
+    options = {"spatial_dims": 2, "in_channels": 1, "num_classes": 2, "width": 4}
+    options["profile"] = ["gaussian", {"learn_width": True}]
+    ours, file = make_network("monai_sre.nets.SREResNet", **options), tmp_path / "model.pt"
+    new = {name: torch.full_like(value, 0.25) for name, value in ours.state_dict().items() if "log_width" in name}
+    state = {**ours.state_dict(), **{name: value.reshape(()) for name, value in new.items()}}
+    assert new
+    assert load_sre_checkpoint(ours, state) == "monai_sre"
+    torch.save(state, file)
+    file.with_suffix(".json").write_text(json.dumps({"network": network_entry(ours)}))
+    for network in (ours, load_network(file)):
+        torch.testing.assert_close({name: network.state_dict()[name] for name in new}, new)
+    with pytest.raises(ValueError, match=r"fc\.bias has shape \(\), the network's is \(2,\)"):
+        load_sre_checkpoint(ours, {**state, "fc.bias": torch.tensor(0.0)})
 
 
 def test_wrapped_networks_take_what_they_gave() -> None:
