@@ -223,7 +223,12 @@ def pooled(arguments: argparse.Namespace) -> None:
 
 
 def figures_of_counts(counts: Counts) -> dict[str, Any]:
-    """The Dice that the table shows: upright of photographs, of all pixels inside the field, of all pixels; of each angle."""
+    """The Dice that the table shows: upright of photographs, of all pixels inside the field, of all pixels; of each angle.
+
+    Example:
+        >>> figures_of_counts({"0": [[1, 1, 1, 1], [30, 60, 40, 60]]})  # 20 vessels outside of the field
+        {'photographs': 0.8, 'pixels': 0.6078..., 'whole': 0.5081..., 'angles': {'0': 0.8}}
+    """
     angles = {name: dice_of_counts([part[:3] for part in numbers])[0] for name, numbers in counts.items()}
     pixels = dice_of_counts([part[:3] for part in counts["0"]])[1]
     whole = dice_of_counts([(part[0], part[1], part[3]) for part in counts["0"]])[1]

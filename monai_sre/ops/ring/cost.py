@@ -38,7 +38,7 @@ DENSE = (29_100.0, 259_000.0, 0.084, 2.09, 2.5)
 RING = (106_000.0, 255_000.0, 0.647, 0.252, 0.96, 3.25)
 #: The ring algorithm is chosen where this share of its estimate is below that of the dense one, which is more often too low.
 RING_SHARE = 0.8
-#: How many times slower the ring algorithm is without a compiler, at most about.
+#: How many times slower the ring algorithm is without a compiler: about the most that it is.
 UNCOMPILED = 3.0
 #: A multiply-add of the dense algorithm in bfloat16 on a CPU with matrix units for it (AMX), in one of float32. Without
 #: them, and in float16, torch is no faster than in float32, and often far slower.
