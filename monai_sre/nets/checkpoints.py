@@ -123,9 +123,8 @@ def misfits(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[s
     faults |= {name: f"the network has no {name}" for name in state if name not in wanted}
     for name in (name for name in wanted if name in state):
         ours, theirs = wanted[name], state[name]
-        width = (
-            theirs.dim() == 0 and name.split(".")[-1] == "log_width"
-        )  # a layer reads it as the scalar that it was once
+        # a layer reads its width as the scalar that it was once, too
+        width = theirs.dim() == 0 and name.split(".")[-1] == "log_width"
         if ours.shape != theirs.shape and not width:
             faults[name] = f"{name} has shape {tuple(theirs.shape)}, the network's is {tuple(ours.shape)}"
         elif ours.is_floating_point() != theirs.is_floating_point():
