@@ -1,8 +1,8 @@
 """DICOM: the files of a series become one volume with its place in space, or end in one sentence that says what is wrong.
 
-Values are those of MONAI's ``PydicomReader``, which applies the slope and the intercept of each file. Its order of slices is
-that of the instance numbers, and it knows no place of the frames of a file, so order and affine are found here, from where
-each slice says that it lies. A volume has the axes (columns, rows, slices), a single image (rows, columns), as displayed.
+Stored values are those of MONAI's ``PydicomReader``. Its order of slices is that of the instance numbers, and it knows
+nothing of what an enhanced file says of its frames, so order, affine, slope and intercept are found here, from what each
+slice or frame says. A volume has the axes (columns, rows, slices), a single image (rows, columns), as displayed.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ _TOLERANCE, _ROUNDING = 0.05, 1e-3
 _WRITTEN = 0.1
 #: Slices that are closer than this, in mm, lie at one place.
 _SAME = 1e-3
+_MEASURES, _TRANSFORMATION = "PixelMeasuresSequence", "PixelValueTransformationSequence"
 _TAGS = ["SeriesInstanceUID", "SeriesNumber", "SeriesDescription", "Modality", "Rows", "NumberOfFrames", "SOPClassUID"]
 
 
@@ -175,9 +176,10 @@ def read_series(files: Sequence[Path]) -> tuple[np.ndarray, np.ndarray, bool]:
     coloured = int(datasets[0].get("SamplesPerPixel") or 1) > 1
     for file, dataset in zip(files, datasets, strict=True):
         _decode(file, dataset)
-        if (float(dataset.get("RescaleSlope", 1)), float(dataset.get("RescaleIntercept", 0))) == (1, 0):
-            for keyword in {"RescaleSlope", "RescaleIntercept"} & set(dataset.dir()):
-                delattr(dataset, keyword)  # which would make floats of what is stored, and change nothing else
+    scales = np.array([_scale(item) for dataset in datasets for item in _of_frames(dataset, _TRANSFORMATION)])
+    for dataset in datasets:
+        for keyword in {"RescaleSlope", "RescaleIntercept"} & set(dataset.dir()):
+            delattr(dataset, keyword)  # by which the reader would scale, before what is inverted is turned round
     reader = PydicomReader(swap_ij=False)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of what is read of the place of the frames of a file, which it does not know
@@ -190,12 +192,14 @@ def read_series(files: Sequence[Path]) -> tuple[np.ndarray, np.ndarray, bool]:
         else:
             reader.has_series, reader.filenames = False, [str(files[0])]
             stack = reader.get_data(datasets[0])[0]
-            if len(order) > 1:
-                stack = _rescale(stack, datasets[0])[order]
+            stack = stack[order] if len(order) > 1 else stack[None]
     if datasets[0].get("PhotometricInterpretation") == "MONOCHROME1":
         stack = _turned_round(stack, datasets[0])
+    if (scales != (1, 0)).any():
+        slopes, offsets = scales[order].T.astype(np.float32).reshape(2, -1, *[1] * (stack.ndim - 1))
+        stack = stack.astype(np.float32) * slopes + offsets
     if len(order) == 1:
-        return stack, affine[:, [1, 0, 2, 3]], coloured
+        return stack[0], affine[:, [1, 0, 2, 3]], coloured
     return np.swapaxes(np.moveaxis(stack, 0, 2), 0, 1), affine, coloured
 
 
@@ -215,14 +219,18 @@ def open_series(files: Sequence[Path], stop_before_pixels: bool = True) -> tuple
         if not _is_image(datasets[-1]):
             raise ValueError(f"{file.name} holds no image (modality {datasets[-1].get('Modality') or 'not said'})")
     if len(files) == 1 and _frames(datasets[0]) > 1:
-        return datasets, *place(_planes_of_frames(files[0], datasets[0]))
+        frames = _planes("frame", datasets[0])
+        found = [plane for plane in frames if plane is not None]
+        if len(found) != _frames(datasets[0]):
+            raise ValueError(f"its {_frames(datasets[0])} frames do not say where they lie, so they are no volume")
+        return datasets, *place(found)
     series = Counter(str(dataset.get("SeriesInstanceUID", "unknown")) for dataset in datasets)
     if len(series) > 1:
         listed = ", ".join(f"{uid} ({count} files)" for uid, count in sorted(series.items()))
         raise ValueError(f"{files[0].parent} holds {len(series)} series, {listed}; put each into a folder of its own")
     planes = []
     for file, dataset in zip(files, datasets, strict=True):
-        planes.append(_plane(file.name, dataset, dataset, dataset))
+        planes.append(_planes(file.name, dataset)[0])
         sizes = [(each.Rows, each.Columns, _frames(each)) for each in (datasets[0], dataset)]
         if sizes[0] != sizes[1] or (len(files) > 1 and sizes[1][2] > 1):
             what = [f"{rows} x {columns} x {frames}" for rows, columns, frames in sizes]
@@ -230,7 +238,7 @@ def open_series(files: Sequence[Path], stop_before_pixels: bool = True) -> tuple
                 f"its slices are of several sizes: {files[0].name} has {what[0]} pixels, {file.name} {what[1]}"
             )
     if len(files) == 1 and planes[0] is None:
-        rows, columns = (float(value) for value in datasets[0].get("PixelSpacing") or (1, 1))
+        rows, columns = map(float, _of_frames(datasets[0], _MEASURES)[0].get("PixelSpacing") or (1, 1))
         return datasets, [0], np.diag([columns, rows, 1.0, 1.0])
     missing = [file.name for file, plane in zip(files, planes, strict=True) if plane is None]
     if missing:
@@ -240,29 +248,29 @@ def open_series(files: Sequence[Path], stop_before_pixels: bool = True) -> tuple
     return datasets, *place([plane for plane in planes if plane is not None])
 
 
-def _plane(name: str, position: Any, orientation: Any, spacing: Any) -> Plane | None:
-    """Of what holds the three; None where one is missing."""
-    found = (
-        position.get("ImagePositionPatient"),
-        orientation.get("ImageOrientationPatient"),
-        spacing.get("PixelSpacing"),
-    )
-    if not all(found):
-        return None
-    where, directions, between = (np.array([float(value) for value in each]) for each in found)
-    return Plane(name, directions.reshape(2, 3), where, between)
-
-
-def _planes_of_frames(file: Path, dataset: Any) -> list[Plane]:
+def _of_frames(dataset: Any, group: str) -> list[Any]:
+    """What holds the elements of a functional group, for each frame: its own item, that of all, or the data set itself."""
     shared = (dataset.get("SharedFunctionalGroupsSequence") or [{}])[0]
     frames = dataset.get("PerFrameFunctionalGroupsSequence") or [{}]
-    groups = ("PlanePositionSequence", "PlaneOrientationSequence", "PixelMeasuresSequence")
-    planes = []
-    for number, frame in enumerate(frames, start=1):
-        plane = _plane(f"frame {number}", *((frame.get(group) or shared.get(group) or [{}])[0] for group in groups))
-        if plane is None or len(frames) != _frames(dataset):
-            raise ValueError(f"its {_frames(dataset)} frames do not say where they lie, so they are no volume")
-        planes.append(plane)
+    return [(frame.get(group) or shared.get(group) or [dataset])[0] for frame in frames]
+
+
+def _planes(name: str, dataset: Any) -> list[Plane | None]:
+    """Of the frames of a file, numbered where there are several; None where one does not say where it lies."""
+    items = [_of_frames(dataset, group) for group in ("PlanePositionSequence", "PlaneOrientationSequence", _MEASURES)]
+    planes = list[Plane | None]()
+    for number, (position, orientation, measures) in enumerate(zip(*items, strict=True), start=1):
+        found = (
+            position.get("ImagePositionPatient"),
+            orientation.get("ImageOrientationPatient"),
+            measures.get("PixelSpacing"),
+        )
+        if not all(found):
+            planes.append(None)
+            continue
+        where, directions, between = (np.array([float(value) for value in each]) for each in found)
+        title = f"{name} {number}" if len(items[0]) > 1 else name
+        planes.append(Plane(title, directions.reshape(2, 3), where, between))
     return planes
 
 
@@ -361,24 +369,12 @@ def _decode(file: Path, dataset: Any) -> None:
         ) from error
 
 
-def _rescale(stack: np.ndarray, dataset: Any) -> np.ndarray:
-    """The values of the frames of a file, each with the slope and the intercept that stand in its own place."""
-    group = "PixelValueTransformationSequence"
-    shared = (dataset.get("SharedFunctionalGroupsSequence") or [{}])[0].get(group)
-    items = [(frame.get(group) or shared or [{}])[0] for frame in dataset.PerFrameFunctionalGroupsSequence]
-    slopes, offsets = (
-        np.array([float(item.get(key, default)) for item in items], dtype=np.float32)
-        for key, default in (("RescaleSlope", 1), ("RescaleIntercept", 0))
-    )
-    if (slopes == 1).all() and (offsets == 0).all():
-        return stack
-    tail = (-1, *[1] * (stack.ndim - 1))
-    return stack.astype(np.float32) * slopes.reshape(tail) + offsets.reshape(tail)
+def _scale(item: Any) -> tuple[float, float]:
+    """Slope and intercept; what is empty or not there changes nothing."""
+    slope, intercept = (item.get(keyword) for keyword in ("RescaleSlope", "RescaleIntercept"))
+    return 1.0 if slope in (None, "") else float(slope), 0.0 if intercept in (None, "") else float(intercept)
 
 
 def _turned_round(stack: np.ndarray, dataset: Any) -> np.ndarray:
     low = -(2 ** (dataset.BitsStored - 1)) if dataset.PixelRepresentation else 0
-    both = 2 * low + 2**dataset.BitsStored - 1
-    if stack.dtype.kind == "f":
-        both = both * float(dataset.get("RescaleSlope", 1)) + 2 * float(dataset.get("RescaleIntercept", 0))
-    return both - stack
+    return 2 * low + 2**dataset.BitsStored - 1 - stack

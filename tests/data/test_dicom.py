@@ -15,6 +15,7 @@ from scipy.spatial.transform import Rotation
 
 from monai_sre.data import ImageFiles, ReadImaged
 from monai_sre.data.dicom import Plane, find_cases, place
+from monai_sre.data.reader import own_affine
 from tests.data.dicom_series import save_series
 
 TILTED = np.eye(4)
@@ -122,23 +123,51 @@ def test_a_series_is_the_volume_that_was_written(tmp_path: Path, affine: np.ndar
             assert np.array_equal(values, expected)
 
 
-def test_a_file_of_several_frames_is_the_series_that_it_was_made_of(tmp_path: Path) -> None:
+SCALED = {"RescaleSlope": lambda index: 1 + index, "RescaleIntercept": 5}
+INVERTED = {"PhotometricInterpretation": "MONOCHROME1"}
+
+
+@pytest.mark.parametrize("slices", [5, 1])
+@pytest.mark.parametrize(
+    "changes", [{}, SCALED, INVERTED, SCALED | INVERTED], ids=["plain", "scaled", "inverted", "scaled and inverted"]
+)
+def test_an_enhanced_file_is_the_series_that_it_was_made_of(
+    tmp_path: Path, changes: dict[str, Any], slices: int
+) -> None:
+    """What is inverted is turned round before each slice is scaled by its own slope."""
     highdicom = pytest.importorskip("highdicom")
     from pydicom import dcmread
 
-    scaled = {"RescaleSlope": lambda index: 1 + index, "RescaleIntercept": 5}
-    for name, changes in {"plain": {}, "scaled": scaled}.items():
-        files = save_series(tmp_path / name, VALUES, TILTED, ImageType=["ORIGINAL", "PRIMARY"], **changes)
-        sources = [dcmread(file) for file in files]
-        for source in sources:
-            for keyword in ("PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID", "StudyDate", "StudyTime"):
-                setattr(source, keyword, None)
-            source.ContentDate, source.ContentTime, source.BurnedInAnnotation = "20200101", "120000", "NO"
-        whole = highdicom.legacy.LegacyConvertedEnhancedMRImage(sources, highdicom.UID(), 9, highdicom.UID(), 1)
+    values, inverted = VALUES[..., :slices], "PhotometricInterpretation" in changes
+    files = save_series(tmp_path / "series", values, TILTED, ImageType=["ORIGINAL", "PRIMARY"], **changes)
+    sources = [dcmread(file) for file in files]
+    for source in sources:
+        for keyword in ("PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID", "StudyDate", "StudyTime"):
+            setattr(source, keyword, None)
+        source.ContentDate, source.ContentTime, source.BurnedInAnnotation = "20200101", "120000", "NO"
+        source.PhotometricInterpretation = "MONOCHROME2"  # highdicom makes no others
+    (tmp_path / "frames").mkdir()
+    for name, several in {"a": sources, **{f"frames/{number}": [one] for number, one in enumerate(sources)}}.items():
+        whole = highdicom.legacy.LegacyConvertedEnhancedMRImage(several, "1.2.3", 9, highdicom.UID(), 1)
+        whole.PhotometricInterpretation = "MONOCHROME1" if inverted else "MONOCHROME2"
         whole.save_as(tmp_path / f"{name}.dcm")
-        image, expected = read(tmp_path / f"{name}.dcm"), read(tmp_path / name)
-        assert np.array_equal(image.numpy(), expected.numpy())
-        np.testing.assert_allclose(image.affine, expected.affine, atol=1e-9)
+    expected = -1 - values if inverted else values
+    expected = expected * (1 + np.arange(slices)) + 5 if "RescaleSlope" in changes else expected
+    expected = expected[..., 0].T if slices == 1 else expected
+    series = read(tmp_path / "series", 3 if slices > 1 else 2)
+    stored = series[0].numpy()
+    assert np.array_equal(stored, expected) or np.array_equal(stored, expected[..., ::-1])
+    for name in ("a.dcm", "frames"):
+        image = read(tmp_path / name, 3 if slices > 1 else 2)
+        assert np.array_equal(image.numpy(), series.numpy())
+        np.testing.assert_allclose(own_affine(image), own_affine(series), atol=1e-9)
+
+
+def test_an_empty_slope_changes_nothing(tmp_path: Path) -> None:
+    pytest.importorskip("pydicom")
+    save_series(tmp_path / "a", VALUES, RescaleSlope=None, RescaleIntercept=None)
+    save_series(tmp_path / "b", VALUES)
+    assert np.array_equal(read(tmp_path / "a"), read(tmp_path / "b"))
 
 
 @pytest.mark.parametrize(
