@@ -100,12 +100,13 @@ def _voxels(path: Path, pixdim: Sequence[float] | None) -> float:
     """Number of voxels of an image, resampled."""
     if is_nifti(path):
         header: Any = nibabel.load(path).header
-        shape, steps = (
-            header.get_data_shape()[:3],
-            millimetres(header) * np.asarray(header.get_zooms()[:3], dtype=float),
-        )
+        shape, zooms = header.get_data_shape()[:3], header.get_zooms()[:3]
+        steps = millimetres(header) * np.asarray(zooms, dtype=float)
     else:
         image = ReadImaged("image", spatial_dims=None)({"image": path})["image"]
-        shape, steps = image.shape[1:], image.pixdim
-    extent = np.prod(shape) * (np.prod(np.asarray(steps, dtype=float)) / np.prod(pixdim) if pixdim else 1)
-    return float(extent)
+        shape, steps = image.shape[1:], np.asarray(image.pixdim, dtype=float)
+    if not pixdim:
+        return float(np.prod(shape))
+    # a slice of any direction has an axis of one voxel, whose length does not count
+    axes = sorted(range(len(shape)), key=lambda axis: shape[axis] == 1)[: len(pixdim)]
+    return float(np.prod([shape[axis] * steps[axis] for axis in axes]) / np.prod(pixdim))

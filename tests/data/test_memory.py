@@ -66,6 +66,11 @@ def test_the_first_volumes_that_fit_are_counted(tmp_path: Path) -> None:
     for kib, pixdim, expected in ((19, [], 0), (20, [], 1), (59, [], 2), (79, [], 3), (98, [], 4), (98, [1, 1, 1], 1)):
         assert volumes_in(kib / 2**20, pairs, pixdim, 2) == expected, (kib, pixdim)
     assert volumes_in(0, pairs, None, 2) == 0
+    affine = np.diag([1.0, 5, 3, 1])
+    nibabel.save(nibabel.Nifti1Image(np.zeros((32, 1, 32), np.uint8), affine), tmp_path / "coronal.nii")
+    for pixdim, kib in (([], 16), ([1, 1], 48), ([1, 1, 1], 240)):  # as a volume of one slice it is 5 mm thick
+        for more, expected in ((-0.1, 0), (0.1, 1)):
+            assert volumes_in((kib + more) / 2**20, [{"image": str(tmp_path / "coronal.nii")}], pixdim, 1) == expected
     microns = nibabel.load(pairs[0]["image"])
     microns.header.set_xyzt_units("micron")
     microns.header.set_zooms((1000, 1000, 3000, 1))
