@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from monai.data import Dataset, MetaTensor
 from monai.transforms import TraceableTransform, Transform
@@ -170,7 +171,9 @@ class ImageFiles(Dataset):
         super().__init__(data=find_cases(find_images(data), series=spatial_dims == 3), transform=transform)
         self.names = relative_names([case.named for case in self.data])
         self._ids = {id(part): id(part) for part in _traceable(transform)}
-        self.empty = MetaTensor(torch.zeros(num_channels, *[size] * spatial_dims))
+        zeros = torch.zeros(num_channels, *[size] * spatial_dims)
+        # batches keep the metadata that all their images have
+        self.empty = MetaTensor(zeros, meta={"original_affine": np.eye(4)})
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """In a worker that was not forked, keep the ids of the first process: by them MONAI finds what undoes a transform."""

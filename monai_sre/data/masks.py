@@ -20,7 +20,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from monai_sre.data.dicom import is_dicom
-from monai_sre.data.reader import PICTURE_ENDINGS, is_array, is_nifti
+from monai_sre.data.reader import PICTURE_ENDINGS, is_array, is_nifti, own_affine
 from monai_sre.data.transforms import file_of, keep_meta
 
 __all__ = ["ClassMapd", "FieldOfViewd", "IgnoreOutsided", "NormalizeFieldd"]
@@ -185,7 +185,7 @@ def _in_place(image: Tensor, mask: Tensor, name: str) -> Tensor:
     if not (isinstance(image, MetaTensor) and isinstance(mask, MetaTensor)):
         return mask
     source = file_of(image, "")
-    ours, theirs = (convert_to_tensor(item.affine).double() for item in (image, mask))
+    ours, theirs = (torch.from_numpy(own_affine(item)) for item in (image, mask))
     if _has_place(source) and _has_place(name):
         ends = [(0.0, float(length - 1)) for length in image.shape[1:]]
         flat = [0.0] * (len(ours) - 1 - len(ends))  # images lie in the first plane of their space
@@ -196,7 +196,7 @@ def _in_place(image: Tensor, mask: Tensor, name: str) -> Tensor:
                 f"{name} lies elsewhere in space than its image {source}: affines {theirs.tolist()} and {ours.tolist()}; "
                 "save the mask with the affine of its image"
             )
-    mask.affine = ours
+    mask.affine, mask.meta["original_affine"] = image.affine, ours.numpy()
     return mask
 
 

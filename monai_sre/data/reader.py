@@ -16,7 +16,9 @@ The convention of axes, here and wherever images are used:
 
 Axes of one voxel are dropped where there are more than the network has, so a slice of any direction is an image. The
 ``affine`` of the tensor says where its axes lie in space. That of an array is the identity; in a picture's, the columns are
-the first axis of space, as in MONAI.
+the first axis of space, as in MONAI. MONAI takes an image of two axes to lie across the third axis of space, so for slices of
+other directions space is turned until they do: of a coronal one, its first two axes are right and superior. Where the axes
+of the file lie is in the metadata, as ``original_affine``.
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ from torch import Tensor
 
 from monai_sre.data.dicom import DICOM_ENDINGS, is_dicom, read_series
 
-__all__ = ["IMAGE_ENDINGS", "PICTURE_ENDINGS", "ReadImaged", "is_array", "is_foreign", "is_nifti", "stem"]
+__all__ = ["IMAGE_ENDINGS", "PICTURE_ENDINGS", "ReadImaged", "is_array", "is_foreign", "is_nifti", "own_affine", "stem"]
 
 #: Array, affine of its spatial axes, and whether its last axis is that of the channels (None: the number of axes tells).
 _Content = tuple[np.ndarray, np.ndarray, bool | None]
@@ -161,6 +163,8 @@ class ReadImaged(MapTransform):
             raise ValueError(f"{path} has a singular affine, {affine.tolist()}, so that its voxels have no place")
         shape = array.shape
         array, affine = _channels_first(path, array, affine, has_channels, self.spatial_dims)
+        meta["original_affine"] = affine
+        affine = _in_plane(affine) if array.ndim == 3 else affine
         array = _in_float32(path, array, as_classes)
         image = _with_channels(path, torch.from_numpy(array.copy()), num_channels, shape)
         meta["spatial_shape"] = np.asarray(image.shape[1:])
@@ -201,6 +205,12 @@ def is_array(path: str | Path) -> bool:
 def is_foreign(path: Path) -> bool:
     """Whether a file is a medical image of a kind that is not read, by its name."""
     return path.name.lower().endswith(_FOREIGN) and not path.name.lower().endswith(IMAGE_ENDINGS)
+
+
+def own_affine(image: Tensor) -> np.ndarray:
+    """The affine of the axes of an image's file, float64: its ``original_affine``, or where none is kept, its affine."""
+    meta = getattr(image, "meta", {})
+    return np.asarray(meta.get("original_affine", getattr(image, "affine", np.eye(4))), dtype=np.float64)
 
 
 def stem(name: str) -> str:
@@ -358,6 +368,19 @@ def _channels_first(
     if found != wanted:
         raise ValueError(f"{path} has {found} spatial axes, shape {shape}; the network takes images of {wanted}")
     return np.moveaxis(array, -1, 0) if has_channels else array[None], affine
+
+
+def _in_plane(affine: np.ndarray) -> np.ndarray:
+    """The affine of an image of two axes in a space that is turned, no further than need be, so that it lies across z."""
+    if len(affine) < 4 or not affine[2, :2].any():
+        return affine
+    sides = np.linalg.qr(affine[:3, :2])[0]
+    normal = np.cross(*sides.T)
+    axis = int(np.abs(normal).argmax())
+    left, _, right = np.linalg.svd(np.delete(sides, axis, 0))  # of which the product is the nearest rotation
+    turn = np.eye(4)
+    turn[:2, :3], turn[2, :3] = left @ right @ sides.T, normal * np.sign(normal[axis])
+    return turn @ affine
 
 
 def _own_axes(path: Path | str, shape: tuple[int, ...], has_channels: bool | None) -> int:

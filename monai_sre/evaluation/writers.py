@@ -23,7 +23,7 @@ from monai_sre.data.dicom import is_dicom
 from monai_sre.data.inference import earlier_outputs, note_output
 from monai_sre.data.info import MULTI_LABEL, TASKS
 from monai_sre.data.masks import check_label_values
-from monai_sre.data.reader import ReadImaged, is_nifti, stem
+from monai_sre.data.reader import ReadImaged, is_nifti, own_affine, stem
 from monai_sre.evaluation.activation import ClassActivation
 from monai_sre.evaluation.dicom_seg import save_dicom_seg
 from monai_sre.evaluation.page import COLOURS, Measure, RunPage, draw_planes
@@ -266,9 +266,8 @@ class PredictionWriter(FileTable):
                 row["activation"] = ""
                 if not error:
                     try:
-                        found = self._activation(image, int(score.argmax()))
-                        heat = found[0].numpy()
-                        write = partial(save_map, heat, Path(path), affine=found.affine)  # type: ignore[attr-defined]
+                        heat = self._activation(image, int(score.argmax()))[0].numpy()
+                        write = partial(save_map, heat, Path(path), affine=own_affine(image))
                         row["activation"] = str(self.save(write, name, "_activation.nii.gz", path))
                     except Exception as problem:  # each transform and writer has its own
                         error = f"{path}: its activation map cannot be written: {_cause(problem)}"
@@ -360,7 +359,7 @@ class SegmentationWriter(FileTable):
                 _check_names(self.class_names, len(logits))
                 files = [Path(file) for file in batch["files"][index].split("\0")]
                 try:
-                    classes, affine = self._classes(image, logits)
+                    classes, affine = self._classes(image, logits), own_affine(image)
                     measures, warnings = self._measure(classes, affine, files[0], sizes)
                     row["output"] = str(self._save(classes, affine, path, name, files[0]))
                     if self.dicom_seg and is_dicom(files[0]):
@@ -372,31 +371,30 @@ class SegmentationWriter(FileTable):
             self.rows.append({**row, **sizes, "error": error})
             self._show(batch, index, measures, warnings, classes=classes)
 
-    def _classes(self, image: Tensor, logits: Tensor) -> tuple[np.ndarray, Tensor | None]:
-        """The most probable class at each pixel of the file, and the affine; one class at a time, to spare memory."""
-        best, classes, affine = torch.empty(0), np.empty(0, dtype=np.uint8), None
+    def _classes(self, image: Tensor, logits: Tensor) -> np.ndarray:
+        """The most probable class at each pixel of the file; one class at a time, to spare memory."""
+        best, classes = torch.empty(0), np.empty(0, dtype=np.uint8)
         total = logits[0].clone()  # of the exponentials of all, as a logarithm
         for part in logits[1:]:
             torch.logaddexp(total, part, out=total)
         for index in range(len(logits)):
-            found = self.on_own_grid(image, (logits[index : index + 1] - total).exp_())
-            part, affine = convert_to_tensor(found)[0], getattr(found, "affine", None)
+            part = convert_to_tensor(self.on_own_grid(image, (logits[index : index + 1] - total).exp_()))[0]
             if index == 0:
                 best, classes = part, np.zeros(part.shape, dtype=np.uint8)
             else:
                 classes[(part > best).numpy()] = index
                 best = torch.maximum(best, part)
-        return classes, affine
+        return classes
 
     def _measure(
-        self, classes: np.ndarray, affine: Tensor | None, file: Path, sizes: dict[str, str]
+        self, classes: np.ndarray, affine: np.ndarray, file: Path, sizes: dict[str, str]
     ) -> tuple[list[Measure], list[str]]:
         """Fill in the sizes, and say the same for the page, with what to be aware of."""
         measures: list[Measure] = []
         warnings: list[str] = []
         voxel = None
-        if classes.ndim == 3 and affine is not None and _in_space(file):
-            voxel = abs(float(np.linalg.det(affine.numpy()[:3, :3]))) / 1000
+        if classes.ndim == 3 and _in_space(file):
+            voxel = abs(float(np.linalg.det(affine[:3, :3]))) / 1000
         for value, title in enumerate(self.class_names[1:], start=1):
             where = classes == value
             count = int(where.sum())
@@ -412,7 +410,7 @@ class SegmentationWriter(FileTable):
                 warnings.append(f"{title} reaches the edge of the image")
         return measures, warnings
 
-    def _save(self, classes: np.ndarray, affine: Tensor | None, source: str, name: str, file: Path) -> Path:
+    def _save(self, classes: np.ndarray, affine: np.ndarray, source: str, name: str, file: Path) -> Path:
         default = ".nii.gz" if is_dicom(file) else ".png"
         ending = next((_ENDINGS[end] for end in _ENDINGS if name.lower().endswith(end)), default)
         if self.values is not None:
@@ -441,7 +439,7 @@ def _page(output_dir: str | Path, report: bool | str, title: str, note: str) -> 
     return RunPage(Path(output_dir) / "report.html", title, note) if as_flag("report", report) else None
 
 
-def save_map(values: np.ndarray, source: Path, target: Path, affine: Tensor | None = None) -> None:
+def save_map(values: np.ndarray, source: Path, target: Path, affine: np.ndarray | None = None) -> None:
     """Write a map of an image file: as an array, a picture, or NIfTI with the affine and the header of a NIfTI image.
 
     MONAI's ``NibabelWriter`` would set the codes of the header anew and knows NIfTI-1 alone, so nibabel writes these.
@@ -468,7 +466,7 @@ def save_map(values: np.ndarray, source: Path, target: Path, affine: Tensor | No
         writer.set_data_array(values, channel_dim=None)
         writer.write(target, reverse_indexing=False)
     else:
-        place = np.eye(4) if affine is None else affine.numpy()
+        place = np.eye(4) if affine is None else affine
         image: Any = nibabel.load(source) if is_nifti(source) else nibabel.Nifti1Image(values, place)
         if source.is_dir() or is_dicom(source):  # of a series
             image.header.set_xyzt_units("mm")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 import warnings
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,13 @@ import pytest
 import tifffile
 import torch
 from monai.data import MetaTensor
+from monai.transforms import Compose, Orientationd, Spacingd
 from PIL import ExifTags, Image
+from scipy.spatial.transform import Rotation
 
 from monai_sre.data import ReadImaged
+from monai_sre.data.reader import own_affine
+from tests.data.dicom_series import save_series
 
 
 def read(path: Path, spatial_dims: int | None = 2, **options: Any) -> Any:
@@ -120,9 +125,52 @@ def test_the_affine_says_where_the_axes_lie(tmp_path: Path) -> None:
     save(tmp_path / "a.nii", np.zeros((5, 4, 3), np.float32), affine)
     np.testing.assert_allclose(read(tmp_path / "a.nii", 3).affine, affine, atol=1e-6)
     save(tmp_path / "b.nii", np.zeros((5, 1, 3), np.float32), affine)  # the dropped axis is the last
-    np.testing.assert_allclose(read(tmp_path / "b.nii").affine, affine[:, [0, 2, 1, 3]], atol=1e-6)
+    slice_ = read(tmp_path / "b.nii")
+    np.testing.assert_allclose(own_affine(slice_), affine[:, [0, 2, 1, 3]], atol=1e-6)
     save(tmp_path / "c.png", np.zeros((5, 4), np.uint8))
     assert (read(tmp_path / "c.png").affine.numpy() @ [3, 1, 0, 1]).tolist() == [1, 3, 0, 1]  # row 3, column 1: x is 1
+
+
+#: Directions of the axes of a slice, and its pixels with their first axis to the right, or else to the front, and so on.
+PLANES: dict[str, tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]] = {
+    "axial": (np.eye(3), lambda values: values),
+    "feet first": (np.diag([-1.0, 1, -1]), np.flipud),
+    "coronal": (np.eye(3)[:, [0, 2, 1]], lambda values: values),
+    "sagittal": (np.eye(3)[:, [1, 2, 0]] * [-1, 1, 1], np.flipud),
+    "sagittal, head first": (np.eye(3)[:, [2, 1, 0]], np.transpose),
+    "tilted by 60 degrees": (Rotation.from_euler("x", 60, degrees=True).as_matrix(), lambda values: values),
+    "oblique": (Rotation.from_euler("xyz", [25, -40, 15], degrees=True).as_matrix(), lambda values: values),
+}
+
+
+@pytest.mark.parametrize("kind", ["nifti", "dicom"])
+@pytest.mark.parametrize(("sides", "to_right_and_front"), PLANES.values(), ids=PLANES)
+def test_slices_of_any_direction_have_the_sides_and_the_size_of_their_pixels(
+    tmp_path: Path, sides: np.ndarray, to_right_and_front: Callable[[np.ndarray], np.ndarray], kind: str
+) -> None:
+    """MONAI's transforms of images of two axes read the first two rows and columns of the affine alone."""
+    affine = np.eye(4)
+    affine[:3, :3], affine[:3, 3] = sides * [0.5, 1.5, 7.0], [30.0, -4.0, 11.0]
+    values = np.random.default_rng(0).integers(0, 99, (40, 20)).astype(np.int16)
+    if kind == "nifti":
+        save(tmp_path / "a.nii", values[:, :, None], affine)
+        image = read(tmp_path / "a.nii", 2)
+        axes = affine[:3, [0, 1, 3]]
+    else:
+        pytest.importorskip("pydicom")
+        image = read(*save_series(tmp_path / "series", values[:, :, None], affine), 2)
+        axes = affine[:3, [1, 0, 3]]
+    np.testing.assert_allclose(own_affine(image)[:3, [0, 1, 3]], axes, atol=1e-5)
+    lengths = image.affine[:2, :2].numpy()
+    np.testing.assert_allclose(lengths.T @ lengths, axes[:, :2].T @ axes[:, :2], atol=1e-5)  # and angles
+
+    upright = Orientationd("image", "RA", labels=None)({"image": image})["image"]
+    assert np.array_equal(upright[0], to_right_and_front(values))
+    chain = Compose([Orientationd("image", "RA", labels=None), Spacingd("image", [0.5, 0.5])])
+    found = chain({"image": image})
+    assert list(found["image"].shape[1:]) == [{40: 40, 20: 58}[length] for length in upright.shape[1:]]
+    back = chain.inverse(found)["image"]
+    np.testing.assert_allclose(back[0, 1:-1, 1:-1], image[0, 1:-1, 1:-1], atol=1e-3)  # MONAI rounds where a grid begins
 
 
 def test_pictures_are_turned_as_they_are_displayed(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from torch import nn
 from monai_sre.data import FitSquared, ImageFiles, ReadImaged, ScaleToUnitd
 from monai_sre.evaluation import CentredWindowInferer, FileInferer, PredictionWriter, SegmentationWriter, probabilities
 from monai_sre.nets import SREResNet
+from tests.data.dicom_series import save_series
 from tests.evaluation.test_page import Page
 from tests.test_files import full_disk
 
@@ -314,6 +315,27 @@ def test_a_slice_stays_one(tmp_path: Path) -> None:
         assert found.shape == shape
         assert np.array_equal(found.affine, affine)
         assert (found.get_fdata() == 1).all()
+
+
+@pytest.mark.parametrize("plane", [[0, 2, 1], [2, 0, 1]], ids=["coronal", "sagittal"])
+def test_the_map_of_a_slice_of_any_direction_lies_where_its_file_does(tmp_path: Path, plane: list[int]) -> None:
+    """With pixels resampled to half their size and back."""
+    pytest.importorskip("pydicom")
+    affine = np.diag([2.0, 3, 4, 1])[:, [*plane, 3]]
+    affine[:3, 3] = [5, -6, 7]
+    values = np.zeros((7, 5, 1), np.int16)
+    values[2:5, 1:4] = 1
+    save_series(tmp_path / "in/dicom", values, affine)
+    nibabel.save(nibabel.Nifti1Image(values, affine), tmp_path / "in/nifti.nii.gz")
+    sides = [Orientationd("image", "RA", labels=None), Spacingd("image", [1.0, 1.0])]
+    segment(tmp_path / "in", tmp_path / "out", 2, sides)
+    assert [row["error"] for row in table(tmp_path / "out")] == ["", ""]
+    found = nibabel.load(tmp_path / "out/nifti_seg.nii.gz")
+    assert np.array_equal(found.affine, affine)
+    assert np.array_equal(found.get_fdata(), values)
+    found = nibabel.load(tmp_path / "out/dicom/IM0001_seg.nii.gz")  # a picture: its rows come first
+    np.testing.assert_allclose(found.affine[:3, [1, 0, 3]], affine[:3, [0, 1, 3]], atol=1e-6)
+    assert np.array_equal(found.get_fdata().squeeze().T, values[..., 0])
 
 
 def test_large_nifti_stays_of_its_kind(tmp_path: Path) -> None:
