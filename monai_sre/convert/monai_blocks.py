@@ -70,7 +70,7 @@ class CentredShuffle(nn.Module):
         return self._finer(x, ndim)
 
     def _finer(self, x: Tensor, ndim: int) -> Tensor:
-        parts = self.scale_factor**ndim
+        parts = int(self.scale_factor**ndim)  # TorchScript's power is a float
         if x.size(1) % parts != 0:
             raise ValueError(f"the channels must be a multiple of {parts} for a pixel shuffle, got {x.size(1)}")
         mean = x.unflatten(1, [x.size(1) // parts, parts]).mean(dim=2)
@@ -80,10 +80,8 @@ class CentredShuffle(nn.Module):
 class CentredSubpixelMean(SubpixelUpsample):
     """MONAI's ``SubpixelUpsample`` behind any ``conv_block``: see :class:`CentredShuffle`."""
 
-    shuffle: CentredShuffle
-
     def forward(self, x: Tensor) -> Tensor:
-        return self.pad_pool(self.shuffle(self.conv_block(x)))
+        return self.pad_pool(self.shuffle(self.conv_block(x)))  # type: ignore[operator]
 
 
 class CentredPadShortcut(nn.Module):

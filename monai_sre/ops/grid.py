@@ -320,7 +320,7 @@ def centred_pad(x: Tensor, size: list[int], mode: str = "constant", value: float
         for up in (0, 1):
             places = steps + (count + length + up) // 2  # of what is not negative, rounded down
             if mode == "reflect":
-                places = last - (last - places.abs()).abs()
+                places = last - (last - places.remainder(max(2 * last, 1))).abs()  # to and fro, as often as need be
             elif mode == "circular":
                 places = places.remainder(count)
             end = x.index_select(axis, places.clamp(0, last))
@@ -328,5 +328,5 @@ def centred_pad(x: Tensor, size: list[int], mode: str = "constant", value: float
                 within = ((places >= 0) & (places <= last)).reshape([-1] + [1] * (x.dim() - 1 - axis))
                 end = end.where(within, value)
             ends.append(end)
-        x = torch.maximum(*ends) if value == -math.inf else (ends[0] + ends[1]) / 2
+        x = torch.maximum(ends[0], ends[1]) if value == -math.inf else (ends[0] + ends[1]) / 2
     return x

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import prune
 
-from monai_sre import SREConv2d, conversion_report, convert_to_sre, equivariance_error
+from monai_sre import SREConv2d, conversion_report, convert_to_sre, equivariance_error, fold_sre
 from monai_sre.convert.options import Options
 from monai_sre.convert.report import RefusedError
 from monai_sre.convert.rules import (
@@ -30,47 +30,50 @@ from monai_sre.convert.rules import (
     pad_pairs,
 )
 from monai_sre.layers.centred import CentredConv2d, CentredConvTranspose2d
+from monai_sre.layers.pool import CentredPad
+
+LAYERS = [
+    nn.Conv2d(2, 3, 4, 2, 1),
+    nn.Conv2d(2, 3, 2, 2),
+    nn.Conv2d(2, 3, 1, 3),
+    nn.Conv2d(2, 4, 3, 2, 2, dilation=2, groups=2),
+    nn.Conv2d(2, 4, 3, 3, 1, padding_mode="reflect"),
+    nn.Conv2d(2, 4, 4, padding="same"),
+    nn.Conv2d(2, 4, 5, 2, 2, padding_mode="circular"),
+    nn.ConvTranspose2d(2, 3, 3, 2, 1, 1),
+    nn.ConvTranspose2d(2, 3, 4, 2, 1),
+    nn.ConvTranspose2d(2, 4, 3, 3, 1, 2, groups=2),
+    nn.ConvTranspose2d(2, 3, 3, 2, 1, 1, dilation=2),
+    nn.ConvTranspose2d(2, 3, 1, 3, 0, 2),
+    nn.MaxPool2d(3, 2, 1, ceil_mode=True),
+    nn.AvgPool2d(2, ceil_mode=True, count_include_pad=False),
+    nn.AdaptiveAvgPool2d(3),
+    nn.Upsample(scale_factor=1.5, mode="nearest"),
+    nn.Upsample(scale_factor=1.7, mode="bilinear"),
+    nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True),
+    nn.Upsample(size=(17, 17), mode="nearest"),
+    nn.Upsample(size=(17, 17), mode="bicubic"),
+    nn.PixelShuffle(2),
+    UpSample(2, 2, 3, mode="deconvgroup"),
+    UpSample(2, 2, 3, 3, mode="pixelshuffle"),
+    SubpixelUpsample(2, 2, 3, 2, conv_block=nn.Sequential(nn.Conv2d(2, 12, 3, padding=1), nn.ReLU())),
+    nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(2, 3, 3, 2)),
+    nn.Sequential(nn.ZeroPad2d((-1, 1, -1, 1)), nn.AvgPool2d(1, 2)),
+    nn.ReflectionPad2d((2, 3, 1, 4)),
+    nn.ReplicationPad2d((0, 2, 2, 0)),
+    nn.CircularPad2d((0, 1, 0, 1)),
+    nn.ConstantPad2d((0, 3, 0, 3), -2.0),
+    nn.Sequential(nn.Conv2d(2, 2, (1, 7), padding=(0, 3)), nn.ReLU(), nn.Conv2d(2, 2, (7, 1), padding="same")),
+    nn.Conv2d(2, 4, (5, 1), padding=(4, 0), dilation=2, groups=2),
+]
+
+
+def _named(item: Any) -> str:
+    return str(item).replace("\n", "")
 
 
 @pytest.mark.parametrize("size", [(8, 9), (11, 12), (13, 7)])
-@pytest.mark.parametrize(
-    "layer",
-    [
-        nn.Conv2d(2, 3, 4, 2, 1),
-        nn.Conv2d(2, 3, 2, 2),
-        nn.Conv2d(2, 3, 1, 3),
-        nn.Conv2d(2, 4, 3, 2, 2, dilation=2, groups=2),
-        nn.Conv2d(2, 4, 3, 3, 1, padding_mode="reflect"),
-        nn.Conv2d(2, 4, 4, padding="same"),
-        nn.Conv2d(2, 4, 5, 2, 2, padding_mode="circular"),
-        nn.ConvTranspose2d(2, 3, 3, 2, 1, 1),
-        nn.ConvTranspose2d(2, 3, 4, 2, 1),
-        nn.ConvTranspose2d(2, 4, 3, 3, 1, 2, groups=2),
-        nn.ConvTranspose2d(2, 3, 3, 2, 1, 1, dilation=2),
-        nn.ConvTranspose2d(2, 3, 1, 3, 0, 2),
-        nn.MaxPool2d(3, 2, 1, ceil_mode=True),
-        nn.AvgPool2d(2, ceil_mode=True, count_include_pad=False),
-        nn.AdaptiveAvgPool2d(3),
-        nn.Upsample(scale_factor=1.5, mode="nearest"),
-        nn.Upsample(scale_factor=1.7, mode="bilinear"),
-        nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True),
-        nn.Upsample(size=(17, 17), mode="nearest"),
-        nn.Upsample(size=(17, 17), mode="bicubic"),
-        nn.PixelShuffle(2),
-        UpSample(2, 2, 3, mode="deconvgroup"),
-        UpSample(2, 2, 3, 3, mode="pixelshuffle"),
-        SubpixelUpsample(2, 2, 3, 2, conv_block=nn.Sequential(nn.Conv2d(2, 12, 3, padding=1), nn.ReLU())),
-        nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(2, 3, 3, 2)),
-        nn.Sequential(nn.ZeroPad2d((-1, 1, -1, 1)), nn.AvgPool2d(1, 2)),
-        nn.ReflectionPad2d((2, 3, 1, 4)),
-        nn.ReplicationPad2d((0, 2, 2, 0)),
-        nn.CircularPad2d((0, 1, 0, 1)),
-        nn.ConstantPad2d((0, 3, 0, 3), -2.0),
-        nn.Sequential(nn.Conv2d(2, 2, (1, 7), padding=(0, 3)), nn.ReLU(), nn.Conv2d(2, 2, (7, 1), padding="same")),
-        nn.Conv2d(2, 4, (5, 1), padding=(4, 0), dilation=2, groups=2),
-    ],
-    ids=lambda item: str(item).replace("\n", "") if isinstance(item, nn.Module) else str(item),
-)
+@pytest.mark.parametrize("layer", LAYERS, ids=_named)
 def test_layers(layer: nn.Module, size: tuple[int, ...]) -> None:
     layer = copy.deepcopy(layer).double()
     channels = 4 if isinstance(layer, nn.PixelShuffle) else 2
@@ -79,6 +82,24 @@ def test_layers(layer: nn.Module, size: tuple[int, ...]) -> None:
     network = convert_to_sre(nn.Sequential(nn.Conv2d(channels, channels, 1), layer).double(), verify=x.shape)
     assert network(x).shape == expected
     assert max(equivariance_error(network, x).values()) <= 1e-12
+
+
+@pytest.mark.parametrize("layer", LAYERS, ids=_named)
+def test_layers_become_torchscript_of_all_sizes(layer: nn.Module) -> None:
+    channels = 4 if isinstance(layer, nn.PixelShuffle) else 2
+    network = convert_to_sre(nn.Sequential(nn.Conv2d(channels, channels, 1), copy.deepcopy(layer)), verify=False)
+    for folded in (network, fold_sre(network)):
+        graph = torch.jit.script(folded)
+        for size in ((8, 9), (13, 7)):
+            x = torch.randn(2, channels, *size)
+            assert torch.allclose(graph(x), folded(x), atol=1e-6)
+
+
+def test_reflections_wider_than_the_image_go_to_and_fro() -> None:
+    """Where ``torch.nn.functional.pad`` refuses; reference: NumPy."""
+    for shape, before in (((3, 2), 4), ((1, 5), 7)):
+        x = torch.randn(1, 1, *shape, dtype=torch.float64)
+        assert np.array_equal(CentredPad([2 * before] * 2, "reflect")(x)[0, 0], np.pad(x[0, 0], before, "reflect"))
 
 
 def test_strided_convolution_samples_the_centred_grid() -> None:
