@@ -141,7 +141,7 @@ def choose_classes(
         titles = {value: "background" if value == min(found) else f"class {value}" for value in found}
     values = sorted(titles)
     if not 2 <= len(values) <= 256:
-        raise ValueError(f"maps hold {len(values)} values ({listed([*map(str, values)])}); expected 2 to 256 classes")
+        raise ValueError(f"maps hold {len(values)} values ({listed([*values])}); expected 2 to 256 classes")
     if values[0] != 0:
         notes.append(
             f"no map holds 0, so {values[0]} is taken for the background; if it is a class, put 0 before it in "
@@ -282,7 +282,7 @@ def make_plan(
     low, high = (" x ".join(f"{step:g}" for step in ends) for ends in (seen.spacings.min(0), seen.spacings.max(0)))
     rows = [
         ("volumes", f"{len(pairs)}", f"{count} train, {len(splits['val'])} validate", "as listed, or 1 of 5 each"),
-        ("class_names", f"values {listed([*map(str, seen.values)], 9, ', ')}", ", ".join(titles), "maps, datalist"),
+        ("class_names", f"values {listed([*seen.values], 9, ', ')}", ", ".join(titles), "maps, datalist"),
         ("pixdim", low if low == high else f"{low} to {high}", str(spacing), "median; thick slices: 10th percentile"),
         ("intensity_range", reason, str(window or "z-score"), "CT: 0.5 to 99.5 % of the foreground"),
         ("patch_size", f"median {shape}", str(patch), f"near to a cube in mm, about {voxels // 2} voxels"),

@@ -403,7 +403,7 @@ class _Plan:
             return
         weight, energy = getattr(module, "weight", None), None
         if calls.with_weight and isinstance(weight, nn.Parameter):
-            kernel, energy = rules.radial_kernel(module, weight, self.options, self._spacing(module))
+            kernel, energy = rules.radial_kernel(weight, self.options, self._spacing(module))
             self.kernels.append((weight, weight.data, kernel))
         mode = functions.CentredFunctions(
             self.spatial_dims,

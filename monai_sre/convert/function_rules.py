@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from monai_sre.convert.functions import CentredFunctions
 
 
-def _per_axis(value: Any, ndim: int) -> list[Any]:
+def per_axis(value: Any, ndim: int) -> list[Any]:
     """One value for all axes, or one per axis, as lists of integers; sizes of a graph stay as they are."""
     values = list(value) if isinstance(value, Sequence) else [value]
     return values * ndim if len(values) == 1 else values
@@ -48,8 +48,8 @@ def _interpolate(
         return None
     nearest = "nearest" in mode
     if size is not None:
-        return centred_nearest(input, _per_axis(size, ndim)) if nearest else None
-    ratios = [float(ratio) for ratio in _per_axis(scale_factor, ndim)]
+        return centred_nearest(input, per_axis(size, ndim)) if nearest else None
+    ratios = [float(ratio) for ratio in per_axis(scale_factor, ndim)]
     here.options.check_alike("scale_factor", ratios)
     if align_corners or mode == "area" or all(ratio.is_integer() for ratio in ratios):
         return None
@@ -76,7 +76,7 @@ def _max_pool(ndim: int) -> Callable[..., Tensor | None]:
         if return_indices:
             raise RefusedError(INDICES)
         stride = kernel_size if stride is None or stride == [] else stride
-        shape = (_per_axis(value, ndim) for value in (kernel_size, stride, padding, dilation))
+        shape = (per_axis(value, ndim) for value in (kernel_size, stride, padding, dilation))
         return _pooled(here, "CENTREDMAX", input, *shape, ceil_mode)
 
     return rule
@@ -98,7 +98,7 @@ def _avg_pool(ndim: int) -> Callable[..., Tensor | None]:
         if divisor_override is not None:
             raise RefusedError(f"divisor_override={divisor_override} has no centred counterpart: leave it out")
         stride = kernel_size if stride is None or stride == [] else stride
-        shape = (_per_axis(value, ndim) for value in (kernel_size, stride, padding))
+        shape = (per_axis(value, ndim) for value in (kernel_size, stride, padding))
         return _pooled(here, "CENTREDAVG", input, *shape, ceil_mode, count_include_pad)
 
     return rule
@@ -150,11 +150,11 @@ def _conv(
     ndim = weight.dim() - 2
     if not is_map(here, input, ndim):
         return None
-    taps, steps, spread = ([int(v) for v in _per_axis(value, ndim)] for value in (weight.shape[2:], stride, dilation))
+    taps, steps, spread = ([int(v) for v in per_axis(value, ndim)] for value in (weight.shape[2:], stride, dilation))
     if padding in ("valid", "same"):
         total = [d * (k - 1) if padding == "same" else 0 for d, k in zip(spread, taps, strict=True)]
     else:
-        total = [2 * int(amount) for amount in _per_axis(padding, ndim)]
+        total = [2 * int(amount) for amount in per_axis(padding, ndim)]
     for what, values in (("kernel_size", taps), ("stride", steps), ("dilation", spread), ("padding", total)):
         here.options.check_alike(what, values)
     if max(*taps, *steps) == 1:
@@ -179,7 +179,7 @@ def _conv_transpose(
     if not is_map(here, input, ndim):
         return None
     settings = [weight.shape[2:], stride, padding, output_padding, dilation]
-    taps, steps, amounts, extra, spread = ([int(v) for v in _per_axis(value, ndim)] for value in settings)
+    taps, steps, amounts, extra, spread = ([int(v) for v in per_axis(value, ndim)] for value in settings)
     for what, values in (("kernel_size", taps), ("stride", steps), ("padding", amounts), ("output_padding", extra)):
         here.options.check_alike(what, values)
     margin = [2 * amount - more for amount, more in zip(amounts, extra, strict=True)]

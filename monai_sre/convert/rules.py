@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 from monai.networks.layers.factories import Conv, Pool
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd, _AvgPoolNd, _MaxPoolNd
 
+from monai_sre.convert.function_rules import per_axis
 from monai_sre.convert.options import Options, add_energies, embed, fill, make_layer, project
 from monai_sre.convert.report import INDICES, RefusedError
 from monai_sre.layers import centred
@@ -197,13 +197,13 @@ def convert_pool(pool: nn.Module, options: Options) -> Replaced | Kept:
         options.check_alike("output_size", [size] * ndim if not isinstance(size, Sequence) else list(size))
         return Kept("adaptive windows lie alike at both ends")
     kernel, stride, padding = (
-        _per_axis(value, ndim) for value in (pool.kernel_size, pool.stride or pool.kernel_size, pool.padding)
+        per_axis(value, ndim) for value in (pool.kernel_size, pool.stride or pool.kernel_size, pool.padding)
     )
     for what, values in (("kernel_size", kernel), ("stride", stride), ("padding", padding)):
         options.check_alike(what, values)
     strided = any(step != 1 for step in stride)
     if isinstance(pool, _MaxPoolNd):
-        dilation = _per_axis(pool.dilation, ndim)
+        dilation = per_axis(pool.dilation, ndim)
         options.check_alike("dilation", dilation)
         if pool.return_indices:
             raise RefusedError(INDICES)
@@ -259,7 +259,7 @@ def convert_elsewhere(module: nn.Module, spatial_dims: int, options: Options) ->
 
 
 def radial_kernel(
-    module: nn.Module, weight: nn.Parameter, options: Options, spacing: tuple[float, ...] | None
+    weight: nn.Parameter, options: Options, spacing: tuple[float, ...] | None
 ) -> tuple[Tensor, float | None]:
     """The radial kernel for the weight of a module that computes its convolution itself, and the share that it keeps."""
     size = tuple(weight.shape[2:])
@@ -364,9 +364,3 @@ def _conv_pads(conv: _ConvNd) -> Pads:
         spans = [d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
         return [(span // 2, span - span // 2) for span in spans]
     return [(int(amount), int(amount)) for amount in conv.padding]
-
-
-def _per_axis(value: Any, ndim: int) -> tuple[int, ...]:
-    if isinstance(value, (int, np.integer)):
-        return (int(value),) * ndim
-    return tuple(int(item) for item in value) * (1 if len(value) == ndim else ndim)

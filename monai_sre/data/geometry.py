@@ -188,8 +188,7 @@ def rotate_batch(
         raise ValueError(f"axis must be {'None in 2-D' if dims == 2 else '0, 1 or 2 in 3-D'}, got {axis}")
     if mode not in ("nearest", "bilinear"):
         raise ValueError(f"mode must be 'nearest' or 'bilinear', got {mode!r}")
-    if isinstance(fill, str) and fill != "background":
-        raise ValueError(f"fill must be a number, a tensor or 'background', got {fill!r}")
+    _check_fill(fill)
     plane = [a + 2 for a in range(dims) if a != axis]
     turns = angle_degrees / 90.0
     square = x.shape[plane[0]] == x.shape[plane[1]]
@@ -254,11 +253,15 @@ def turn_volumes(
     return _filled(sampled[:, :-1], sampled[:, -1:], mode, fill)
 
 
+def _check_fill(fill: float | str | torch.Tensor) -> None:
+    if isinstance(fill, str) and fill != "background":
+        raise ValueError(f"fill must be a number, a tensor or 'background', got {fill!r}")
+
+
 def _fill_of(x: torch.Tensor, fill: float | str | torch.Tensor) -> torch.Tensor:
     """What enters from outside, as a tensor that broadcasts to ``x``."""
+    _check_fill(fill)
     if isinstance(fill, str):
-        if fill != "background":
-            raise ValueError(f"fill must be a number, a tensor or 'background', got {fill!r}")
         return background_value(x)
     value = torch.as_tensor(fill, device=x.device)  # not moved there, which a GPU would wait for
     return value.reshape(value.shape + (1,) * (x.ndim - value.ndim)) if value.ndim else value

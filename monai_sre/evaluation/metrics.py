@@ -198,7 +198,7 @@ def class_scores(
     area under the ROC curve of the class's score. ``clDice`` (Shit et al., CVPR 2021) is the harmonic mean of the shares of
     either centreline that lie inside the other map. ``HD95 mm`` is the 95th percentile of the distances between both surfaces
     (MONAI's), or the diagonal of the image where the class is not found at all, and ``volume error ml`` the difference of
-    both volumes without its sign; both by the unit mm.
+    both volumes without its sign, which images of two axes do not have; both by the unit mm.
 
     Args:
         score: shape ``(C, *spatial)``, probabilities; class 0 is the background.
@@ -242,7 +242,7 @@ def class_scores(
             row["clDice"] = _centreline_dice(found, truth)
         if "HD95 mm" in metrics:
             row["HD95 mm"] = _surface_distance(found, truth, voxel)
-        row["volume error ml"] = abs(marked - positives) * float(voxel.prod()) / 1000
+        row["volume error ml"] = abs(marked - positives) * float(voxel.prod()) / 1000 if label.ndim == 3 else NAN
         rows.append({name: row[name] for name in metrics})
     return rows
 

@@ -80,13 +80,10 @@ class FileTable(ABC):
         bad = [row for row in self.rows if row["error"]]
         _LOGGER.info("%d of %d files predicted -> %s", len(self.rows) - len(bad), len(self.rows), self.path)
         if bad:
-            listed = "\n".join(f"  {row['error']}" for row in bad[:20])
-            more = f"\n  and {len(bad) - 20} more" if len(bad) > 20 else ""
-            raise SystemExit(
-                f"{len(bad)} of {len(self.rows)} files could not be used, see {self.path}:\n{listed}{more}"
-            )
+            named = listed([f"  {row['error']}" for row in bad], 20, "\n")
+            raise SystemExit(f"{len(bad)} of {len(self.rows)} files could not be used, see {self.path}:\n{named}")
 
-    def claim(self, name: str, ending: str, source: str) -> Path:
+    def claim(self, name: str, ending: str) -> Path:
         """Where to write what belongs to an input file, in the input's folder below that of the table.
 
         It is ``STEM`` + ``ending``; of a second file of that stem, with another ending, its whole name + ``ending``.
@@ -94,7 +91,6 @@ class FileTable(ABC):
         Args:
             name: of the input file, from the folder that holds all inputs.
             ending: of the path.
-            source: path of the input file.
 
         Raises:
             OSError: another file has claimed that path, what lies there was written by no inference, or was changed since,
@@ -120,13 +116,13 @@ class FileTable(ABC):
             found = self._invert({"image": image, "map": found})["map"]
         return found.cpu()
 
-    def save(self, write: Callable[[Path], object], name: str, ending: str, source: str) -> Path:
+    def save(self, write: Callable[[Path], object], name: str, ending: str) -> Path:
         """Let a file be written where it belongs, and note it as an output.
 
         Raises:
             OSError: see :meth:`claim`; or it cannot be written, and is not there.
         """
-        target = self.claim(name, ending, source)
+        target = self.claim(name, ending)
         write_whole({target: write})
         try:
             note_output(target, self.path.parent)
@@ -268,7 +264,7 @@ class PredictionWriter(FileTable):
                     try:
                         heat = self._activation(image, int(score.argmax()))[0].numpy()
                         write = partial(save_map, heat, Path(path), affine=own_affine(image))
-                        row["activation"] = str(self.save(write, name, "_activation.nii.gz", path))
+                        row["activation"] = str(self.save(write, name, "_activation.nii.gz"))
                     except Exception as problem:  # each transform and writer has its own
                         error = f"{path}: its activation map cannot be written: {_cause(problem)}"
             self.rows.append(row | {"error": error})
@@ -324,7 +320,7 @@ class SegmentationWriter(FileTable):
     ) -> None:
         page = _page(output_dir, report, "Segmentations", "Outlines have the colours of the classes. ")
         super().__init__(Path(output_dir) / "segmentations.csv", preprocessing, page)
-        self.class_names, self.inferer = class_names, inferer
+        self.class_names, self.inferer = [str(name) for name in class_names], inferer
         self.values: np.ndarray | None = None
         if label_values is not None:
             values = check_label_values(label_values, len(class_names))
@@ -364,7 +360,7 @@ class SegmentationWriter(FileTable):
                     row["output"] = str(self._save(classes, affine, path, name, files[0]))
                     if self.dicom_seg and is_dicom(files[0]):
                         write = partial(save_dicom_seg, classes, files, self.class_names)
-                        row["dicom"] = str(self.save(write, name, "_seg.dcm", path))
+                        row["dicom"] = str(self.save(write, name, "_seg.dcm"))
                 except Exception as problem:  # each transform and writer has its own
                     what = "DICOM SEG" if row["output"] else "map"
                     error = f"{path}: its {what} cannot be written: {_cause(problem)}"
@@ -419,7 +415,7 @@ class SegmentationWriter(FileTable):
                 raise ValueError(f"a picture holds values from 0 to 255, and label_values are {self.values.tolist()}")
         elif ending == ".png" and len(self.class_names) == 2:
             classes = classes * np.uint8(255)
-        return self.save(partial(save_map, classes, Path(source), affine=affine), name, f"_seg{ending}", source)
+        return self.save(partial(save_map, classes, Path(source), affine=affine), name, f"_seg{ending}")
 
 
 def _in_space(path: Path) -> bool:

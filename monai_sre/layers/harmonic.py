@@ -12,7 +12,7 @@ from monai.networks.layers.utils import get_norm_layer
 from torch import Tensor, nn
 
 from monai_sre.layers.conv import PADDING_MODES, SREConv1d, SREConv2d, SREConv3d, follow_parameters, on_flat
-from monai_sre.ops.arguments import int_tuple
+from monai_sre.ops.arguments import check_dims, int_tuple
 from monai_sre.ops.energy import add_energies, harmonic_energy
 from monai_sre.ops.grid import centred_fit, extend_ends
 from monai_sre.ops.harmonics import harmonic_stencils
@@ -58,6 +58,7 @@ class HarmonicEnergy(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        spatial_dims = check_dims(spatial_dims)
         if not isinstance(eps, (int, float)) or not 0 < eps < math.inf:
             raise ValueError(f"eps must be a positive number, got {eps!r}")
         if padding_mode not in PADDING_MODES:
@@ -96,6 +97,23 @@ class HarmonicEnergy(nn.Module):
     def extra_repr(self) -> str:
         """Order and stencil."""
         return f"order={self.order}, stencils={tuple(self.stencils.shape)}"
+
+
+def make_norm(norm: str | tuple[str, Mapping[str, Any]], spatial_dims: int, channels: int) -> nn.Module:
+    """MONAI's normalisation layer of a name, or of a name and arguments.
+
+    Raises:
+        TypeError: it takes no such argument.
+        ValueError: there is no such layer.
+
+    Example:
+        >>> make_norm(("group", {"num_groups": 2}), 2, 4)
+        GroupNorm(2, 4, eps=1e-05, affine=True)
+    """
+    try:
+        return get_norm_layer(norm, spatial_dims, channels)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"norm={norm!r} gives no layer for {channels} channels: {error}") from error
 
 
 #: What the parts of a layer do unless something was put in their place.
@@ -190,7 +208,7 @@ class HarmonicConv(nn.Module):
         )
         self.eps = float(eps)
         total = hidden_channels * len(self.orders)
-        self.norm = nn.Identity() if norm is None else get_norm_layer(norm, spatial_dims, total).to(**options)
+        self.norm = nn.Identity() if norm is None else make_norm(norm, spatial_dims, total).to(**options)
         self.mix = Conv["CONV", spatial_dims](total, out_channels, 1, groups=groups, bias=bias, **options)
         self.algorithm = str(getattr(radial, "algorithm", "auto"))
         self._mixes_at_once = norm is None and padding_mode == "zeros"
@@ -236,7 +254,7 @@ class HarmonicConv(nn.Module):
         plain = isinstance(self.norm, nn.Identity) and not is_hooked(self.norm) and is_plain(self.mix)
         plain = plain and max(self.mix.kernel_size) == 1 and self.mix.groups == self.groups
         for energy in self.energies:
-            plain = plain and is_plain(energy)
+            plain = plain and is_plain(energy) and bool(energy.eps == self.eps)
         return plain
 
     def extra_repr(self) -> str:

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 from monai.networks.layers.factories import Conv, Pool, split_args
-from monai.networks.layers.utils import get_act_layer, get_norm_layer
+from monai.networks.layers.utils import get_act_layer
 from torch import Tensor, nn
 
 from monai_sre.layers import centred
+from monai_sre.layers.harmonic import make_norm
 from monai_sre.layers.pool import CentredBlurPool
 from monai_sre.ops.arguments import int_tuple
 from monai_sre.ops.pool import blur_width
@@ -29,6 +30,39 @@ _CONVS: dict[str, tuple[str, tuple[type[nn.Module], ...], tuple[str, ...]]] = {
 ConvKind = str | tuple[str, Mapping[str, Any]]
 #: What an argument of its own says.
 _RADIAL = ("num_rings", "profile", "circular", "orthonormal", "spacing", "axes", "algorithm")
+
+
+def check_dropout(dropout_prob: float) -> None:
+    """Refuse what is no probability.
+
+    Raises:
+        ValueError: it is none.
+
+    Example:
+        >>> check_dropout(True)
+        Traceback (most recent call last):
+        ValueError: dropout_prob must be a number from 0 to 1, got True
+    """
+    if isinstance(dropout_prob, bool) or not isinstance(dropout_prob, (int, float)) or not 0 <= dropout_prob <= 1:
+        raise ValueError(f"dropout_prob must be a number from 0 to 1, got {dropout_prob!r}")
+
+
+def check_input(x: Tensor, spatial_dims: int, in_channels: int) -> None:
+    """Refuse what is no batch of images for a network.
+
+    Raises:
+        ValueError: the axes or the channels are others.
+
+    Example:
+        >>> import torch
+        >>> check_input(torch.zeros(1, 3, 8, 8), 2, 1)
+        Traceback (most recent call last):
+        ValueError: x must have shape (N, 1, *spatial) with 2 spatial axes, got torch.Size([1, 3, 8, 8])
+    """
+    if x.dim() != spatial_dims + 2 or x.size(1) != in_channels:
+        raise ValueError(
+            f"x must have shape (N, {in_channels}, *spatial) with {spatial_dims} spatial axes, got {x.shape}"
+        )
 
 
 def conv_kind(conv: ConvKind) -> tuple[str, dict[str, Any]]:
@@ -145,10 +179,7 @@ class LayerMaker:
         return nn.Sequential(self.pointwise(in_channels, out_channels), self.norm_layer(out_channels))
 
     def norm_layer(self, channels: int) -> nn.Module:
-        try:
-            return get_norm_layer(self._norm, spatial_dims=self.spatial_dims, channels=channels)
-        except (TypeError, ValueError) as error:
-            raise type(error)(f"norm={self._norm!r} gives no layer for {channels} channels: {error}") from error
+        return make_norm(self._norm, self.spatial_dims, channels)
 
     def act_layer(self) -> nn.Module:
         try:

@@ -14,8 +14,17 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.utils.checkpoint import checkpoint
 
-from monai_sre.nets.blocks import ConvKind, LayerMaker, ResidualBlock, conv_per_level, per_level, shared_rings
-from monai_sre.ops.arguments import check_flags, int_tuple
+from monai_sre.nets.blocks import (
+    ConvKind,
+    LayerMaker,
+    ResidualBlock,
+    check_dropout,
+    check_input,
+    conv_per_level,
+    per_level,
+    shared_rings,
+)
+from monai_sre.ops.arguments import check_dims, check_flags, int_tuple
 
 #: Blocks per stage, and whether they are bottlenecks.
 _DEPTHS = {18: ((2, 2, 2, 2), False), 34: ((3, 4, 6, 3), False), 50: ((3, 4, 6, 3), True)}
@@ -83,8 +92,9 @@ class SREResNet(nn.Module):
             filter's width.
 
     Shape:
-        ``(N, in_channels, *spatial)`` to ``(N, num_classes)``, any sizes from 1 up. The pixels of the last feature maps lie
-        ``reduction`` (an attribute) pixels of the input apart, around its centre.
+        ``(N, in_channels, *spatial)`` to ``(N, num_classes)``, any sizes from 1 up, in training as far as ``norm``
+        takes them. The pixels of the last feature maps lie ``reduction`` (an attribute) pixels of the input apart, around its
+        centre.
 
     Raises:
         ValueError: an argument cannot work; the message names it, its value and what is allowed.
@@ -126,16 +136,14 @@ class SREResNet(nn.Module):
         antialias: bool | float = False,
     ) -> None:
         super().__init__()
-        if isinstance(spatial_dims, bool) or spatial_dims not in (1, 2, 3):
-            raise ValueError(f"spatial_dims must be 1, 2 or 3, got {spatial_dims!r}")
+        spatial_dims = check_dims(spatial_dims)
         if depth not in tuple(_DEPTHS):
             raise ValueError(f"depth must be one of {tuple(_DEPTHS)}, got {depth!r}")
         (in_channels,) = int_tuple("in_channels", in_channels, 1, minimum=1)
         (num_classes,) = int_tuple("num_classes", num_classes, 1, minimum=1)
         (width,) = int_tuple("width", width, 1, minimum=1)
         (stem_stride,) = int_tuple("stem_stride", stem_stride, 1, minimum=1)
-        if isinstance(dropout_prob, bool) or not isinstance(dropout_prob, (int, float)) or not 0 <= dropout_prob <= 1:
-            raise ValueError(f"dropout_prob must be a number from 0 to 1, got {dropout_prob!r}")
+        check_dropout(dropout_prob)
         check_flags(max_pool=max_pool, checkpointing=checkpointing)
         strides = int_tuple("strides", strides, 4, minimum=1)
         if kernel_size is None:
@@ -177,10 +185,7 @@ class SREResNet(nn.Module):
 
     def forward_features(self, x: Tensor) -> list[Tensor]:
         """Feature maps after each stage: four tensors of shape ``(N, channels, *spatial)``, equivariant."""
-        if x.dim() != self.spatial_dims + 2 or x.size(1) != self.in_channels:
-            raise ValueError(
-                f"x must have shape (N, {self.in_channels}, *spatial) with {self.spatial_dims} spatial axes, got {x.shape}"
-            )
+        check_input(x, self.spatial_dims, self.in_channels)
         x = self.pool(self.act(self.norm1(self.conv1(x))))
         levels: list[Tensor] = []
         for stage in self.stages:

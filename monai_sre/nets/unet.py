@@ -11,8 +11,17 @@ from monai.networks.layers.factories import Conv
 from monai.networks.layers.utils import get_dropout_layer
 from torch import Tensor, nn
 
-from monai_sre.nets.blocks import ConvKind, LayerMaker, ResidualBlock, conv_per_level, per_level, shared_rings
-from monai_sre.ops.arguments import check_flags, int_tuple
+from monai_sre.nets.blocks import (
+    ConvKind,
+    LayerMaker,
+    ResidualBlock,
+    check_dropout,
+    check_input,
+    conv_per_level,
+    per_level,
+    shared_rings,
+)
+from monai_sre.ops.arguments import check_dims, check_flags, int_tuple
 from monai_sre.ops.grid import script_if_tracing
 from monai_sre.ops.pool import centred_upsample
 from monai_sre.ops.radial import check_geometry
@@ -101,7 +110,8 @@ class SREUNet(nn.Module):
             mode the output alone is returned.
 
     Shape:
-        ``(N, in_channels, *spatial)`` to ``(N, out_channels, *spatial)``, any sizes from 1 up.
+        ``(N, in_channels, *spatial)`` to ``(N, out_channels, *spatial)``, any sizes from 1 up, in training as far
+        as ``norm`` takes them.
 
     Raises:
         TypeError: an argument is of the wrong type.
@@ -142,8 +152,7 @@ class SREUNet(nn.Module):
         deep_supervision: bool = False,
     ) -> None:
         super().__init__()
-        if isinstance(spatial_dims, bool) or spatial_dims not in (1, 2, 3):
-            raise ValueError(f"spatial_dims must be 1, 2 or 3, got {spatial_dims!r}")
+        spatial_dims = check_dims(spatial_dims)
         (in_channels,) = int_tuple("in_channels", in_channels, 1, minimum=1)
         (out_channels,) = int_tuple("out_channels", out_channels, 1, minimum=1)
         (num_res_units,) = int_tuple("num_res_units", num_res_units, 1, minimum=0)
@@ -151,8 +160,7 @@ class SREUNet(nn.Module):
             raise ValueError(f"channels must be two numbers or more, one per level, got {channels!r}")
         channels = int_tuple("channels", channels, len(channels), minimum=1)
         levels = len(channels)
-        if isinstance(dropout_prob, bool) or not isinstance(dropout_prob, (int, float)) or not 0 <= dropout_prob <= 1:
-            raise ValueError(f"dropout_prob must be a number from 0 to 1, got {dropout_prob!r}")
+        check_dropout(dropout_prob)
         check_flags(deep_supervision=deep_supervision)
         factors = _factors(strides, spatial_dims, levels)
         if antialias and any(len(set(step)) > 1 for step in factors):
@@ -208,10 +216,7 @@ class SREUNet(nn.Module):
 
     def forward_features(self, x: Tensor) -> list[Tensor]:
         """Feature maps on the way up, the coarsest level first and the input's grid last, equivariant."""
-        if x.dim() != self.spatial_dims + 2 or x.size(1) != self.in_channels:
-            raise ValueError(
-                f"x must have shape (N, {self.in_channels}, *spatial) with {self.spatial_dims} spatial axes, got {x.shape}"
-            )
+        check_input(x, self.spatial_dims, self.in_channels)
         skips: list[Tensor] = []
         for stage in self.down:
             x = stage(x)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import wraps
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -82,15 +82,15 @@ def as_flag(name: str, value: bool | str | int) -> bool:
     raise ValueError(f"{name} must be true or false, got {value!r}")
 
 
-def listed(names: Sequence[str], count: int = 5, separator: str = "; ") -> str:
+def listed(names: Sequence[Any], count: int = 5, separator: str = "; ") -> str:
     """The first names, and how many more there are.
 
     Example:
-        >>> listed(["a", "b", "c"], count=2)
-        'a; b; and 1 more'
+        >>> listed(["a", 7, "c"], count=2)
+        'a; 7; and 1 more'
     """
     more = [f"and {len(names) - count} more"] if len(names) > count else []
-    return separator.join([*names[:count], *more])
+    return separator.join([*map(str, names[:count]), *more])
 
 
 def cause_of(error: BaseException) -> BaseException:
@@ -115,6 +115,26 @@ def cause_of(error: BaseException) -> BaseException:
     while error.__cause__ is not None and str(error).startswith(_WRAPPERS):
         error = error.__cause__
     return error
+
+
+def check_dims(spatial_dims: int) -> int:
+    """The number of spatial axes of a layer or network.
+
+    Raises:
+        ValueError: it is not 1, 2 or 3.
+
+    Example:
+        >>> check_dims(2.0)
+        Traceback (most recent call last):
+        ValueError: spatial_dims must be 1, 2 or 3, got 2.0
+    """
+    if (
+        isinstance(spatial_dims, bool)
+        or not isinstance(spatial_dims, (int, np.integer))
+        or spatial_dims not in (1, 2, 3)
+    ):
+        raise ValueError(f"spatial_dims must be 1, 2 or 3, got {spatial_dims!r}")
+    return int(spatial_dims)
 
 
 def int_tuple(name: str, value: int | Sequence[int], length: int, minimum: int) -> tuple[int, ...]:

@@ -122,6 +122,33 @@ def test_the_number_of_validation_volumes_is_honoured(volumes: Path, tmp_path: P
         assert found == (names or ["h_003", "h_002", "h_001"])
 
 
+def test_slices_are_segmented_with_classes_of_numbers(volumes: Path, tmp_path: Path) -> None:
+    """Of any direction, with pixels of another size; by the same configs."""
+    for section in ("imagesTr", "labelsTr"):
+        (tmp_path / section).mkdir()
+        for path in (volumes / section).iterdir():
+            values = np.asarray(nibabel.load(path).dataobj)
+            middle = values[values.shape[0] // 2]  # sagittal
+            affine = np.diag([4.0, 1.5, 1.0, 1.0])
+            nibabel.save(nibabel.Nifti1Image(middle[None], affine), tmp_path / section / path.name)
+    (tmp_path / "dataset.json").write_text((volumes / "dataset.json").read_text())
+    slices = {"spatial_dims": 2, "axcodes": "RA", "pixdim": [1.0, 1.0], "class_names": [0, 1, 2]}
+    out = tmp_path / "out"
+    run("train", **toy(tmp_path, **slices), max_epochs=2, output_dir=str(out))
+    where = {"ckpt_dir": str(out / "models"), "device": "cpu"}
+    run("train", "evaluate", dataset_dir=str(tmp_path), output_dir=str(out / "test"), **where)
+    scored = rows(out / "test/scores.csv")
+    assert len(scored) > 0
+    assert {"Dice of 1", "HD95 mm of 2"} < set(scored[0])
+    assert not any("ml" in name for name in scored[0])
+    infer(tmp_path / "imagesTr", out / "maps", ckpt_dir=str(out / "models"), report=True)
+    assert len(rows(out / "maps/segmentations.csv")) == 12
+    for path in (tmp_path / "imagesTr").iterdir():
+        given, found = nibabel.load(path), nibabel.load(out / f"maps/{path.name.split('.')[0]}_seg.nii.gz")
+        assert found.shape == given.shape
+        np.testing.assert_allclose(found.affine, given.affine)
+
+
 def test_data_that_cannot_be_used_end_training_before_it_starts(volumes: Path, tmp_path: Path) -> None:
     for options, message in (
         ({"every": 2}, "every must be 0 or a whole number from 3, got 2"),

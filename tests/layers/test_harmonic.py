@@ -123,11 +123,18 @@ def test_parameters_against_the_radial_layer() -> None:
         ({"eps": float("inf")}, "eps must be a positive number, got inf"),
         ({"kernel_size": 4}, "kernel_size must be odd"),
         ({"profile": 3}, "profile must be one of .*got 3"),
+        ({"norm": "foo"}, "norm='foo' gives no layer for 4 channels"),
     ],
 )
 def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises((ValueError, TypeError), match=message):
         SREHarmonicConv2d(**{"in_channels": 4, "out_channels": 8, "kernel_size": 3, **arguments})
+
+
+@pytest.mark.parametrize("spatial_dims", [0, 4, 2.0, True])
+def test_energies_have_one_to_three_axes(spatial_dims: Any) -> None:
+    with pytest.raises(ValueError, match=f"spatial_dims must be 1, 2 or 3, got {spatial_dims}"):
+        HarmonicEnergy(spatial_dims, 1)
 
 
 @pytest.mark.parametrize(
@@ -219,6 +226,9 @@ def test_hooks_of_the_parts_are_called_and_other_parts_take_their_place() -> Non
     assert layer.norm.num_batches_tracked == 1
     layer.norm = nn.Identity()
     torch.testing.assert_close(layer(x), expected, rtol=1e-12, atol=1e-12)
+    layer.energies[1].eps = 0.5
+    energies = torch.cat([energy(layer.radial(x)[:, 4:]) for energy in layer.energies], 1)
+    torch.testing.assert_close(layer(x), radial + layer.mix(energies), rtol=1e-12, atol=1e-12)
     layer.mix = nn.Sequential(layer.mix, nn.Conv2d(4, 4, 1).double())
     assert not torch.allclose(layer.double()(x), expected)
     layer.mix = nn.Conv2d(layer.mix[0].in_channels, 4, 3, padding=1).double()

@@ -300,6 +300,7 @@ def test_options_reach_the_layers() -> None:
         ({"spatial_dims": True}, ValueError, "spatial_dims must be 1, 2 or 3, got True"),
         ({"dropout_prob": True}, ValueError, "dropout_prob must be a number from 0 to 1, got True"),
         ({"spatial_dims": 4}, ValueError, "spatial_dims must be 1, 2 or 3, got 4"),
+        ({"spatial_dims": 2.0}, ValueError, "spatial_dims must be 1, 2 or 3, got 2.0"),
         ({"in_channels": 0}, ValueError, "in_channels must be an integer >= 1.*got 0"),
         ({"num_classes": 0}, ValueError, "num_classes must be an integer >= 1.*got 0"),
         ({"num_classes": "9"}, TypeError, "num_classes must be an integer >= 1.*got '9'"),

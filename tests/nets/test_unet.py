@@ -246,6 +246,7 @@ def test_options_reach_the_layers() -> None:
         ({"spatial_dims": True}, ValueError, "spatial_dims must be 1, 2 or 3, got True"),
         ({"dropout_prob": True}, ValueError, "dropout_prob must be a number from 0 to 1, got True"),
         ({"spatial_dims": 4}, ValueError, "spatial_dims must be 1, 2 or 3, got 4"),
+        ({"spatial_dims": 2.0}, ValueError, "spatial_dims must be 1, 2 or 3, got 2.0"),
         ({"in_channels": 0}, ValueError, "in_channels must be an integer >= 1.*got 0"),
         ({"out_channels": "2"}, TypeError, "out_channels must be an integer >= 1.*got '2'"),
         ({"channels": (8,)}, ValueError, r"channels must be two numbers or more, one per level, got \(8,\)"),
