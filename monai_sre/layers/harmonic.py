@@ -107,8 +107,8 @@ def make_norm(norm: str | tuple[str, Mapping[str, Any]], spatial_dims: int, chan
         ValueError: there is no such layer.
 
     Example:
-        >>> make_norm(("group", {"num_groups": 2}), 2, 4)
-        GroupNorm(2, 4, eps=1e-05, affine=True)
+        >>> make_norm(("group", {"num_groups": 2}), 2, 4).num_groups
+        2
     """
     try:
         return get_norm_layer(norm, spatial_dims, channels)
