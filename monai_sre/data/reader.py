@@ -377,7 +377,7 @@ def _in_plane(affine: np.ndarray) -> np.ndarray:
     sides = np.linalg.qr(affine[:3, :2])[0]
     normal = np.cross(*sides.T)
     axis = int(np.abs(normal).argmax())
-    left, _, right = np.linalg.svd(np.delete(sides, axis, 0))  # of which the product is the nearest rotation
+    left, _, right = np.linalg.svd(np.delete(sides, axis, 0))  # their product is the nearest orthogonal matrix
     turn = np.eye(4)
     turn[:2, :3], turn[2, :3] = left @ right @ sides.T, normal * np.sign(normal[axis])
     return turn @ affine
