@@ -333,14 +333,16 @@ def test_surface_distance_and_volume_error_of_boxes() -> None:
 
 
 def test_scores_of_each_class_have_its_name() -> None:
-    label = np.array([[0, 1, 2, 2]])
-    score = np.eye(3)[np.array([[0, 1, 2, 1]])].transpose(2, 0, 1)
+    label = np.array([[[0, 1, 2, 2]]])
+    score = np.moveaxis(np.eye(3)[np.array([[[0, 1, 2, 1]]])], -1, 0)
     found = map_scores(score, label, ("Dice", "sensitivity", "volume error ml"), class_names=("air", "head", "tail"))
     assert found == {
         "Dice": pytest.approx(2 / 3), "sensitivity": 0.75, "volume error ml": pytest.approx(1e-3),
         "Dice of head": pytest.approx(2 / 3), "Dice of tail": pytest.approx(2 / 3),
         "volume error ml of head": 1e-3, "volume error ml of tail": 1e-3,
     }  # fmt: skip
+    (area, _) = class_scores(score[:, 0], label[0], ("volume error ml",))
+    assert math.isnan(area["volume error ml"])  # of an image of two axes
     assert list(map_scores(score, label, ("Dice",), class_names=())) == ["Dice", "Dice of class 1", "Dice of class 2"]
 
 
